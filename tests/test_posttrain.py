@@ -1,0 +1,473 @@
+"""Post-training: keys and data are checked before anything runs, a kill costs a few steps, models come out right.
+
+The model is a random one of 0.1M weights with a tokenizer trained here; LLaMA-Factory is the real one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import UserError
+from artifacts.layout import REPOSITORY
+from launch import pair_accuracy, posttrain
+
+ALPHABET = "春夏秋冬风花雪月山水云雨江湖日夜天地人心"
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_model(folder: Path) -> None:
+    """A random Qwen2 with a byte-level BPE tokenizer, as pretraining hands it over."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(SPECIAL),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([ALPHABET, "下一句是什么？", *ALPHABET], trainer)
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.model.save(str(folder))
+    (folder / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "eos_token": SPECIAL[0],
+        "pad_token": SPECIAL[0],
+        "bos_token": None,
+        "unk_token": None,
+        "model_max_length": 256,
+        "additional_special_tokens": list(SPECIAL[1:]),
+        "added_tokens_decoder": {
+            str(tokenizer.token_to_id(token)): {
+                "content": token,
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+                "special": True,
+            }
+            for token in SPECIAL
+        },
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    torch.manual_seed(0)
+    end = tokenizer.token_to_id(SPECIAL[0])
+    Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=128,
+            max_position_embeddings=256,
+            rope_theta=1000.0,
+            tie_word_embeddings=True,
+            eos_token_id=end,
+            pad_token_id=end,
+            bos_token_id=None,
+        )
+    ).save_pretrained(folder)
+
+
+def make_data(folder: Path, rows: int = 480) -> None:
+    """Questions whose answer is the question's first character: learnable, all different. Pairs: first or last."""
+    folder.mkdir()
+    questions = ["".join(letters) for letters in itertools.permutations(ALPHABET, 3)]
+    random.Random(0).shuffle(questions)
+    sft = [{"instruction": "下一句是什么？", "input": q, "output": q[0] * 2} for q in questions[: rows + 40]]
+    dpo = [
+        {"instruction": "下一句是什么？", "input": q, "chosen": q[0] * 2, "rejected": q[2] * 2}
+        for q in questions[: rows + 40]
+    ]
+    for name, data in (
+        ("sft_train", sft[:rows]),
+        ("sft_valid", sft[rows : rows + 40]),
+        ("dpo_train", dpo[:160]),
+        ("dpo_valid", dpo[rows : rows + 40]),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base`, a model, and `data`."""
+    folder = tmp_path_factory.mktemp("posttrain")
+    make_model(folder / "base")
+    make_data(folder / "data")
+    return folder
+
+
+def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.posttrain", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment | dict(options.pop("env", {})),  # type: ignore[call-overload]
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def sft_arguments(ground: Path, output: Path) -> list[object]:
+    quick = ["--set", "per_device_train_batch_size=8", "--set", "save_steps=10", "--seed", 5]
+    return ["sft_full", "--model", ground / "base", "--data", ground / "data", "--output", output, *quick]
+
+
+@pytest.fixture(scope="module")
+def sft(ground: Path) -> Path:
+    """The chat model of an undisturbed run, with `metrics.json` beside it."""
+    output = ground / "sft"
+    finish(start(*sft_arguments(ground, output), env={"MYLLM_METRICS": str(ground / "metrics.json")}))
+    return output
+
+
+def file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --- keys
+
+
+def test_argument_names_are_those_of_the_real_dataclasses() -> None:
+    from llamafactory import hparams
+
+    real = {
+        item.name
+        for holder in (
+            hparams.ModelArguments,
+            hparams.DataArguments,
+            hparams.FinetuningArguments,
+            hparams.TrainingArguments,
+            hparams.GeneratingArguments,
+        )
+        for item in dataclasses.fields(holder)
+        if item.init
+    }
+    assert {name for group in posttrain.argument_types().values() for name in group} == real
+
+
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in posttrain.RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize("hardware", sorted(p.stem for p in (posttrain.RECIPES / "hardware").glob("*.yaml")))
+def test_every_recipe_holds_only_llamafactorys_keys(recipe: str, hardware: str) -> None:
+    settings, exports = posttrain.recipe_settings(recipe, hardware, [], 3)
+    assert settings["template"] == "chatml"
+    assert exports or settings["seed"] == settings["data_seed"] == 3
+
+
+@pytest.mark.parametrize("path", sorted(posttrain.RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_key_is_explained(path: Path) -> None:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assert not line or "# " in line, f"{path.name}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learning_rat=1", "no key 'learning_rat' (did you mean 'learning_rate'?)"),
+        ("learning_rate=fast", "learning_rate is 'fast', but LLaMA-Factory wants float"),
+        ("max_steps=1.5", "max_steps is 1.5, but LLaMA-Factory wants int"),
+        ("stage=sfft", "stage is 'sfft'; LLaMA-Factory allows"),
+        ("do_train", "write --set key=value"),
+        ("output_dir=x", "output_dir is set by the launcher"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        posttrain.recipe_settings("sft_full", "cpu", [override], None)
+    assert message in str(error.value)
+
+
+def test_numbers_without_a_point_are_numbers() -> None:
+    settings, _ = posttrain.recipe_settings("sft_full", "cpu", ["learning_rate=1e-3"], None)
+    assert settings["learning_rate"] == 1e-3
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'sft_full'"):
+        posttrain.recipe_settings("sft_ful", "cpu", [], None)
+
+
+def test_dry_run_prints_the_command_and_imports_nothing_heavy(ground: Path, tmp_path: Path) -> None:
+    arguments = [str(a) for a in (*sft_arguments(ground, tmp_path / "out"), "--dry-run")]
+    code = (
+        f"import sys; from launch import posttrain; posttrain.main({arguments!r});"
+        "print([m for m in ('torch', 'llamafactory', 'transformers') if m in sys.modules])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
+    assert f"llamafactory-cli train {tmp_path / 'out.work' / 'sft_full.yaml'}" in output
+    assert output.endswith("[]\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"instruction": "a", "input": ""}]', "row 1 lacks the field 'output'"),
+        ('[{"instruction": "a", "output": "b"}]', "row 1 lacks the field 'input'"),
+        ('[{"instruction": "a", "input": "", "output": "b"}, 7]', "row 2 is not an object"),
+        ('[{"instruction": "a", "input": "", "output": " "}]', "row 1 has an empty 'output'"),
+        ('[{"instruction": "a", "input": "", "output": null}]', "row 1 has 'output' that is not text"),
+        ('[{"instruction": "a", "input": "", "output": "b"}' + ', {"instruction": "a", "input": "", "output": "b"}' * 2
+         + "]", "row 2 repeats row 1 (and 1 more bad rows)"),
+        ('{"instruction": "a"}', "is not a JSON list"),
+        ("[]", "has no rows"),
+        ('[{"instruction": ', "is not JSON"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_named_by_file_and_row(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "sft_train.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        posttrain.check_dataset(path, False, lambda texts: [1] * len(texts), 64)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pair_needs_two_answers(tmp_path: Path) -> None:
+    path = tmp_path / "dpo_train.json"
+    row = {"instruction": "a", "input": "", "chosen": "b", "rejected": "b"}
+    path.write_text(json.dumps([row]), encoding="utf-8")
+    with pytest.raises(UserError, match="row 1 has the same answer"):
+        posttrain.check_dataset(path, True, lambda texts: [1] * len(texts), 64)
+
+
+def test_a_model_without_the_chat_tokens_is_refused(ground: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(ground / "base", model)
+    tokenizer = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != "<|im_end|>"]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(UserError, match="before pretraining"):
+        posttrain.check_model(model)
+
+
+# --- training
+
+
+def test_sft_learns_and_hands_over_a_whole_chat_model(ground: Path, sft: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    metrics = json.loads((ground / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["eval_loss_after"] < 0.8 * metrics["eval_loss_before"]
+    assert metrics["steps"] == 60 and metrics["resumed_at_step"] == 0
+
+    base = ground / "base"
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja"):
+        assert (sft / name).read_bytes() == (base / name).read_bytes()
+    before = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    after = json.loads((sft / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert after == {**before, "eos_token": "<|im_end|>"}
+
+    tokenizer = AutoTokenizer.from_pretrained(sft)
+    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    config = json.loads((sft / "config.json").read_text(encoding="utf-8"))
+    assert config["rope_theta"] == 1000.0
+    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 1000.0}
+    assert config["eos_token_id"] == ends and config["pad_token_id"] == ends[1] and config["dtype"] == "float32"
+    assert json.loads((sft / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"] == ends
+    assert {p.name for p in sft.iterdir()} == {p.name for p in base.iterdir()} | {"posttrain.json"}
+
+    model = AutoModelForCausalLM.from_pretrained(sft)
+    assert model.config.rope_theta == 1000.0 and str(model.dtype) == "torch.float32"
+
+
+def test_a_finished_output_is_left_alone(ground: Path, sft: Path) -> None:
+    before = (sft / "model.safetensors").stat().st_mtime_ns
+    started = time.monotonic()
+    assert "nothing to do" in finish(start(*sft_arguments(ground, sft)))
+    assert time.monotonic() - started < 5
+    assert (sft / "model.safetensors").stat().st_mtime_ns == before
+
+
+def kill_after_checkpoint(process: subprocess.Popen[str], raw: Path, count: int) -> None:
+    """Kill the process group when `count` whole checkpoints exist, and wait until no process of it is left."""
+    deadline = time.monotonic() + 120
+    while sum(map(posttrain.is_whole, raw.glob("checkpoint-*"))) < count:
+        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline, "a child survived"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_and_ends_in_the_same_weights(ground: Path, sft: Path, tmp_path: Path) -> None:
+    """Killed after the second checkpoint; the newest is then made half written, so that the first must serve."""
+    output = tmp_path / "sft"
+    raw = tmp_path / "sft.work" / "output"
+    kill_after_checkpoint(start(*sft_arguments(ground, output)), raw, 2)
+    assert not output.exists()
+    steps = sorted(int(p.name.partition("-")[2]) for p in raw.glob("checkpoint-*") if posttrain.is_whole(p))
+    newest = raw / f"checkpoint-{steps[-1]}"
+    weights = (newest / "model.safetensors").read_bytes()
+    (newest / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (raw / "checkpoint-999").mkdir()
+
+    printed = finish(start(*sft_arguments(ground, output)))
+    assert f"resuming from step {steps[-2]}" in printed
+    assert "checkpoint-999 is half written" in printed
+    assert file_hash(output / "model.safetensors") == file_hash(sft / "model.safetensors")
+    metrics = json.loads((tmp_path / "sft.work" / "metrics.json").read_text(encoding="utf-8"))
+    undisturbed = json.loads((ground / "metrics.json").read_text(encoding="utf-8"))
+    for key in ("train_loss", "loss_curve", "eval_loss_before", "eval_loss_after", "steps"):
+        assert metrics[key] == undisturbed[key], key
+
+
+def test_checkpoints_of_other_data_are_not_used(ground: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    job, _ = posttrain.parse([str(a) for a in sft_arguments(ground, tmp_path / "sft")])
+    assert posttrain.prepare_work(job, "one") == 0
+    (job.raw / "checkpoint-10").mkdir(parents=True)
+    assert posttrain.prepare_work(job, "two") == 0
+    assert "starting afresh" in capsys.readouterr().out
+    assert not job.raw.exists()
+
+
+@pytest.mark.parametrize("broken", ["trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors"])
+def test_a_checkpoint_without_one_of_its_files_is_not_whole(tmp_path: Path, broken: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    checkpoint = tmp_path / "checkpoint-10"
+    checkpoint.mkdir()
+    save_file({"w": torch.zeros(100)}, checkpoint / "model.safetensors")
+    torch.save({"state": torch.zeros(100)}, checkpoint / "optimizer.pt")
+    torch.save({"last": 1}, checkpoint / "scheduler.pt")
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 10}')
+    assert posttrain.is_whole(checkpoint)
+    whole = (checkpoint / broken).read_bytes()
+    (checkpoint / broken).write_bytes(whole[: len(whole) // 2])
+    assert not posttrain.is_whole(checkpoint)
+    (checkpoint / broken).unlink()
+    assert not posttrain.is_whole(checkpoint)
+
+
+def test_a_failed_training_is_one_line_and_leaves_no_output(ground: Path, tmp_path: Path) -> None:
+    process = start(*sft_arguments(ground, tmp_path / "sft"), "--set", "optim=no_such_optimizer")
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error: llamafactory-cli failed: ValueError" in printed.splitlines()[-1]
+    assert not (tmp_path / "sft").exists()
+
+
+# --- preference
+
+
+@pytest.mark.slow
+def test_dpo_and_merge_raise_the_preferred_answers(ground: Path, sft: Path, tmp_path: Path) -> None:
+    adapter, dpo = tmp_path / "adapter", tmp_path / "dpo"
+    finish(start("dpo_lora", "--model", sft, "--data", ground / "data", "--output", adapter, "--seed", 5))
+    assert {p.name for p in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "posttrain.json"}
+    printed = finish(start("merge", "--model", sft, "--adapter", adapter, "--output", dpo))
+    assert "llamafactory-cli export" in printed
+    gate = json.loads((dpo / "merge.json").read_text(encoding="utf-8"))
+    assert gate["max_abs_diff"] <= 1e-5 < gate["max_abs_change"]
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (dpo / name).read_bytes() == (sft / name).read_bytes()
+
+    result = tmp_path / "pairs.json"
+    pairs = ground / "data" / "dpo_valid.json"
+    pair_accuracy.main(["--model", str(sft), "--model", str(dpo), "--pairs", str(pairs), "--output", str(result)])
+    before, after = json.loads(result.read_text(encoding="utf-8"))["models"]
+    assert after["mean_margin"] > before["mean_margin"]
+    assert before["low"] <= before["accuracy"] <= before["high"]
+
+
+def test_a_merge_with_other_logits_is_refused(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool is replaced by one that hands back the model without its adapter."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = ground / "base"
+    adapter, output = tmp_path / "adapter", tmp_path / "dpo"
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(adapter))
+
+    def forget_the_adapter(job: posttrain.Job) -> float:
+        shutil.copytree(base, job.raw)
+        return 0.0
+
+    monkeypatch.setattr(posttrain, "run_tool", forget_the_adapter)
+    with pytest.raises(UserError, match="merged logits differ"):
+        posttrain.main(["merge", "--model", str(base), "--adapter", str(adapter), "--output", str(output)])
+    assert not output.exists()
+
+
+# --- pair accuracy
+
+
+def test_padding_does_not_change_a_log_probability(ground: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = ground / "base"
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base).eval()
+    rows = [
+        {"instruction": "山", "input": "", "chosen": "水", "rejected": "风花雪月春夏秋冬"},
+        {"instruction": "下一句是什么？", "input": "江湖", "chosen": "天地人心", "rejected": "云"},
+    ]
+    sequences = pair_accuracy.encode(tokenizer, rows)
+    together = pair_accuracy.answer_logprobs(model, sequences)
+    for (tokens, prompt), total in zip(sequences, together, strict=True):
+        with torch.no_grad():
+            scores = model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+        alone = sum(float(scores[i - 1, tokens[i]]) for i in range(prompt, len(tokens)))
+        assert total == pytest.approx(alone, abs=1e-4)
+        assert tokenizer.decode(tokens).endswith("<|im_end|>")
+        assert tokenizer.decode(tokens[:prompt]).endswith("<|im_start|>assistant\n")
+
+
+def test_wilson_interval() -> None:
+    assert pair_accuracy.wilson(50, 100) == (40.38, 59.62)
+    assert pair_accuracy.wilson(0, 10)[0] == 0.0 and pair_accuracy.wilson(10, 10)[1] == 100.0
+
+
+def test_curves_are_thinned_to_their_ends() -> None:
+    curve = [[float(step), 1.0] for step in range(1000)]
+    assert len(posttrain.thin(curve)) == 200
+    assert posttrain.thin(curve)[0] == curve[0] and posttrain.thin(curve)[-1] == curve[-1]
