@@ -1,0 +1,81 @@
+"""The `myllm` command: run a pipeline, look at a run.
+
+    myllm run poetry-tiny                         # here, every stage; again: only what is missing
+    myllm run poetry-tiny --from sft --to score   # some stages
+    myllm run poetry-tiny --dry-run               # print the commands, run nothing
+    myllm status poetry-tiny
+    myllm report poetry-tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from artifacts.errors import UserError, run_main
+from artifacts.layout import REPOSITORY, Run
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="myllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a pipeline's stages", description="Example: myllm run poetry-tiny --to convert")
+    run.add_argument("pipeline", help="a file of launch/pipelines/")
+    run.add_argument("--from", dest="first", metavar="STAGE", help="first stage")
+    run.add_argument("--to", dest="last", metavar="STAGE", help="last stage")
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="replace one of the pipeline's values")
+    run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    run.add_argument("--run-folder", type=Path, help="by default runs/<pipeline>")
+    for name, text in (("status", "what is done of a run"), ("report", "write report.html and report.json")):
+        command = commands.add_parser(name, help=text, description=f"Example: myllm {name} poetry-tiny")
+        command.add_argument("run", help="name under runs/, or a folder")
+    return top
+
+
+def find_run(name: str) -> Run:
+    """A run by name or folder; raises UserError, naming the nearest, when there is none."""
+    from artifacts.errors import nearest
+
+    for folder in (REPOSITORY / "runs" / name, Path(name)):
+        if (folder / "pipeline.json").exists():
+            return Run(folder)
+    known = [p.parent.name for p in (REPOSITORY / "runs").glob("*/pipeline.json")]
+    raise UserError(f"there is no run {name!r}{nearest(name, known)}; runs/ holds {', '.join(known) or 'none'}")
+
+
+def show_status(run: Run) -> None:
+    from artifacts.files import read_json
+    from launch.runner import read_manifest
+
+    for stage in read_json(run.folder / "pipeline.json")["stages"]:
+        manifest = read_manifest(run, stage)
+        if manifest is None:
+            print(f"{stage:<12} not done")
+        else:
+            print(f"{stage:<12} {manifest.status:<7} {manifest.seconds:7.1f} s  {manifest.peak_memory_mb:7.0f} MB")
+
+
+def main() -> int | None:
+    arguments = parser().parse_args()
+    if arguments.command == "run":
+        from launch.pipeline import load_pipeline
+        from launch.runner import run_pipeline
+
+        run = Run(arguments.run_folder or REPOSITORY / "runs" / arguments.pipeline)
+        pipeline = load_pipeline(arguments.pipeline, run.folder, arguments.set)
+        run_pipeline(pipeline, run, pipeline.between(arguments.first, arguments.last), arguments.dry_run)
+    elif arguments.command == "status":
+        show_status(find_run(arguments.run))
+    else:
+        from launch.report import write_report
+
+        write_report(find_run(arguments.run))
+    return None
+
+
+def entry() -> None:
+    run_main(main)
+
+
+if __name__ == "__main__":
+    entry()

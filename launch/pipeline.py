@@ -1,0 +1,105 @@
+"""Pipelines: the stages of a run, read from `launch/pipelines/<name>.yaml` and checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError, nearest
+from artifacts.files import read_yaml, sha256
+from artifacts.layout import REPOSITORY
+
+PIPELINES = REPOSITORY / "launch" / "pipelines"
+PIPELINE_KEYS = ("name", "description", "values", "stages")
+STAGE_KEYS = ("commands", "needs", "reads", "always")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: commands to start one after another, in the environment `.venv`."""
+
+    name: str
+    commands: list[list[str]]
+    needs: list[str] = field(default_factory=list)
+    reads: list[Path] = field(default_factory=list)
+    always: bool = False
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    name: str
+    stages: list[Stage]
+
+    def between(self, first: str | None, last: str | None) -> list[Stage]:
+        """The stages from `first` to `last`, both included; raises UserError on an unknown name."""
+        names = [stage.name for stage in self.stages]
+        for name in (first, last):
+            if name is not None and name not in names:
+                raise UserError(f"pipeline {self.name} has no stage {name!r}{nearest(name, names)}; it has {', '.join(names)}")
+        start = names.index(first) if first else 0
+        end = names.index(last) if last else len(names) - 1
+        if start > end:
+            raise UserError(f"--from {first} comes after --to {last} in pipeline {self.name}")
+        return self.stages[start : end + 1]
+
+
+def check_keys(where: str, found: dict[str, Any], valid: tuple[str, ...]) -> None:
+    for key in found:
+        if key not in valid:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(key, valid)}; valid are {', '.join(valid)}")
+
+
+def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pipeline:
+    """Read and check a pipeline, and fill in its commands for a run's folder.
+
+    Raises UserError on an unknown pipeline, key, stage or value, naming the nearest valid one.
+    """
+    path = PIPELINES / f"{name}.yaml"
+    if not path.exists():
+        known = sorted(p.stem for p in PIPELINES.glob("*.yaml"))
+        raise UserError(f"there is no pipeline {name!r}{nearest(name, known)}; launch/pipelines/ holds {', '.join(known)}")
+    where = str(path.relative_to(REPOSITORY))
+    content = read_yaml(path)
+    check_keys(where, content, PIPELINE_KEYS)
+    values = dict(content.get("values", {}))
+    for assignment in replaced or []:
+        key, equals, value = assignment.partition("=")
+        if not equals or key not in values:
+            raise UserError(f"--set {assignment}: write NAME=VALUE with a NAME of {where}{nearest(key, values)}: {', '.join(values)}")
+        values[key] = value
+    folder = run.resolve()
+    values["run"] = str(folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder)
+    stages: list[Stage] = []
+    for stage_name, entry in content["stages"].items():
+        check_keys(f"{where}, stage {stage_name}", entry, STAGE_KEYS)
+        for need in entry.get("needs", []):
+            if need not in [stage.name for stage in stages]:
+                raise UserError(f"{where}, stage {stage_name}: needs {need!r}, which is no earlier stage")
+        commands = []
+        for command in entry["commands"]:
+            unknown = [key for key in PLACEHOLDER.findall(command) if key not in values]
+            if unknown:
+                raise UserError(f"{where}, stage {stage_name}: nothing is known of {{{unknown[0]}}}{nearest(unknown[0], values)}")
+            commands.append(shlex.split(PLACEHOLDER.sub(lambda match: str(values[match[1]]), command)))
+        reads = [REPOSITORY / name for name in entry.get("reads", [])]
+        for file in reads:
+            if not file.exists():
+                raise UserError(f"{where}, stage {stage_name}: reads {file.relative_to(REPOSITORY)}, which does not exist")
+        stages.append(Stage(stage_name, commands, entry.get("needs", []), reads, entry.get("always", False)))
+    return Pipeline(content["name"], stages)
+
+
+def fingerprint(stage: Stage, needed: dict[str, str]) -> str:
+    """What a stage's result depends on, as a hash: its commands, the files it reads, the fingerprints it needs."""
+    state = {
+        "commands": stage.commands,
+        "reads": [sha256(file) for file in stage.reads],
+        "needs": {name: needed[name] for name in stage.needs},
+    }
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
