@@ -1,0 +1,209 @@
+"""Instructions, preference pairs and questions, made by code from the poems: what can be checked is known.
+
+    python -m preprocess.poem_tasks --corpus corpus/poems --output tasks --sft-examples 8000 --dpo-pairs 1500 \\
+        --questions 2000
+
+Training data comes from training poems, validation data from the validation split, questions from test poems only.
+
+    sft_train.json, sft_valid.json   {"instruction", "input", "output"}: which line follows, complete the poem, write a
+                                     verse, who wrote it
+    dpo_train.json, dpo_valid.json   {"instruction", "input", "chosen", "rejected"}: the line that follows against a line
+                                     of the same length from another poem, or against one of a wrong length
+    next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four lines
+                                     of equal length that all end a couplet; one is the poem's last line
+    verse_prompts.json               {"id", "messages", "line_length"}: requests whose answers' lines are counted
+    gate_prompts.json                {"completions", "chats"}: prompts for the serving gate
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError, run_main
+from artifacts.files import read_jsonl, write_json, write_jsonl
+from artifacts.stage import report_metrics
+from preprocess.clean import Document, verse_lines
+
+CHOICES = 4
+VALID_ROWS = 400
+VERSE_PROMPTS = 100
+GATE_PROMPTS = 10
+NUMERALS = {5: "五言", 7: "七言"}
+FORMS = {4: "绝句", 8: "律诗"}
+AUTHORS = ("陆游", "白居易", "杨万里", "苏轼", "杜甫", "李白")
+
+
+def couplets(lines: list[str]) -> str:
+    """Lines set as verse: `line，line。` couplet by couplet; a last odd line ends with a comma."""
+    return "".join(line + ("。" if index % 2 else "，") for index, line in enumerate(lines))
+
+
+def follow_instruction(context: list[str]) -> str:
+    """The one wording for "which line follows": training, preference pairs and questions share it."""
+    return f"续写下一句：{couplets(context)}"
+
+
+def what_follows(poem: Document, rng: random.Random) -> dict[str, str]:
+    lines = verse_lines(poem["text"])
+    asked = rng.randrange(1, len(lines), 2)
+    return {"instruction": follow_instruction(lines[:asked]), "input": "", "output": lines[asked] + "。"}
+
+
+def complete_poem(poem: Document, rng: random.Random) -> dict[str, str]:
+    lines = verse_lines(poem["text"])
+    return {"instruction": f"补全这首诗：{couplets(lines[:2])}", "input": "", "output": couplets(lines[2:])}
+
+
+def write_verse(poem: Document, rng: random.Random) -> dict[str, str]:
+    lines = verse_lines(poem["text"])
+    return {"instruction": verse_request(len(lines[0]), len(lines)), "input": "", "output": couplets(lines)}
+
+
+def verse_request(length: int, lines: int) -> str:
+    return f"写一首{NUMERALS[length]}{FORMS.get(lines, f'诗，共{lines}句')}。"
+
+
+def who_wrote(poem: Document, rng: random.Random) -> dict[str, str] | None:
+    author = poem["metadata"]["author"]
+    if author not in AUTHORS:
+        return None
+    lines = verse_lines(poem["text"])
+    return {"instruction": f"这首诗是谁写的？{couplets(lines[:4])}", "input": "", "output": f"{author}。"}
+
+
+MAKERS: tuple[tuple[int, Callable[[Document, random.Random], dict[str, str] | None]], ...] = (
+    (50, what_follows),
+    (20, complete_poem),
+    (25, write_verse),
+    (5, who_wrote),
+)
+
+
+def instructions(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
+    """`count` instructions, kinds in the shares of MAKERS, each from a poem of its own where there are enough."""
+    makers = [maker for share, maker in MAKERS for _ in range(share)]
+    rows: list[dict[str, str]] = []
+    seen: set[str] = set()
+    order = rng.sample(poems, len(poems))
+    while len(rows) < count and order:
+        poem = order.pop()
+        row = rng.choice(makers)(poem, rng) or what_follows(poem, rng)
+        if row["instruction"] + row["output"] not in seen:
+            seen.add(row["instruction"] + row["output"])
+            rows.append(row)
+    return rows
+
+
+def closing_lines(poems: list[Document]) -> dict[int, list[str]]:
+    """Lines that end a couplet, by length: what wrong answers are drawn from."""
+    lines: dict[int, list[str]] = {}
+    for poem in poems:
+        found = verse_lines(poem["text"])
+        lines.setdefault(len(found[0]), []).extend(found[1::2])
+    return lines
+
+
+def wrong_lines(lines: list[str], pool: list[str], count: int, rng: random.Random) -> list[str]:
+    """`count` different lines of other poems; none stands in this one."""
+    chosen: list[str] = []
+    for _ in range(1000):
+        line = rng.choice(pool)
+        if line not in lines and line not in chosen:
+            chosen.append(line)
+        if len(chosen) == count:
+            return chosen
+    raise UserError("too few poems to draw wrong answers from: read more (--limit)")
+
+
+def preference_pairs(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
+    """Pairs for DPO: half reject another poem's line of the same length, half a line that is too short or too long."""
+    pool = closing_lines(poems)
+    rows = []
+    for poem in rng.sample(poems, min(count, len(poems))):
+        lines = verse_lines(poem["text"])
+        asked = rng.randrange(1, len(lines), 2)
+        length = len(lines[0])
+        other = wrong_lines(lines, pool[length], 1, rng)[0]
+        if rng.random() < 0.5:
+            other = other[: rng.randint(2, length - 1)] if rng.random() < 0.5 else other + rng.choice(pool[length])[:2]
+        instruction = follow_instruction(lines[:asked])
+        rows.append({"instruction": instruction, "input": "", "chosen": lines[asked] + "。", "rejected": other + "。"})
+    return rows
+
+
+def next_line_questions(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, Any]]:
+    """Which of four lines ends this poem? The poem so far is given; all four have its line length and end couplets."""
+    pool = closing_lines(poems)
+    rows = []
+    for poem in rng.sample(poems, min(count, len(poems))):
+        lines = verse_lines(poem["text"])
+        wrong = wrong_lines(lines, pool[len(lines[0])], CHOICES - 1, rng)
+        answer = rng.randrange(CHOICES)
+        choices = [line + "。" for line in (*wrong[:answer], lines[-1], *wrong[answer:])]
+        rows.append(
+            {
+                "id": poem["id"],
+                "context": couplets(lines[:-1]),
+                "instruction": follow_instruction(lines[:-1]),
+                "choices": choices,
+                "answer": answer,
+            }
+        )
+    return rows
+
+
+def verse_prompts(count: int) -> list[dict[str, Any]]:
+    forms = [(length, lines) for length in NUMERALS for lines in FORMS]
+    rows = []
+    for index in range(count):
+        length, lines = forms[index % len(forms)]
+        content = verse_request(length, lines)
+        messages = [{"role": "user", "content": content}]
+        rows.append({"id": f"verse-{index:03d}", "messages": messages, "line_length": length})
+    return rows
+
+
+def gate_prompts(poems: list[Document], count: int, rng: random.Random) -> dict[str, list[Any]]:
+    chosen = [verse_lines(poem["text"]) for poem in rng.sample(poems, min(2 * count, len(poems)))]
+    chats = [[{"role": "user", "content": follow_instruction(lines[:3])}] for lines in chosen[count:]]
+    return {"completions": [couplets(lines[:1]) for lines in chosen[:count]], "chats": chats}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of train, valid and test .jsonl.zst")
+    parser.add_argument("--output", type=Path, required=True, help="folder to fill")
+    parser.add_argument("--sft-examples", type=int, default=8000)
+    parser.add_argument("--dpo-pairs", type=int, default=1500)
+    parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1234)
+    arguments = parser.parse_args()
+    train, valid, test = (list(read_jsonl(arguments.corpus / f"{s}.jsonl.zst")) for s in ("train", "valid", "test"))
+
+    def rng(purpose: str) -> random.Random:
+        """A generator for each purpose, so that asking for more of one thing changes nothing else."""
+        return random.Random(f"{arguments.seed} {purpose}")
+
+    held_out = instructions(valid, VALID_ROWS, rng("sft valid"))
+    made = {
+        "sft_train": instructions(train, arguments.sft_examples, rng("sft train")),
+        "sft_valid": held_out,
+        "dpo_train": preference_pairs(train, arguments.dpo_pairs, rng("dpo train")),
+        "dpo_valid": preference_pairs(valid, VALID_ROWS, rng("dpo valid")),
+        "verse_prompts": verse_prompts(VERSE_PROMPTS),
+        "gate_prompts": gate_prompts(test, GATE_PROMPTS, rng("gate")),
+    }
+    for name, rows in made.items():
+        write_json(arguments.output / f"{name}.json", rows)
+    questions = next_line_questions(test, arguments.questions, rng("questions"))
+    write_jsonl(arguments.output / "next_line.jsonl", questions)
+    counts = {name: len(rows) for name, rows in made.items() if isinstance(rows, list)}
+    report_metrics(**counts, questions=len(questions), chance=100 / CHOICES)
+
+
+if __name__ == "__main__":
+    run_main(main)
