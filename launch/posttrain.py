@@ -475,9 +475,18 @@ def command(job: Job) -> list[str]:
     return [str(tool), "export" if job.exports else "train", str(job.yaml)]
 
 
+def added_environment() -> dict[str, str]:
+    """What LLaMA-Factory gets besides the caller's own environment, whose OMP_WAIT_POLICY goes before ours.
+
+    Offline; and idle threads sleep instead of spinning, which on busy cores is three times as fast (measured: 24 rows
+    a second against 8, with four processes on two cores).
+    """
+    return {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or "PASSIVE"}
+
+
 def child_environment() -> dict[str, str]:
-    """LLaMA-Factory's environment: offline, and keeping compiled bytecode (without it every start costs 10 s)."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """The environment of LLaMA-Factory; it keeps compiled bytecode, without which every start costs 10 s more."""
+    environment = {**os.environ, **added_environment(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return environment
 
@@ -783,7 +792,8 @@ def run(job: Job, dry_run: bool) -> None:
         check_adapter(job.adapter)
     if job.data:
         data = check_data(job)
-    shown = f"HF_HUB_OFFLINE=1 {shlex.join(command(job))}"
+    prefix = " ".join(f"{key}={value}" for key, value in added_environment().items())
+    shown = f"{prefix} {shlex.join(command(job))}"
     if dry_run:
         print(f"# {job.yaml}\n{render(job)}\n{shown}")
         return

@@ -398,10 +398,33 @@ def test_a_failed_training_is_one_line_and_leaves_no_output(ground: Path, tmp_pa
 # --- preference
 
 
+def dpo_arguments(ground: Path, sft: Path, output: Path) -> list[object]:
+    quick = ["--set", "per_device_train_batch_size=8", "--set", "save_steps=5", "--seed", 5]
+    return ["dpo_lora", "--model", sft, "--data", ground / "data", "--output", output, *quick]
+
+
+@pytest.fixture(scope="module")
+def adapter(ground: Path, sft: Path) -> Path:
+    """The LoRA adapter of an undisturbed run."""
+    output = ground / "adapter"
+    finish(start(*dpo_arguments(ground, sft, output)))
+    return output
+
+
 @pytest.mark.slow
-def test_dpo_and_merge_raise_the_preferred_answers(ground: Path, sft: Path, tmp_path: Path) -> None:
-    adapter, dpo = tmp_path / "adapter", tmp_path / "dpo"
-    finish(start("dpo_lora", "--model", sft, "--data", ground / "data", "--output", adapter, "--seed", 5))
+def test_a_killed_dpo_goes_on_and_ends_in_the_same_adapter(
+    ground: Path, sft: Path, adapter: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "adapter"
+    kill_after_checkpoint(start(*dpo_arguments(ground, sft, output)), tmp_path / "adapter.work" / "output", 1)
+    assert not output.exists()
+    assert "resuming from step" in finish(start(*dpo_arguments(ground, sft, output)))
+    assert file_hash(output / "adapter_model.safetensors") == file_hash(adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_dpo_and_merge_raise_the_preferred_answers(ground: Path, sft: Path, adapter: Path, tmp_path: Path) -> None:
+    dpo = tmp_path / "dpo"
     assert {p.name for p in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "posttrain.json"}
     printed = finish(start("merge", "--model", sft, "--adapter", adapter, "--output", dpo))
     assert "llamafactory-cli export" in printed
