@@ -1,0 +1,32 @@
+# Two commands matter: `make demo` (raw text to a scored chat model, here, on a CPU) and `make test`.
+.DEFAULT_GOAL := help
+PYTEST := .venv/bin/python -m pytest -q
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: envs  ## raw text -> scored chat model: runs/poetry-tiny/report.html
+	.venv/bin/myllm run poetry-tiny
+
+test: envs  ## every test, a shortened run of the whole pipeline among them
+	$(PYTEST)
+
+test-fast: env-train  ## the tests that take seconds
+	$(PYTEST) -m "not slow"
+
+check: env-train  ## lint, format, types
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+envs: env-train env-eval env-serve  ## all environments (about 6 GB)
+
+env-train env-eval env-serve:  ## one environment
+	@environments/create.sh $(@:env-%=%)
+
+lock: env-train  ## resolve the lock files anew from environments/*.in
+	@environments/lock.sh
+
+clean:  ## remove environments and built wheels; runs stay
+	rm -rf .venv .venv-eval .venv-serve .tools .wheels
+
+.PHONY: help demo test test-fast check envs env-train env-eval env-serve lock clean

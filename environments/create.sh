@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Create one environment from its lock file: environments/create.sh train|eval|serve
+#
+# uv installs; wheels that no registry offers for Python 3.11 on a CPU are built once into .wheels/: megatron-core
+# (its newest release asks for 3.12 by name only) and the stand-ins in stubs/. Safe to repeat and to interrupt: the
+# environment counts as made when its stamp equals the lock file.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+name=${1:?usage: environments/create.sh train|eval|serve}
+lock=environments/$name.lock
+[ -f "$lock" ] || { echo "error: there is no $lock; there are: $(cd environments && ls *.lock | tr '\n' ' ')" >&2; exit 2; }
+folder=.venv; [ "$name" = train ] || folder=.venv-$name
+megatron=megatron-core==0.19.2
+
+wanted=$(sha256sum "$lock" environments/create.sh environments/stubs/*/* | sha256sum)
+if [ "$(cat "$folder/.stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+start=$SECONDS
+
+python=${PYTHON:-python3.11}
+command -v "$python" >/dev/null || { echo "error: $python is not installed; set PYTHON to a Python 3.11" >&2; exit 2; }
+command -v g++ >/dev/null || { echo "error: g++ is not installed: apt-get install g++" >&2; exit 2; }
+if [ ! -x .tools/bin/uv ]; then
+  echo "== tools: uv, and what builds wheels"
+  rm -rf .tools
+  "$python" -m venv .tools
+  .tools/bin/python -m pip install -q --disable-pip-version-check -r environments/tools.txt
+fi
+
+mkdir -p .wheels
+pip_wheel() { .tools/bin/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w .wheels "$@"; }
+build_stub() { # NAME: build a copy, so that nothing is left beside the source
+  ls .wheels/"$1"-*.whl >/dev/null 2>&1 && return
+  local copy; copy=$(mktemp -d)
+  cp -r "environments/stubs/$1/." "$copy"
+  pip_wheel "$copy"; rm -rf "$copy"
+}
+build_stub torchaudio
+build_stub vllm
+if [ "$name" = train ] && ! ls .wheels/megatron_core-*.whl >/dev/null 2>&1; then
+  echo "== building $megatron (g++, about 20 s)"
+  source=$(mktemp -d)
+  .tools/bin/python -m pip download -q --disable-pip-version-check --no-deps --no-binary=:all: --no-build-isolation \
+    --ignore-requires-python -d "$source" "$megatron"
+  pip_wheel --ignore-requires-python "$source"/*.tar.gz
+  rm -rf "$source"
+fi
+
+echo "== $folder from $lock"
+# A folder of wheels that pip is told of may hold the CPU build of torch; otherwise uv takes PyTorch's own CPU index.
+links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
+backend=()
+if [ -z "$links" ]; then backend=(--torch-backend cpu); fi
+export UV_FIND_LINKS=.wheels${links:+,${links// /,}}
+rm -rf "$folder"
+.tools/bin/uv venv -q --python "$python" "$folder"
+.tools/bin/uv pip install -q --python "$folder/bin/python" --no-deps "${backend[@]}" -r "$lock"
+if [ "$name" = train ]; then
+  .tools/bin/python -m pip --python "$folder/bin/python" install -q --disable-pip-version-check --no-deps \
+    --ignore-requires-python .wheels/megatron_core-*.whl
+  .tools/bin/uv pip install -q --python "$folder/bin/python" --no-deps --no-build-isolation -e . 
+fi
+echo "$wanted" > "$folder/.stamp"
+echo "== $folder: $((SECONDS - start)) s, $(du -sh "$folder" | cut -f1)"
