@@ -48,7 +48,10 @@ from artifacts.stage import report_metrics
 RECIPES = REPOSITORY / "llamafactory_configs"
 END_OF_TURN = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
-MERGE_TOLERANCE = 1e-5  # largest difference of a float32 logit; a wrong scale or a missed matrix gives 1e-2 and more
+# The merged float32 weights, compared with the adapter's in float64 arithmetic: in float32 the order of the sums alone
+# moves a logit of 9 by 1.2e-5 (in float64 the same pair differs by 3.7e-6). Both are recorded, the first one decides.
+MERGE_PRECISIONS = ("float64", "float32")
+MERGE_TOLERANCE = 1e-5  # of a logit; a model merged without its adapter was 8.3 away
 CURVE_POINTS = 200
 PROVENANCE = "posttrain.json"
 
@@ -633,29 +636,41 @@ def check_inputs(model: Path) -> list[Any]:
     return inputs
 
 
-def adapter_logits(model: Path, adapter: Path) -> tuple[list[Any], float]:
-    """Float32 logits of model and adapter for the check conversations, and how far the adapter moves any of them."""
+def adapter_logits(model: Path, adapter: Path) -> tuple[dict[str, list[Any]], float]:
+    """Logits of model and adapter for the check conversations, by precision, and how far the adapter moves any logit.
+
+    Shapes: a list of [1, tokens, vocabulary] under each of MERGE_PRECISIONS.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     inputs = check_inputs(model)
+    logits: dict[str, list[Any]] = {}
+    moved = 0.0
     with torch.no_grad():
-        base = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32).eval()
-        before = [base(input_ids=ids).logits for ids in inputs]
-        adapted = PeftModel.from_pretrained(base, str(adapter)).eval()
-        logits = [adapted(input_ids=ids).logits for ids in inputs]
-    return logits, largest_difference(before, logits)
+        for precision in MERGE_PRECISIONS:
+            dtype = getattr(torch, precision)
+            base = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype).eval()
+            before = [base(input_ids=ids).logits for ids in inputs]
+            adapted = PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=False).to(dtype).eval()
+            logits[precision] = [adapted(input_ids=ids).logits for ids in inputs]
+            moved = largest_difference(before, logits[precision])
+    return logits, moved
 
 
-def merged_logits(origin: Path, merged: Path) -> list[Any]:
-    """Float32 logits of the merged model for the check conversations."""
+def merged_logits(origin: Path, merged: Path) -> dict[str, list[Any]]:
+    """Logits of the merged model for the check conversations, by precision."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    inputs = check_inputs(origin)
+    logits = {}
     with torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(str(merged), dtype=torch.float32).eval()
-        return [model(input_ids=ids).logits for ids in check_inputs(origin)]
+        for precision in MERGE_PRECISIONS:
+            model = AutoModelForCausalLM.from_pretrained(str(merged), dtype=getattr(torch, precision)).eval()
+            logits[precision] = [model(input_ids=ids).logits for ids in inputs]
+    return logits
 
 
 def largest_difference(one: list[Any], other: list[Any]) -> float:
@@ -766,9 +781,13 @@ def merge(job: Job, mark: str, ids: dict[str, int]) -> dict[str, Any]:
         logits, moved = expected.result()
     with atomic_folder(job.output) as aside:
         fill_chat_model(job.model, job.raw, aside, ids)
-        difference = largest_difference(logits, merged_logits(job.model, aside))
+        merged = merged_logits(job.model, aside)
+        differences = {kind: largest_difference(logits[kind], merged[kind]) for kind in MERGE_PRECISIONS}
+        difference = differences[MERGE_PRECISIONS[0]]
         gate = {
             "max_abs_diff": difference,
+            "max_abs_diff_float32": differences["float32"],
+            "arithmetic": MERGE_PRECISIONS[0],
             "tolerance": MERGE_TOLERANCE,
             "max_abs_change": moved,  # how far the adapter moved a logit: 0 would mean that it learned nothing
             "prompts": len(CHECK_CONVERSATIONS),
