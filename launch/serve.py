@@ -247,7 +247,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", type=Path, help="Hugging Face folder: weights, tokenizer.json, chat_template.jinja")
     parser.add_argument("--name", help="what clients call the model (default: the folder's name)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, no other machine)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
     parser.add_argument("--max-model-len", type=int, help="prompt and reply together, in tokens (default: the model's)")
     parser.add_argument("--dry-run", action="store_true", help="check the folder and print the command, start nothing")

@@ -1,9 +1,10 @@
-"""Gate: the served model says, token for token, what Hugging Face `generate` says; then sample it for the scores.
+r"""Gate: the served model says, token for token, what Hugging Face `generate` says; then sample it for the scores.
 
-    python -m launch.serve_gate --model runs/poetry-tiny/models/dpo --prompts prompts.json --output runs/poetry-tiny/serve
+    python -m launch.serve_gate --model runs/poetry-tiny/models/dpo --prompts prompts.json \
+        --output runs/poetry-tiny/serve
 
-`--prompts` is JSON: {"completions": ["床前明月光，", …], "chats": [[{"role": "user", "content": "…"}], …]}. Greedy, float32
-on both sides, token ids compared (vLLM's `return_token_ids`), the prompt's ids too. Writes `serve.json`, and with
+`--prompts` is JSON: {"completions": ["春", …], "chats": [[{"role": "user", "content": "…"}], …]}. Greedy, float32 on
+both sides, token ids compared (vLLM's `return_token_ids`), the prompt's ids too. Writes `serve.json`, and with
 `--sample-prompts` `samples.json`. A difference ends the stage with exit code 2 and the evidence in `serve.json`.
 """
 
@@ -41,7 +42,7 @@ from launch.serve import (
 MAX_TOKENS = 48
 # Two logits of a float32 model nearer than this are a tie: the order of a sum decides between them.
 TIE = 1e-4
-SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 64}
+SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 96}
 CONCURRENT = 32
 
 
@@ -110,8 +111,9 @@ def compare(expected: dict[str, Any], served: dict[str, Any], stops: list[int]) 
     left, right = words(expected["ids"]), words(served["ids"])
     if left == right and ended == (served["finish"] == "stop"):
         return None
-    # The whole id lists, so that an ending where the other goes on is a difference at that step.
-    at = next((n for n, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), min(len(left), len(right)))
+    # Where one ends and the other goes on, they differ at the step of the ending.
+    steps = enumerate(zip(left, right, strict=False))
+    at = next((step for step, pair in steps if pair[0] != pair[1]), min(len(left), len(right)))
     margin = expected["margins"][at] if at < len(expected["margins"]) else None
     second = expected["runner_up"][at] if at < len(expected["runner_up"]) else None
     took = right[at] if at < len(right) else (second if second in stops else None)
@@ -208,8 +210,12 @@ def sample(address: Address, rows: list[dict[str, Any]], output: Path) -> dict[s
     seconds = time.monotonic() - started
     write_json(output / "samples.json", [row for row, _ in replies])
     tokens = sum(count for _, count in replies)
-    return {"samples": len(rows), "sampled_tokens": tokens, "sampling_seconds": round(seconds, 2),
-            "tokens_per_second": round(tokens / seconds, 1)}
+    return {
+        "samples": len(rows),
+        "sampled_tokens": tokens,
+        "sampling_seconds": round(seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1),
+    }
 
 
 def parse_arguments() -> argparse.Namespace:
