@@ -18,6 +18,7 @@ import os
 import sys
 import types
 import typing
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -124,6 +125,7 @@ def patch_torch() -> None:
     """Answer `torch.cuda` for the CPU. Call once, before Megatron is imported."""
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's arguments assert it for TP > 1
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (is|are) not installed")
     allow_python_3_11()
     allow_missing_triton()
     import torch

@@ -50,6 +50,8 @@ echo "== $folder from $lock"
 links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
 backend=()
 if [ -z "$links" ]; then backend=(--torch-backend cpu); fi
+# compiled once here, or every start of a tool compiles thousands of files anew where byte code may not be written
+export UV_COMPILE_BYTECODE=1
 export UV_FIND_LINKS=.wheels${links:+,${links// /,}}
 rm -rf "$folder"
 .tools/bin/uv venv -q --python "$python" "$folder"

@@ -64,7 +64,7 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
     if not path.exists():
         known = sorted(p.stem for p in PIPELINES.glob("*.yaml"))
         raise UserError(f"there is no pipeline {name!r}{nearest(name, known)}; launch/pipelines/ holds {', '.join(known)}")
-    where = str(path.relative_to(REPOSITORY))
+    where = f"launch/pipelines/{path.name}"
     content = read_yaml(path)
     check_keys(where, content, PIPELINE_KEYS)
     values = dict(content.get("values", {}))

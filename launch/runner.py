@@ -24,7 +24,7 @@ from artifacts.files import read_json, write_json
 from artifacts.layout import REPOSITORY, Run, environment
 from launch.pipeline import Pipeline, Stage, fingerprint
 
-POLL = 0.5  # seconds between looks at a running stage
+POLL = 1.0  # seconds between looks at a running stage
 TAIL = 65_536  # bytes of a log that are searched for progress
 PROGRESS = re.compile(r"(?<![\d/.])(\d+) ?/ *(\d+)(?![\d/])")
 MARK = "MYLLM_RUN_FOLDER"  # in the environment of every process of a run: how left-over ones are found
@@ -146,7 +146,9 @@ def start(command: list[str], run: Run, log: IO[bytes], metrics: Path) -> subpro
     log.write(f"$ {shlex.join(command)}\n".encode())
     log.flush()
     variables = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+        # waiting threads that spin take the core from the other process
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         MARK: str(run.folder.resolve()),
         "MYLLM_METRICS": str(metrics),
         "PYTHONPATH": str(REPOSITORY),

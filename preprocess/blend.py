@@ -25,6 +25,8 @@ def read_back(prefix: Path, tokenizer: Any) -> tuple[int, str]:
 
     Raises UserError when it cannot, when an id is outside the vocabulary, or when the first document does not end.
     """
+    if not prefix.with_name(prefix.name + ".idx").exists():
+        raise UserError(f"{prefix}.idx does not exist: bin it first (`python -m preprocess.binning`)")
     import torch
 
     if not torch.cuda.is_available():
@@ -34,8 +36,6 @@ def read_back(prefix: Path, tokenizer: Any) -> tuple[int, str]:
     import numpy as np
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-    if not prefix.with_name(prefix.name + ".idx").exists():
-        raise UserError(f"{prefix}.idx does not exist: bin it first (`python -m preprocess.binning`)")
     dataset = IndexedDataset(str(prefix))
     largest = max(int(np.max(dataset[i])) for i in range(len(dataset)))
     if largest >= tokenizer.get_vocab_size():

@@ -8,7 +8,7 @@ Training data comes from training poems, validation data from the validation spl
     sft_train.json, sft_valid.json   {"instruction", "input", "output"}: which line follows, complete the poem, write a
                                      verse, who wrote it
     dpo_train.json, dpo_valid.json   {"instruction", "input", "chosen", "rejected"}: the line that follows against a line
-                                     of the same length from another poem, or against one of a wrong length
+                                     of the same length from another poem
     next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four lines
                                      of equal length that all end a couplet; one is the poem's last line
     verse_prompts.json               {"id", "messages", "line_length"}: requests whose answers' lines are counted
@@ -120,16 +120,16 @@ def wrong_lines(lines: list[str], pool: list[str], count: int, rng: random.Rando
 
 
 def preference_pairs(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """Pairs for DPO: half reject another poem's line of the same length, half a line that is too short or too long."""
+    """Pairs for DPO: the line that follows against another poem's, of the same length.
+
+    Equal lengths, because a sum of log-probabilities prefers the shorter answer whatever it says.
+    """
     pool = closing_lines(poems)
     rows = []
     for poem in rng.sample(poems, min(count, len(poems))):
         lines = verse_lines(poem["text"])
         asked = rng.randrange(1, len(lines), 2)
-        length = len(lines[0])
-        other = wrong_lines(lines, pool[length], 1, rng)[0]
-        if rng.random() < 0.5:
-            other = other[: rng.randint(2, length - 1)] if rng.random() < 0.5 else other + rng.choice(pool[length])[:2]
+        other = wrong_lines(lines, pool[len(lines[0])], 1, rng)[0]
         instruction = follow_instruction(lines[:asked])
         rows.append({"instruction": instruction, "input": "", "chosen": lines[asked] + "。", "rejected": other + "。"})
     return rows

@@ -1,0 +1,311 @@
+"""Corpora: from a tarball to indexed datasets, on made-up poems; bad input names the file and the mend."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import UserError
+from artifacts.files import atomic_file, atomic_folder, read_json, read_jsonl, sha256, write_jsonl
+from preprocess import blend, clean, deduplicate, download, extract_poems, extract_wiki, poem_tasks, split, tokenizer
+from preprocess.binning import load_tokenizer, write_dataset
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHARACTERS = "春风明月夜江山白云天人间花鸟雨雪山水长空秋色远寒松竹酒愁归客楼台草木清高深照流"
+
+
+def poem(seed: int, length: int = 5, lines: int = 4) -> list[str]:
+    import random
+
+    rng = random.Random(seed)
+    made = ["".join(rng.choices(CHARACTERS, k=length)) for _ in range(lines)]
+    return [f"{made[i]}，{made[i + 1]}。" for i in range(0, lines, 2)]
+
+
+def documents(count: int) -> list[dict]:
+    return [
+        {
+            "id": f"poem-{i}",
+            "text": "".join(poem(i, 5 + 2 * (i % 2), 4 + 4 * (i % 3 == 0))),
+            "metadata": {"title": "詩", "author": "陆游", "dynasty": "song", "line_length": 5 + 2 * (i % 2)},
+        }
+        for i in range(count)
+    ]
+
+
+def tarball(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            information = tarfile.TarInfo(name)
+            information.size = len(content)
+            archive.addfile(information, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny_tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made = tokenizer.train((row["text"] for row in documents(300)), 332, split_characters=True)
+    tokenizer.save(made, folder, model_max_length=256)
+    return folder
+
+
+def test_poems_are_read_from_the_tarball(tmp_path):
+    content = json.dumps([{"author": "甲", "title": "乙", "paragraphs": ["一二三四五，六七八九十。"], "id": "x"}]).encode()
+    path = tarball(tmp_path / "p.tgz", {"package/dist/quantangshi/poet.song.1000.json": content})
+    rows = list(extract_poems.documents(path))
+    assert rows == [
+        {
+            "id": "song-001000",
+            "text": "一二三四五，六七八九十。",
+            "metadata": {"title": "乙", "author": "甲", "dynasty": "song"},
+        }
+    ]
+
+
+def test_bad_tarballs_name_the_file(tmp_path):
+    not_json = tarball(tmp_path / "a.tgz", {"package/dist/quantangshi/poet.tang.0.json": b"[{"})
+    with pytest.raises(UserError, match=r"a\.tgz: package/dist/quantangshi/poet\.tang\.0\.json is not JSON"):
+        list(extract_poems.documents(not_json))
+    whole = tarball(tmp_path / "b.tgz", {"package/dist/quantangshi/poet.tang.0.json": os.urandom(100_000)}).read_bytes()
+    (tmp_path / "b.tgz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"b\.tgz is not a whole tarball"):
+        list(extract_poems.documents(tmp_path / "b.tgz"))
+    with pytest.raises(UserError, match="holds no poems"):
+        list(extract_poems.documents(tarball(tmp_path / "c.tgz", {"package/README.md": b"x"})))
+
+
+def test_download_refuses_what_is_not_the_published_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
+    short = tmp_path / "short.tgz"
+    short.write_bytes(b"x" * 1000)
+    with pytest.raises(UserError, match="truncated or another version"):
+        download.download("chinese-poetry", short)
+    assert not download.source_file("chinese-poetry").exists()
+    with pytest.raises(UserError, match="did you mean 'chinese-poetry'"):
+        download.download("chinese-poery")
+
+
+def test_missing_npm_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="npm is not installed: install Node.js.*MYLLM_POETRY_TARBALL"):
+        download.npm_pack("chinese-poetry", "2.0.1", tmp_path)
+
+
+def test_failing_npm_is_one_line(tmp_path, monkeypatch):
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho 'npm error network getaddrinfo ENOTFOUND' >&2\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match="ENOTFOUND.*check the network"):
+        download.npm_pack("chinese-poetry", "2.0.1", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("markup", "resolved"),
+    [
+        ("-{zh-hans:计算机; zh-hant:電腦}-", "计算机"),
+        ("-{zh-tw:記憶體; zh-cn:内存}-", "内存"),
+        ("-{zh-tw:記憶體; zh-hk:記憶}-", "記憶體"),
+        ("甲-{乙}-丙", "甲乙丙"),
+        ("-{zh-hans:外-{内}-; zh-hant:外}-", "外内"),
+        ("a &lt;b&gt; -{R|原文}-", "a &lt;b&gt; 原文"),
+    ],
+)
+def test_language_variants_are_resolved(markup, resolved):
+    assert extract_wiki.resolve_variants(markup) == resolved
+
+
+def test_the_sample_dump_becomes_clean_text(tmp_path):
+    target = tmp_path / "wiki.jsonl"
+    command = [sys.executable, "-m", "preprocess.extract_wiki", "--output", str(target)]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    rows = list(read_jsonl(target))
+    assert len(rows) == 12
+    text = "\n".join(row["text"] for row in rows)
+    for leftover in ("-{", "}-", "{{", "[[", "（）", "（；", "重定向", "'''", "<ref"):
+        assert leftover not in text
+    assert "计算机" in text and "当涂" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<mediawiki><page></mediawiki>", "not whole XML"),
+        ("<mediawiki></mediawiki>", "holds no <page>"),
+        ("", "not whole XML"),
+    ],
+)
+def test_broken_dumps_name_the_file(tmp_path, content, message):
+    dump = tmp_path / "dump.xml"
+    dump.write_text(content)
+    with pytest.raises(UserError, match=message):
+        extract_wiki.prepare(dump, tmp_path / "out.xml")
+
+
+def test_truncated_bz2_names_the_file(tmp_path):
+    import bz2
+
+    dump = tmp_path / "dump.xml.bz2"
+    dump.write_bytes(bz2.compress(b"<mediawiki><page>x</page></mediawiki>" * 1000)[:-20])
+    with pytest.raises(UserError, match=r"dump\.xml\.bz2"):
+        extract_wiki.prepare(dump, tmp_path / "out.xml")
+
+
+def test_verse_rules():
+    def reason(text: str) -> str | None:
+        return clean.verse({"text": text, "metadata": {}})
+
+    assert reason("".join(poem(1))) is None
+    assert reason("".join(poem(1, lines=2))) == "number of lines"
+    assert reason("春风，明月夜江山。白云天人间，花鸟雨雪山。") == "line length"
+    assert reason("春风明□夜，江山白云天。人间花鸟雨，雪山水长空。") == "lacuna or foreign character"
+
+
+def test_prose_rules():
+    def reason(text: str) -> str | None:
+        return clean.prose({"text": text, "metadata": {}})
+
+    good = "唐诗是唐朝诗人所作诗歌的总称，今存约五万首，作者两千余人。"
+    assert reason(good) is None
+    assert reason("太短。") == "too short"
+    assert reason("This page is in English, and so it goes.") == "not mostly Chinese"
+    assert reason("\n".join(["点击这里查看更多内容", "广告位招租请联系"] * 3)) == "repeated lines"
+
+
+def test_duplicates_and_leaks_go(tmp_path):
+    rows = documents(200)
+    again = {**rows[0], "id": "again"}
+    half = {**rows[1], "id": "half", "text": "".join([poem(1, 7)[0], poem(999, 7)[0]])}
+    source = tmp_path / "all.jsonl.zst"
+    write_jsonl(source, [*rows, again, half])
+    reasons: Counter = Counter()
+    kept = [row["id"] for row, reason in deduplicate.deduplicate(source, reasons) if reason is None]
+    assert "again" not in kept and "half" not in kept and len(kept) == len(rows)
+    # a training poem that repeats a held-out poem's line is dropped, whatever its id
+    held_out = next(row for row in rows if split.split_of(row["id"], 0.1, 0.1) == "test")
+    leak = next(i for i in range(1000) if split.split_of(f"leak-{i}", 0.1, 0.1) == "train")
+    row = {**rows[3], "id": f"leak-{leak}", "text": held_out["text"].split("。")[0] + "。" + "".join(poem(777))}
+    write_jsonl(source, [*rows, row])
+    command = [sys.executable, "-m", "preprocess.split", "--input", str(source), "--output-folder", str(tmp_path)]
+    subprocess.run([*command, "--valid", "0.1", "--test", "0.1"], cwd=REPOSITORY, check=True, capture_output=True)
+    parts = {name: [r["id"] for r in read_jsonl(tmp_path / f"{name}.jsonl.zst")] for name in split.SPLITS}
+    assert row["id"] not in parts["train"]
+    assert sorted(sum(parts.values(), [])) == sorted(r["id"] for r in rows)
+
+
+def test_tokenizer_gives_one_token_a_character_and_agrees_everywhere(tiny_tokenizer):
+    assert tokenizer.check(tiny_tokenizer) == len(tokenizer.PROBES)
+    loaded = load_tokenizer(tiny_tokenizer)
+    assert len(loaded.encode("春风明月夜，").ids) == 6
+    assert loaded.decode(loaded.encode("生僻字：龘🙂").ids) == "生僻字：龘🙂"
+
+
+def test_too_little_text_for_the_vocabulary_is_said():
+    with pytest.raises(UserError, match="ask for less"):
+        tokenizer.train(iter(["春风"]), 1000, split_characters=True)
+
+
+def test_binning_is_what_megatron_reads(tiny_tokenizer, tmp_path):
+    loaded = load_tokenizer(tiny_tokenizer)
+    texts = [row["text"] for row in documents(50)]
+    texts[3] = ""
+    texts[4] = "一<|endoftext|>二"  # a literal special token must not end the document
+    prefix = tmp_path / "poems"
+    count, tokens = write_dataset(iter(texts), loaded, prefix)
+    assert count == 50
+    script = (
+        "import sys, json; sys.path.insert(0, '.')\n"
+        "from artifacts import megatron_on_cpu; megatron_on_cpu.patch_torch()\n"
+        "from megatron.core.datasets.indexed_dataset import IndexedDataset\n"
+        f"d = IndexedDataset({str(prefix)!r})\n"
+        "print(json.dumps([[d[i].tolist() for i in range(len(d))], d.document_indices.tolist()]))"
+    )
+    output = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    sequences, indices = json.loads(output.stdout.splitlines()[-1])
+    end = loaded.token_to_id(tokenizer.END_OF_TEXT)
+    assert sequences == [loaded.encode(text).ids + [end] for text in texts if text]
+    assert sequences[3].count(end) == 1
+    assert indices == [0, 1, 2, 3, 3, *range(4, 50)]
+    assert sum(map(len, sequences)) == tokens
+
+
+def test_blend_weighs_by_tokens(tiny_tokenizer, tmp_path):
+    loaded = load_tokenizer(tiny_tokenizer)
+    texts = [row["text"] for row in documents(40)]
+    for name, part in (("a", texts[:30]), ("b", texts[30:])):
+        write_dataset(iter(part), loaded, tmp_path / name)
+    command = [sys.executable, "-m", "preprocess.blend", "--folder", str(tmp_path), "--tokenizer", str(tiny_tokenizer)]
+    command += ["--train", "a", "--train", "b", "--valid", "b", "--test", "b"]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    weights = read_json(tmp_path / "blend.json")["train"]
+    assert weights[1::2] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert abs(sum(map(float, weights[::2])) - 1) < 1e-5 and float(weights[0]) > float(weights[2])
+    with pytest.raises(UserError, match="bin it first"):
+        blend.read_back(tmp_path / "c", loaded)
+
+
+def test_tasks_ask_only_what_is_known():
+    import random
+
+    poems = documents(300)
+    by_id = {row["id"]: clean.verse_lines(row["text"]) for row in poems}
+    for question in poem_tasks.next_line_questions(poems, 50, random.Random(1)):
+        lines = by_id[question["id"]]
+        assert question["choices"][question["answer"]] == lines[-1] + "。"
+        assert len({len(choice) for choice in question["choices"]}) == 1
+        assert len(set(question["choices"])) == poem_tasks.CHOICES
+        assert question["context"].endswith(lines[-2] + "，")
+    for pair in poem_tasks.preference_pairs(poems, 50, random.Random(1)):
+        assert pair["chosen"] != pair["rejected"] and pair["chosen"][:-1] in sum(by_id.values(), [])
+    rows = poem_tasks.instructions(poems, 100, random.Random(1))
+    assert len(rows) == 100 and all(row["instruction"] and row["output"] for row in rows)
+
+
+def test_a_broken_row_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "一"}\n{"text": \n')
+    with pytest.raises(UserError, match=r"rows\.jsonl line 2 is not JSON"):
+        list(read_jsonl(path))
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    target = tmp_path / "file"
+    with pytest.raises(RuntimeError), atomic_file(target) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "folder") as aside:
+        (aside / "x").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(tmp_path):
+    source = tmp_path / "source.jsonl.zst"
+    write_jsonl(source, documents(20_000))
+    whole, output = tmp_path / "whole.jsonl.zst", tmp_path / "output.jsonl.zst"
+
+    def command(target: Path) -> list[str]:
+        module = [sys.executable, "-m", "preprocess.clean", "--rules", "verse", "--input", str(source)]
+        return [*module, "--output", str(target)]
+
+    subprocess.run(command(whole), cwd=REPOSITORY, check=True, capture_output=True)
+    killed = subprocess.Popen(command(output), cwd=REPOSITORY, start_new_session=True)
+    partial = output.with_name(f".{output.name}.partial")
+    deadline = time.monotonic() + 60
+    while not partial.exists() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not output.exists()
+    subprocess.run(command(output), cwd=REPOSITORY, check=True, capture_output=True)
+    assert sha256(output) == sha256(whole)
