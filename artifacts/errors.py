@@ -37,5 +37,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         if error.errno != errno.ENOSPC:
             raise
         where = error.filename or "the output folder"
-        print(f"error: disk full while writing {where}: free some space and run the same command again", file=sys.stderr)
+        print(
+            f"error: disk full while writing {where}: free some space and run the same command again", file=sys.stderr
+        )
         sys.exit(EXIT_USER_ERROR)

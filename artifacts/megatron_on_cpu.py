@@ -33,7 +33,8 @@ TRITON_ONLY = {
 }
 
 FACTORIES = (
-    "tensor zeros ones empty full arange rand randn as_tensor zeros_like ones_like empty_like full_like linspace randint"
+    "tensor zeros ones empty full arange rand randn as_tensor zeros_like ones_like empty_like full_like linspace "
+    "randint"
 ).split()
 
 SILENT = (

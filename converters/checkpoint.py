@@ -108,5 +108,7 @@ def weights(iteration: Path) -> dict[str, Any]:
         load(state, storage_reader=reader, no_dist=True)
     except (CheckpointException, RuntimeError, OSError, EOFError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{iteration} cannot be read ({reason}): a shard is missing or cut, use an earlier one") from None
+        raise UserError(
+            f"{iteration} cannot be read ({reason}): a shard is missing or cut, use an earlier one"
+        ) from None
     return state

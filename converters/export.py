@@ -44,7 +44,9 @@ def check_keys(weights: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> N
     """Raise UserError when the checkpoint lacks a weight, holds one too many, or one of another shape."""
     missing, extra = sorted(set(shapes) - set(weights)), sorted(set(weights) - set(shapes))
     if missing or extra:
-        raise UserError(f"the checkpoint does not fit its own arguments: missing {missing or 'none'}, extra {extra or 'none'}")
+        raise UserError(
+            f"the checkpoint does not fit its own arguments: missing {missing or 'none'}, extra {extra or 'none'}"
+        )
     for key, shape in shapes.items():
         if tuple(weights[key].shape) != shape:
             raise UserError(f"the checkpoint's {key} is {tuple(weights[key].shape)}, its arguments say {shape}")
@@ -187,7 +189,9 @@ def export(checkpoint_folder: Path, tokenizer: Path, output: Path) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder that Megatron saved to, or one iter_NNNNNNN")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="folder that Megatron saved to, or one iter_NNNNNNN"
+    )
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer it was trained with")
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face folder to make")
     arguments = parser.parse_args()

@@ -57,7 +57,9 @@ def shape_of(arguments: Any, vocab: int) -> Shape:
     for flag, value in wanted.items():
         found = getattr(arguments, flag, None)
         if found != value:
-            raise UserError(f"the checkpoint is not {MODEL_TYPE}: its --{flag.replace('_', '-')} is {found}, not {value}")
+            raise UserError(
+                f"the checkpoint is not {MODEL_TYPE}: its --{flag.replace('_', '-')} is {found}, not {value}"
+            )
     groups = arguments.num_query_groups if arguments.group_query_attention else arguments.num_attention_heads
     return Shape(
         layers=arguments.num_layers,

@@ -1,10 +1,10 @@
 """The `myllm` command: run a pipeline, look at a run.
 
-    myllm run poetry-tiny                         # here, every stage; again: only what is missing
-    myllm run poetry-tiny --from sft --to score   # some stages
-    myllm run poetry-tiny --dry-run               # print the commands, run nothing
-    myllm status poetry-tiny
-    myllm report poetry-tiny
+myllm run poetry-tiny                         # here, every stage; again: only what is missing
+myllm run poetry-tiny --from sft --to score   # some stages
+myllm run poetry-tiny --dry-run               # print the commands, run nothing
+myllm status poetry-tiny
+myllm report poetry-tiny
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ from artifacts.layout import REPOSITORY, Run
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="myllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        prog="myllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = top.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run a pipeline's stages", description="Example: myllm run poetry-tiny --to convert")
+    run = commands.add_parser(
+        "run", help="run a pipeline's stages", description="Example: myllm run poetry-tiny --to convert"
+    )
     run.add_argument("pipeline", help="a file of launch/pipelines/")
     run.add_argument("--from", dest="first", metavar="STAGE", help="first stage")
     run.add_argument("--to", dest="last", metavar="STAGE", help="last stage")
-    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="replace one of the pipeline's values")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="replace one of the pipeline's values"
+    )
     run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     run.add_argument("--run-folder", type=Path, help="by default runs/<pipeline>")
     for name, text in (("status", "what is done of a run"), ("report", "write report.html and report.json")):

@@ -41,7 +41,9 @@ class Pipeline:
         names = [stage.name for stage in self.stages]
         for name in (first, last):
             if name is not None and name not in names:
-                raise UserError(f"pipeline {self.name} has no stage {name!r}{nearest(name, names)}; it has {', '.join(names)}")
+                raise UserError(
+                    f"pipeline {self.name} has no stage {name!r}{nearest(name, names)}; it has {', '.join(names)}"
+                )
         start = names.index(first) if first else 0
         end = names.index(last) if last else len(names) - 1
         if start > end:
@@ -63,7 +65,9 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
     path = PIPELINES / f"{name}.yaml"
     if not path.exists():
         known = sorted(p.stem for p in PIPELINES.glob("*.yaml"))
-        raise UserError(f"there is no pipeline {name!r}{nearest(name, known)}; launch/pipelines/ holds {', '.join(known)}")
+        raise UserError(
+            f"there is no pipeline {name!r}{nearest(name, known)}; launch/pipelines/ holds {', '.join(known)}"
+        )
     where = f"launch/pipelines/{path.name}"
     content = read_yaml(path)
     check_keys(where, content, PIPELINE_KEYS)
@@ -71,7 +75,9 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
     for assignment in replaced or []:
         key, equals, value = assignment.partition("=")
         if not equals or key not in values:
-            raise UserError(f"--set {assignment}: write NAME=VALUE with a NAME of {where}{nearest(key, values)}: {', '.join(values)}")
+            raise UserError(
+                f"--set {assignment}: write NAME=VALUE, NAME as in {where}{nearest(key, values)}: {', '.join(values)}"
+            )
         values[key] = value
     folder = run.resolve()
     values["run"] = str(folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder)
@@ -85,12 +91,16 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
         for command in entry["commands"]:
             unknown = [key for key in PLACEHOLDER.findall(command) if key not in values]
             if unknown:
-                raise UserError(f"{where}, stage {stage_name}: nothing is known of {{{unknown[0]}}}{nearest(unknown[0], values)}")
+                raise UserError(
+                    f"{where}, stage {stage_name}: nothing is known of {{{unknown[0]}}}{nearest(unknown[0], values)}"
+                )
             commands.append(shlex.split(PLACEHOLDER.sub(lambda match: str(values[match[1]]), command)))
         reads = [REPOSITORY / name for name in entry.get("reads", [])]
         for file in reads:
             if not file.exists():
-                raise UserError(f"{where}, stage {stage_name}: reads {file.relative_to(REPOSITORY)}, which does not exist")
+                raise UserError(
+                    f"{where}, stage {stage_name}: reads {file.relative_to(REPOSITORY)}, which does not exist"
+                )
         stages.append(Stage(stage_name, commands, entry.get("needs", []), reads, entry.get("always", False)))
     return Pipeline(content["name"], stages)
 

@@ -32,23 +32,29 @@ LAUNCHER_KEYS = ("nproc-per-node", "nnodes")
 LATEST = "latest_checkpointed_iteration.txt"
 FIRST_LOSS_TOLERANCE = 0.05  # of ln(vocabulary)
 
-ITERATION = re.compile(r"iteration +(\d+)/ *(\d+) \|.*?per iteration \(ms\): ([\d.]+) \|.*?lm loss: ([\d.E+-]+) \|.*?grad norm: ([\d.]+)")
+ITERATION = re.compile(
+    r"iteration +(\d+)/ *(\d+) \|.*?per iteration \(ms\): ([\d.]+) \|.*?lm loss: ([\d.E+-]+) \|.*?grad norm: ([\d.]+)"
+)
 VALIDATION = re.compile(r"validation loss at iteration (\d+) \| lm loss value: ([\d.E+-]+)")
 RATE = re.compile(r"learning rate: ([\d.E+-]+)")
 
 
 def load_recipe(model: str, training: str, hardware: str, replaced: list[str]) -> dict[str, Any]:
-    """Keys of the three files together, then the replaced ones; raises UserError on an unknown file or a twice-set key."""
+    """Keys of the three files together, then the replaced ones; UserError on an unknown file or a key set twice."""
     recipe: dict[str, Any] = {}
     for kind, name in (("models", model), ("training", training), ("hardware", hardware)):
         path = CONFIGS / kind / f"{name}.yaml"
         if not path.exists():
             known = [p.stem for p in path.parent.glob("*.yaml")]
-            raise UserError(f"{path.relative_to(REPOSITORY)} does not exist{nearest(name, known)}; there are {', '.join(known)}")
+            raise UserError(
+                f"{path.relative_to(REPOSITORY)} does not exist{nearest(name, known)}; there are {', '.join(known)}"
+            )
         keys = read_yaml(path)
         twice = sorted(set(keys) & set(recipe))
         if twice:
-            raise UserError(f"{path.relative_to(REPOSITORY)} sets {twice[0]}, which another file of the recipe sets already")
+            raise UserError(
+                f"{path.relative_to(REPOSITORY)} sets {twice[0]}, which another file of the recipe sets already"
+            )
         recipe.update(keys)
     for assignment in replaced:
         key, equals, value = assignment.partition("=")
@@ -101,7 +107,9 @@ def check_layout(recipe: dict[str, Any], processes: int) -> None:
     tensor = int(recipe.get("tensor-model-parallel-size", 1))
     pipeline = int(recipe.get("pipeline-model-parallel-size", 1))
     if processes % (tensor * pipeline):
-        raise UserError(f"{processes} processes cannot be TP {tensor} x PP {pipeline}: mend nproc-per-node in the hardware file")
+        raise UserError(
+            f"{processes} processes cannot be TP {tensor} x PP {pipeline}: mend nproc-per-node in the hardware file"
+        )
     data = processes // (tensor * pipeline)
     for key in ("num-attention-heads", "num-query-groups"):
         if int(recipe.get(key, tensor)) % tensor:
@@ -110,7 +118,10 @@ def check_layout(recipe: dict[str, Any], processes: int) -> None:
         raise UserError(f"num-layers {recipe['num-layers']} cannot be divided by pipeline parallel {pipeline}")
     step = int(recipe["micro-batch-size"]) * data
     if int(recipe["global-batch-size"]) % step:
-        raise UserError(f"global-batch-size {recipe['global-batch-size']} is no multiple of micro-batch-size x data parallel = {step}")
+        raise UserError(
+            f"global-batch-size {recipe['global-batch-size']} is no multiple of "
+            f"micro-batch-size x data parallel = {step}"
+        )
 
 
 def run_flags(run: Run) -> list[str]:
@@ -128,7 +139,9 @@ def run_flags(run: Run) -> list[str]:
 
 def drop_half_written(checkpoints: Path) -> None:
     """Point Megatron at the newest whole checkpoint, and say so when a newer, half-written one is left aside."""
-    whole = [int(p.parent.name[5:]) for p in checkpoints.glob("iter_*/.metadata") if (p.parent / "metadata.json").exists()]
+    whole = [
+        int(p.parent.name[5:]) for p in checkpoints.glob("iter_*/.metadata") if (p.parent / "metadata.json").exists()
+    ]
     for folder in checkpoints.glob("iter_*"):
         if int(folder.name[5:]) not in whole:
             print(f"{folder} is half-written and is dropped", flush=True)
@@ -166,7 +179,9 @@ def start_over_if_changed(run: Run, arguments: list[str]) -> None:
 
 
 def vocabulary(run: Run) -> int:
-    return len(read_json(run.tokenizer / "vocab.json")) + len(read_json(run.tokenizer / "tokenizer_config.json")["added_tokens_decoder"])
+    return len(read_json(run.tokenizer / "vocab.json")) + len(
+        read_json(run.tokenizer / "tokenizer_config.json")["added_tokens_decoder"]
+    )
 
 
 def read_history(log: Path) -> dict[str, list[list[float]]]:
@@ -175,7 +190,9 @@ def read_history(log: Path) -> dict[str, list[list[float]]]:
     A resumed run logs some iterations twice; the later line counts.
     """
     text = log.read_text(encoding="utf-8", errors="replace")
-    curves: dict[str, dict[int, float]] = {name: {} for name in ("loss", "milliseconds", "grad_norm", "learning_rate", "valid")}
+    curves: dict[str, dict[int, float]] = {
+        name: {} for name in ("loss", "milliseconds", "grad_norm", "learning_rate", "valid")
+    }
     for line in text.splitlines():
         if match := ITERATION.search(line):
             iteration = int(match[1])
@@ -210,7 +227,13 @@ def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
     """Run torchrun, its output to the terminal and appended to `log`; raises UserError with the telling line."""
     with log.open("a", encoding="utf-8") as copy:
         process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda number, frame: process.send_signal(signal.SIGTERM))
@@ -223,7 +246,9 @@ def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
             if "Error" in line and "elastic" not in line:
                 telling = line.strip()
         if process.wait() != 0:
-            raise UserError(f"Megatron stopped with exit code {process.returncode}: {telling or 'no message'} (log: {log})")
+            raise UserError(
+                f"Megatron stopped with exit code {process.returncode}: {telling or 'no message'} (log: {log})"
+            )
 
 
 def main() -> None:
@@ -257,7 +282,9 @@ def main() -> None:
     else:
         train(command, log, environment)
         if int(tracker.read_text()) < iterations:
-            raise UserError(f"stopped at iteration {tracker.read_text().strip()} of {iterations}, saved: run the same command to go on")
+            raise UserError(
+                f"stopped at iteration {tracker.read_text().strip()} of {iterations}, saved: run the same command again"
+            )
     history = read_history(log)
     size = vocabulary(run)
     check_learning(history, size)

@@ -24,7 +24,17 @@ from launch.runner import Manifest, read_manifest
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 LINE_END = re.compile(r"[，。！？；：、\s]+")
 VERSIONS = {
-    "train": ("torch", "megatron-core", "transformers", "llamafactory", "trl", "peft", "tokenizers", "opencc", "wikiextractor"),
+    "train": (
+        "torch",
+        "megatron-core",
+        "transformers",
+        "llamafactory",
+        "trl",
+        "peft",
+        "tokenizers",
+        "opencc",
+        "wikiextractor",
+    ),
     "eval": ("opencompass",),
     "serve": ("vllm",),
 }
@@ -116,7 +126,9 @@ def stage_row(name: str, manifest: Manifest | None) -> dict[str, Any]:
     }
 
 
-def plot(series: dict[str, list[list[float]]], x_label: str, y_label: str, line: tuple[str, float] | None = None) -> str:
+def plot(
+    series: dict[str, list[list[float]]], x_label: str, y_label: str, line: tuple[str, float] | None = None
+) -> str:
     """A line chart as inline SVG; `line` is a level to mark, with its name."""
     import matplotlib
 
@@ -149,7 +161,12 @@ def plots(stages: list[dict[str, Any]]) -> list[tuple[str, str]]:
     curves = metrics.get("pretrain", {}).get("curves")
     if curves:
         uniform = ("ln(vocabulary)", metrics["pretrain"]["uniform_loss"])
-        found.append(("Pretraining loss", plot({"train": curves["loss"], "valid": curves["valid"]}, "iteration", "loss", uniform)))
+        found.append(
+            (
+                "Pretraining loss",
+                plot({"train": curves["loss"], "valid": curves["valid"]}, "iteration", "loss", uniform),
+            )
+        )
         found.append(("Gradient norm", plot({"gradient norm": curves["grad_norm"]}, "iteration", "norm")))
     for stage, title in (("sft", "SFT loss"), ("dpo", "DPO loss")):
         if metrics.get(stage, {}).get("loss_curve"):
@@ -174,16 +191,26 @@ def write_report(run: Run) -> None:
 
     names = read_json(run.folder / "pipeline.json")["stages"]
     stages = [stage_row(name, read_manifest(run, name)) for name in names if name != "report"]
-    report = {"run": run.name, "stages": stages, "gates": gates(run), "scores": scores(run), "versions": versions()}
+    report: dict[str, Any] = {
+        "run": run.name,
+        "stages": stages,
+        "gates": gates(run),
+        "scores": scores(run),
+        "versions": versions(),
+    }
     write_json(run.folder / "report.json", report)
     samples = run.evaluation / "stage_samples.json"
-    page = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        report=report,
-        plots=plots(stages),
-        samples=read_json(samples) if samples.exists() else {},
-        shown=shown,
-        total_seconds=sum(stage["seconds"] for stage in stages),
-        peak_memory_mb=max((stage["peak_memory_mb"] for stage in stages), default=0),
+    page = (
+        Environment(autoescape=True)
+        .from_string(TEMPLATE.read_text(encoding="utf-8"))
+        .render(
+            report=report,
+            plots=plots(stages),
+            samples=read_json(samples) if samples.exists() else {},
+            shown=shown,
+            total_seconds=sum(stage["seconds"] for stage in stages),
+            peak_memory_mb=max((stage["peak_memory_mb"] for stage in stages), default=0),
+        )
     )
     write_text(run.folder / "report.html", page)
     for stage in stages:

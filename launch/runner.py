@@ -158,7 +158,12 @@ def start(command: list[str], run: Run, log: IO[bytes], metrics: Path) -> subpro
         "TOKENIZERS_PARALLELISM": "true",
     }
     return subprocess.Popen(
-        [program, *command[1:]], cwd=REPOSITORY, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        [program, *command[1:]],
+        cwd=REPOSITORY,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -198,7 +203,9 @@ def run_stage(stage: Stage, run: Run, state: str, position: str) -> Manifest:
                 stop(process, run)
                 raise
             if process.returncode != 0:
-                manifest = Manifest(stage.name, "failed", state, commands, round(time.monotonic() - begin, 1), round(peak, 1))
+                manifest = Manifest(
+                    stage.name, "failed", state, commands, round(time.monotonic() - begin, 1), round(peak, 1)
+                )
                 write_json(manifest_path(run, stage.name), asdict(manifest))
                 display.close("failed")
                 raise UserError(
@@ -225,6 +232,7 @@ def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: boo
                 print(shlex.join(command))
         return
     run.folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request is treated like Ctrl-C
     with (run.folder / ".lock").open("w") as lock:
         os.set_inheritable(lock.fileno(), False)
         try:
@@ -232,7 +240,9 @@ def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: boo
         except OSError:
             raise UserError(f"{run.folder} is in use by another `myllm run`: wait for it, or stop it") from None
         end_left_over(run)
-        write_json(run.folder / "pipeline.json", {"pipeline": pipeline.name, "stages": [s.name for s in pipeline.stages]})
+        write_json(
+            run.folder / "pipeline.json", {"pipeline": pipeline.name, "stages": [s.name for s in pipeline.stages]}
+        )
         fingerprints: dict[str, str] = {}
         redone: set[str] = set()
         for number, stage in enumerate(pipeline.stages, start=1):
@@ -241,7 +251,9 @@ def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: boo
             fresh = manifest is not None and manifest.status == DONE and manifest.fingerprint == state
             if stage not in stages:
                 if stage.name in {need for wanted in stages for need in wanted.needs} and not fresh:
-                    raise UserError(f"stage {stage.name} is not done yet: run `myllm run {pipeline.name} --from {stage.name}`")
+                    raise UserError(
+                        f"stage {stage.name} is not done yet: run `myllm run {pipeline.name} --from {stage.name}`"
+                    )
                 continue
             position = f"{number}/{len(pipeline.stages)}"
             if fresh and not redone.intersection(stage.needs) and not stage.always:

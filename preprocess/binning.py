@@ -62,7 +62,7 @@ def write_index(path: Path, dtype: str, lengths: Any) -> None:
 
     filled = lengths > 0
     sequences = lengths[filled].astype(np.int32)
-    pointers = np.zeros(len(sequences), np.int64)
+    pointers: Any = np.zeros(len(sequences), np.int64)
     np.cumsum(sequences[:-1].astype(np.int64) * np.dtype(dtype).itemsize, out=pointers[1:])
     documents = np.concatenate([[0], np.cumsum(filled)]).astype(np.int64)
     with path.open("wb") as stream:

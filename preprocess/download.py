@@ -60,7 +60,9 @@ def check(path: Path, source: dict[str, Any]) -> None:
             "delete it and download it again"
         )
     if integrity(path) != source["integrity"]:
-        raise UserError(f"{path} differs from the published file (its sha512 is wrong): delete it and download it again")
+        raise UserError(
+            f"{path} differs from the published file (its sha512 is wrong): delete it and download it again"
+        )
 
 
 def npm_pack(package: str, version: str, folder: Path) -> Path:

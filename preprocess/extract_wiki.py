@@ -69,7 +69,7 @@ def prepare(dump: Path, target: Path) -> int:
     pages = 0
     try:
         with open_dump(dump) as source, target.open("w", encoding="utf-8") as output:
-            parser = ElementTree.XMLPullParser(["end"])
+            parser: Any = ElementTree.XMLPullParser(["end"])
             block: list[str] = []
             for line in source:
                 parser.feed(line)
@@ -134,14 +134,16 @@ def main() -> None:
     arguments = parser.parse_args()
     dump = arguments.dump or source_file("zhwiki-sample")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=arguments.output.parent) as folder:
-        prepared = Path(folder) / "dump.xml"
+    prepared = arguments.output.with_name(".prepared.xml")  # a fixed name: what a kill leaves is written over
+    try:
         pages = prepare(dump, prepared)
         # WikiExtractor's workers answer in any order; by id the result is the same every time
         rows = sorted(documents(prepared, arguments.processes), key=lambda row: row["id"])
-        if not rows:
-            raise UserError(f"{dump}: none of its {pages} pages has text (redirects and empty pages only)")
-        report_metrics(pages=pages, pages_with_text=write_jsonl(arguments.output, rows))
+    finally:
+        prepared.unlink(missing_ok=True)
+    if not rows:
+        raise UserError(f"{dump}: none of its {pages} pages has text (redirects and empty pages only)")
+    report_metrics(pages=pages, pages_with_text=write_jsonl(arguments.output, rows))
 
 
 if __name__ == "__main__":

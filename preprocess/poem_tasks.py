@@ -7,10 +7,10 @@ Training data comes from training poems, validation data from the validation spl
 
     sft_train.json, sft_valid.json   {"instruction", "input", "output"}: which line follows, complete the poem, write a
                                      verse, who wrote it
-    dpo_train.json, dpo_valid.json   {"instruction", "input", "chosen", "rejected"}: the line that follows against a line
+    dpo_train.json, dpo_valid.json   {"instruction", "input", "chosen", "rejected"}: the line that follows against one
                                      of the same length from another poem
-    next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four lines
-                                     of equal length that all end a couplet; one is the poem's last line
+    next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four
+                                     lines of equal length that end couplets; one is its last
     verse_prompts.json               {"id", "messages", "line_length"}: requests whose answers' lines are counted
     gate_prompts.json                {"completions", "chats"}: prompts for the serving gate
 """

@@ -90,7 +90,9 @@ def train(texts: Iterator[str], vocab_size: int, split_characters: bool) -> Any:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     size = tokenizer.get_vocab_size()
     if size != vocab_size:
-        raise UserError(f"the text gives only {size} tokens, not --vocab-size {vocab_size}: ask for less, or give more text")
+        raise UserError(
+            f"the text gives only {size} tokens, not --vocab-size {vocab_size}: ask for less, or give more text"
+        )
     return tokenizer
 
 

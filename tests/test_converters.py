@@ -52,7 +52,14 @@ def test_round_trip_is_exact_and_transformers_takes_every_weight(groups, untied,
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.booleans())
+@given(
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.booleans(),
+)
 def test_round_trip_for_any_shape(layers, groups, per_group, half_head, ffn, untied):
     heads, head_dim = groups * per_group, 2 * half_head
     run = arguments(

@@ -59,7 +59,9 @@ def tiny_tokenizer(tmp_path_factory):
 
 
 def test_poems_are_read_from_the_tarball(tmp_path):
-    content = json.dumps([{"author": "甲", "title": "乙", "paragraphs": ["一二三四五，六七八九十。"], "id": "x"}]).encode()
+    content = json.dumps(
+        [{"author": "甲", "title": "乙", "paragraphs": ["一二三四五，六七八九十。"], "id": "x"}]
+    ).encode()
     path = tarball(tmp_path / "p.tgz", {"package/dist/quantangshi/poet.song.1000.json": content})
     rows = list(extract_poems.documents(path))
     assert rows == [

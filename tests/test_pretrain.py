@@ -14,7 +14,17 @@ RECIPE = ("qwen2-tiny", "demo", "cpu")
 
 
 def check(*replaced: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "launch.pretrain", "--model", "qwen2-tiny", "--training", "demo", "--hardware", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.pretrain",
+        "--model",
+        "qwen2-tiny",
+        "--training",
+        "demo",
+        "--hardware",
+        "cpu",
+    ]
     command += ["--run", "runs/none", "--dry-run", *(part for item in replaced for part in ("--set", item))]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
 
@@ -60,14 +70,16 @@ def test_unknown_recipe_names_the_nearest():
 
 def line(iteration: int, loss: float) -> str:
     return (
-        f" [2026-01-01] iteration {iteration:8d}/      20 | consumed samples: 1 | elapsed time per iteration (ms): 250.0 "
-        f"| learning rate: 1.0E-03 | global batch size: 16 | lm loss: {loss:.6E} | loss scale: 1.0 | grad norm: 0.500 |\n"
+        f" [x] iteration {iteration:8d}/      20 | consumed samples: 1 | elapsed time per iteration (ms): 250.0 "
+        f"| learning rate: 1.0E-03 | global batch size: 16 | lm loss: {loss:.6E} | loss scale: 1 | grad norm: 0.500 |\n"
     )
 
 
 def test_history_takes_the_later_of_two_lines(tmp_path):
     log = tmp_path / "megatron.log"
-    log.write_text(line(1, 5.8) + line(10, 5.0) + line(10, 4.9) + " validation loss at iteration 10 | lm loss value: 4.95E+00 |")
+    log.write_text(
+        line(1, 5.8) + line(10, 5.0) + line(10, 4.9) + " validation loss at iteration 10 | lm loss value: 4.95E+00 |"
+    )
     history = pretrain.read_history(log)
     assert history["loss"] == [[1, 5.8], [10, 4.9]] and history["valid"] == [[10, 4.95]]
 

@@ -1,4 +1,4 @@
-"""Pipelines are checked before they start; stages are skipped when done, redone when changed, and fail with a reason."""
+"""Pipelines are checked before they start; stages are skipped, redone, or fail with a reason."""
 
 import json
 import os
@@ -149,11 +149,20 @@ def test_progress_is_read_from_any_tool(tmp_path, text, expected):
 
 def test_help_is_quick_and_imports_nothing_heavy():
     script = "import sys, launch.cli as c; c.parser().format_help(); print(json.dumps(sorted(sys.modules)))"
-    output = subprocess.run([sys.executable, "-c", "import json; " + script], cwd=REPOSITORY, capture_output=True, text=True)
+    output = subprocess.run(
+        [sys.executable, "-c", "import json; " + script], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert not {"torch", "numpy", "yaml", "transformers", "megatron"} & set(json.loads(output.stdout))
 
 
-@pytest.mark.parametrize("module", sorted(str(p.relative_to(REPOSITORY)) for f in ("artifacts", "preprocess", "converters", "launch") for p in (REPOSITORY / f).glob("*.py")))
+@pytest.mark.parametrize(
+    "module",
+    sorted(
+        str(p.relative_to(REPOSITORY))
+        for f in ("artifacts", "preprocess", "converters", "launch")
+        for p in (REPOSITORY / f).glob("*.py")
+    ),
+)
 def test_modules_import_without_torch(module):
     if module == "launch/pretrain_worker.py":
         pytest.skip("a rank of a training run: torch is its own work")
@@ -163,7 +172,11 @@ def test_modules_import_without_torch(module):
 
 
 def test_commands_that_name_nothing_exist_with_two():
-    for command in (["run", "poetry-tin", "--dry-run"], ["run", "poetry-tiny", "--from", "sftt", "--dry-run"], ["status", "no"]):
+    for command in (
+        ["run", "poetry-tin", "--dry-run"],
+        ["run", "poetry-tiny", "--from", "sftt", "--dry-run"],
+        ["status", "no"],
+    ):
         result = subprocess.run([*MYLLM, *command], cwd=REPOSITORY, capture_output=True, text=True)
         assert result.returncode == 2 and result.stderr.startswith("error: ")
         assert len(result.stderr.strip().splitlines()) == 1
