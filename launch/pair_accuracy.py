@@ -11,7 +11,6 @@ template; the answer is followed by <|im_end|>, so that stopping in the right pl
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,20 +19,10 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, write_json
 from artifacts.stage import report_metrics
+from artifacts.statistics import wilson
 
 END_OF_TURN = "<|im_end|>"
 BATCH_TOKENS = 8192  # padded tokens a batch: with a vocabulary of 6,400 the logits take 200 MB
-
-
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share, in per cent (Wilson 1927): honest near 0 and 100, where the normal one is not."""
-    if n == 0:
-        return 0.0, 100.0
-    share = hits / n
-    centre = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = ((centre + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-    return round(100 * max(0.0, low), 2), round(100 * min(1.0, high), 2)
 
 
 def read_pairs(path: Path) -> list[dict[str, str]]:

@@ -29,6 +29,7 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, sha256, write_json, write_text
 from artifacts.layout import REPOSITORY, environment
 from artifacts.stage import report_metrics
+from artifacts.statistics import wilson
 from eval_configs.smoke_data import SUBJECTS, write_ceval_smoke
 from launch.guard import Guarded
 
@@ -71,14 +72,6 @@ class Score:
     chance: float
     protocol: str
     smoke: bool
-
-
-def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, in percent (E. B. Wilson, JASA 22, 1927); 95 % with the default z."""
-    share = right / n
-    middle = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return 100 * (middle - half) / (1 + z * z / n), 100 * (middle + half) / (1 + z * z / n)
 
 
 def read_questions(path: Path, limit: int | None = None) -> list[dict[str, Any]]:

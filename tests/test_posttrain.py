@@ -485,11 +485,6 @@ def test_padding_does_not_change_a_log_probability(ground: Path) -> None:
         assert tokenizer.decode(tokens[:prompt]).endswith("<|im_start|>assistant\n")
 
 
-def test_wilson_interval() -> None:
-    assert pair_accuracy.wilson(50, 100) == (40.38, 59.62)
-    assert pair_accuracy.wilson(0, 10)[0] == 0.0 and pair_accuracy.wilson(10, 10)[1] == 100.0
-
-
 def test_curves_are_thinned_to_their_ends() -> None:
     curve = [[float(step), 1.0] for step in range(1000)]
     assert len(posttrain.thin(curve)) == 200

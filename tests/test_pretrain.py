@@ -32,7 +32,7 @@ def check(*replaced: str) -> subprocess.CompletedProcess:
 def test_the_shipped_recipe_is_megatrons():
     result = check()
     assert result.returncode == 0, result.stderr
-    assert "torchrun --standalone --nproc-per-node=2 launch/pretrain_worker.py --num-layers 5" in result.stdout
+    assert "torchrun --standalone --nproc-per-node=2 launch/pretrain_worker.py --num-layers 4" in result.stdout
     assert not (REPOSITORY / "runs" / "none").exists()
 
 

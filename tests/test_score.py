@@ -15,6 +15,7 @@ from tiny_qwen2 import VERSES, make_tiny_qwen2
 
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
+from artifacts.statistics import wilson
 from eval_configs.smoke_data import SUBJECTS, write_ceval_smoke
 from launch import score
 
@@ -49,8 +50,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_wilson_interval() -> None:
     # Values of R's binom::binom.confint(…, methods = "wilson").
-    assert score.wilson(50, 100) == pytest.approx((40.383, 59.617), abs=1e-3)
-    assert score.wilson(0, 10) == pytest.approx((0.0, 27.753), abs=1e-3)
+    assert wilson(50, 100) == pytest.approx((40.383, 59.617), abs=1e-3)
+    assert wilson(0, 10) == pytest.approx((0.0, 27.753), abs=1e-3)
 
 
 @pytest.mark.parametrize(
