@@ -126,7 +126,8 @@ def patch_torch() -> None:
     """Answer `torch.cuda` for the CPU. Call once, before Megatron is imported."""
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's arguments assert it for TP > 1
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (is|are) not installed")
+    for module in ("megatron", "torch.distributed"):  # what is missing, and what torch plans: on a CPU both are known
+        warnings.filterwarnings("ignore", category=UserWarning, module=module)
     allow_python_3_11()
     allow_missing_triton()
     import torch
