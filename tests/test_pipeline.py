@@ -81,7 +81,7 @@ def test_run_again_does_nothing(whole_run):
     assert {path: path.stat().st_mtime_ns for path in whole_run.rglob("*.safetensors")} == before
 
 
-@pytest.mark.parametrize("stage", ["extract", "simplify", "deduplicate", "tokenizer", "binning"])
+@pytest.mark.parametrize("stage", ["simplify", "tokenizer", "binning"])
 def test_killed_in_a_stage_it_finishes_with_the_same_bytes(whole_run, tmp_path, stage):
     folder = tmp_path / "short"
     process = subprocess.Popen(
