@@ -16,7 +16,7 @@ from artifacts.layout import REPOSITORY
 
 PIPELINES = REPOSITORY / "launch" / "pipelines"
 PIPELINE_KEYS = ("name", "description", "values", "stages")
-STAGE_KEYS = ("commands", "needs", "reads", "always")
+STAGE_KEYS = ("commands", "needs", "reads")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -28,7 +28,6 @@ class Stage:
     commands: list[list[str]]
     needs: list[str] = field(default_factory=list)
     reads: list[Path] = field(default_factory=list)
-    always: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
                 raise UserError(
                     f"{where}, stage {stage_name}: reads {file.relative_to(REPOSITORY)}, which does not exist"
                 )
-        stages.append(Stage(stage_name, commands, entry.get("needs", []), reads, entry.get("always", False)))
+        stages.append(Stage(stage_name, commands, entry.get("needs", []), reads))
     return Pipeline(content["name"], stages)
 
 

@@ -256,7 +256,7 @@ def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: boo
                     )
                 continue
             position = f"{number}/{len(pipeline.stages)}"
-            if fresh and not redone.intersection(stage.needs) and not stage.always:
+            if fresh and not redone.intersection(stage.needs):
                 print(f"[{position}] {stage.name}: done before, skipped", flush=True)
                 continue
             run_stage(stage, run, state, position)

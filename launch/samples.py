@@ -16,7 +16,7 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, write_json
 
 FIRST_LINES = ("春风吹又生，", "明月照高楼，", "万里长江一叶舟，")
-REQUESTS = ("写一首五言绝句。", "写一首七言绝句。", "续写下一句：明月照高楼，")
+REQUESTS = ("写一首五言绝句，每句五个字。", "写一首七言绝句，每句七个字。", "续写下一句：明月照高楼，")
 NEW_TOKENS = 72
 
 

@@ -8,7 +8,7 @@ Training data comes from training poems, validation data from the validation spl
     sft_train.json, sft_valid.json   {"instruction", "input", "output"}: which line follows, complete the poem, write a
                                      verse, who wrote it
     dpo_train.json, dpo_valid.json   {"instruction", "input", "chosen", "rejected"}: the line that follows against one
-                                     of the same length from another poem
+                                     of the same length, a verse against one of another form
     next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four
                                      lines of equal length that end couplets; one is its last
     verse_prompts.json               {"id", "messages", "line_length"}: requests whose answers' lines are counted
@@ -32,7 +32,7 @@ CHOICES = 4
 VALID_ROWS = 400
 VERSE_PROMPTS = 100
 GATE_PROMPTS = 10
-NUMERALS = {5: "五言", 7: "七言"}
+NUMERALS = {5: "五", 7: "七"}
 FORMS = {4: "绝句", 8: "律诗"}
 AUTHORS = ("陆游", "白居易", "杨万里", "苏轼", "杜甫", "李白")
 
@@ -58,13 +58,16 @@ def complete_poem(poem: Document, rng: random.Random) -> dict[str, str]:
     return {"instruction": f"补全这首诗：{couplets(lines[:2])}", "input": "", "output": couplets(lines[2:])}
 
 
-def write_verse(poem: Document, rng: random.Random) -> dict[str, str]:
+def write_verse(poem: Document, rng: random.Random) -> dict[str, str] | None:
     lines = verse_lines(poem["text"])
+    if len(lines) not in FORMS:
+        return None
     return {"instruction": verse_request(len(lines[0]), len(lines)), "input": "", "output": couplets(lines)}
 
 
 def verse_request(length: int, lines: int) -> str:
-    return f"写一首{NUMERALS[length]}{FORMS.get(lines, f'诗，共{lines}句')}。"
+    numeral, form = NUMERALS[length], FORMS[lines]
+    return f"写一首{numeral}言{form}，每句{numeral}个字。"
 
 
 def who_wrote(poem: Document, rng: random.Random) -> dict[str, str] | None:
@@ -76,9 +79,9 @@ def who_wrote(poem: Document, rng: random.Random) -> dict[str, str] | None:
 
 
 MAKERS: tuple[tuple[int, Callable[[Document, random.Random], dict[str, str] | None]], ...] = (
-    (50, what_follows),
-    (20, complete_poem),
-    (25, write_verse),
+    (35, what_follows),
+    (10, complete_poem),
+    (50, write_verse),
     (5, who_wrote),
 )
 
@@ -120,14 +123,30 @@ def wrong_lines(lines: list[str], pool: list[str], count: int, rng: random.Rando
 
 
 def preference_pairs(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """Pairs for DPO: the line that follows against another poem's, of the same length.
+    """Pairs for DPO, half of each kind, from facts alone.
 
-    Equal lengths, because a sum of log-probabilities prefers the shorter answer whatever it says.
+    The line that follows against another poem's, of the same length (a sum of log-probabilities prefers the shorter
+    answer whatever it says); and a verse of the form asked for against one of as many lines of the other length.
     """
+    by_form: dict[tuple[int, int], list[str]] = {}
+    for poem in poems:
+        lines = verse_lines(poem["text"])
+        by_form.setdefault((len(lines[0]), len(lines)), []).append(poem["text"])
     pool = closing_lines(poems)
     rows = []
     for poem in rng.sample(poems, min(count, len(poems))):
         lines = verse_lines(poem["text"])
+        other_form = by_form.get((sum(NUMERALS) - len(lines[0]), len(lines)))
+        if rng.random() < 0.5 and len(lines) in FORMS and other_form:
+            rows.append(
+                {
+                    "instruction": verse_request(len(lines[0]), len(lines)),
+                    "input": "",
+                    "chosen": poem["text"],
+                    "rejected": rng.choice(other_form),
+                }
+            )
+            continue
         asked = rng.randrange(1, len(lines), 2)
         other = wrong_lines(lines, pool[len(lines[0])], 1, rng)[0]
         instruction = follow_instruction(lines[:asked])
