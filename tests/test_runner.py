@@ -194,3 +194,17 @@ def test_verse_form_counts_lines():
     rows = [{"text": "春风明月夜，江山白云天。", "line_length": 5}, {"text": "花鸟雨雪山水，", "line_length": 5}]
     found = report.verse_form([*rows, {"text": "", "line_length": 7}])
     assert found["n"] == 4 and found["value"] == 50 and found["low"] < 50 < found["high"]
+
+
+def test_a_full_disk_is_one_line(capsys):
+    import errno
+
+    from artifacts.errors import run_main
+
+    def write() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "corpus/x.jsonl.zst")
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(write)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: disk full while writing corpus/x.jsonl.zst: free some space")
