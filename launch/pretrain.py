@@ -36,6 +36,7 @@ ITERATION = re.compile(
     r"iteration +(\d+)/ *(\d+) \|.*?per iteration \(ms\): ([\d.]+) \|.*?lm loss: ([\d.E+-]+) \|.*?grad norm: ([\d.]+)"
 )
 VALIDATION = re.compile(r"validation loss at iteration (\d+) \| lm loss value: ([\d.E+-]+)")
+FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
 RATE = re.compile(r"learning rate: ([\d.E+-]+)")
 
 
@@ -238,13 +239,14 @@ def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda number, frame: process.send_signal(signal.SIGTERM))
         assert process.stdout is not None
-        telling = ""
+        telling = previous = ""
         for line in process.stdout:
             copy.write(line)
             copy.flush()
             sys.stdout.write(line)
-            if "Error" in line and "elastic" not in line:
-                telling = line.strip()
+            if not telling and FAILURE.match(line):
+                telling = f"{line.strip()} ({previous.strip()})"
+            previous = line
         if process.wait() != 0:
             raise UserError(
                 f"Megatron stopped with exit code {process.returncode}: {telling or 'no message'} (log: {log})"
