@@ -8,7 +8,7 @@ Training data comes from training poems, validation data from the validation spl
     sft_train.json, sft_valid.json   {"instruction", "input", "output"}: which line follows, complete the poem, write a
                                      verse, who wrote it
     dpo_train.json, dpo_valid.json   {"instruction", "input", "chosen", "rejected"}: the line that follows against one
-                                     of the same length, a verse against one of another form
+                                     of the same length from another poem
     next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four
                                      lines of equal length that end couplets; one is its last
     verse_prompts.json               {"id", "messages", "line_length"}: requests whose answers' lines are counted
@@ -123,30 +123,14 @@ def wrong_lines(lines: list[str], pool: list[str], count: int, rng: random.Rando
 
 
 def preference_pairs(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """Pairs for DPO, half of each kind, from facts alone.
+    """Pairs for DPO: the line that follows against another poem's, of the same length.
 
-    The line that follows against another poem's, of the same length (a sum of log-probabilities prefers the shorter
-    answer whatever it says); and a verse of the form asked for against one of as many lines of the other length.
+    Equal lengths, because a sum of log-probabilities prefers the shorter answer whatever it says.
     """
-    by_form: dict[tuple[int, int], list[str]] = {}
-    for poem in poems:
-        lines = verse_lines(poem["text"])
-        by_form.setdefault((len(lines[0]), len(lines)), []).append(poem["text"])
     pool = closing_lines(poems)
     rows = []
     for poem in rng.sample(poems, min(count, len(poems))):
         lines = verse_lines(poem["text"])
-        other_form = by_form.get((sum(NUMERALS) - len(lines[0]), len(lines)))
-        if rng.random() < 0.5 and len(lines) in FORMS and other_form:
-            rows.append(
-                {
-                    "instruction": verse_request(len(lines[0]), len(lines)),
-                    "input": "",
-                    "chosen": poem["text"],
-                    "rejected": rng.choice(other_form),
-                }
-            )
-            continue
         asked = rng.randrange(1, len(lines), 2)
         other = wrong_lines(lines, pool[len(lines[0])], 1, rng)[0]
         instruction = follow_instruction(lines[:asked])
