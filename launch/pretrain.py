@@ -35,7 +35,7 @@ FIRST_LOSS_TOLERANCE = 0.05  # of ln(vocabulary)
 ITERATION = re.compile(
     r"iteration +(\d+)/ *(\d+) \|.*?per iteration \(ms\): ([\d.]+) \|.*?lm loss: ([\d.E+-]+) \|.*?grad norm: ([\d.]+)"
 )
-VALIDATION = re.compile(r"validation loss at iteration (\d+) \| lm loss value: ([\d.E+-]+)")
+VALIDATION = re.compile(r"validation loss at iteration (\d+)(?: on validation set)? \| lm loss value: ([\d.E+-]+)")
 FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
 RATE = re.compile(r"learning rate: ([\d.E+-]+)")
 

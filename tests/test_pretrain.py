@@ -78,7 +78,10 @@ def line(iteration: int, loss: float) -> str:
 def test_history_takes_the_later_of_two_lines(tmp_path):
     log = tmp_path / "megatron.log"
     log.write_text(
-        line(1, 5.8) + line(10, 5.0) + line(10, 4.9) + " validation loss at iteration 10 | lm loss value: 4.95E+00 |"
+        line(1, 5.8)
+        + line(10, 5.0)
+        + line(10, 4.9)
+        + " validation loss at iteration 10 on validation set | lm loss value: 4.95E+00 |"
     )
     history = pretrain.read_history(log)
     assert history["loss"] == [[1, 5.8], [10, 4.9]] and history["valid"] == [[10, 4.95]]
