@@ -15,8 +15,8 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, write_json
 
-FIRST_LINES = ("春风吹又生，", "明月照高楼，", "万里长江一叶舟，")
-REQUESTS = ("写一首五言绝句，每句五个字。", "写一首七言绝句，每句七个字。", "续写下一句：明月照高楼，")
+FIRST_LINES = ("五绝：春风吹又生，", "五律：明月照高楼，", "七绝：万里长江一叶舟，")
+REQUESTS = ("写一首五绝。", "写一首七律。", "续写下一句：五绝：明月照高楼，")
 NEW_TOKENS = 72
 
 

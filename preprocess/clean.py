@@ -5,7 +5,8 @@
 A rule set is a function from a document to the reason for dropping it, or None. Dropped documents are written beside
 the output (`*.dropped.jsonl.zst`) with their reason, so that a threshold can be judged by what it costs.
 
-The rule set `verse` keeps regular verse: 4 to 12 lines, all of five or all of seven characters, nothing lost.
+The rule set `verse` keeps regular verse: 4 to 12 lines, all of five or all of seven characters, nothing lost. The
+kept text names its form first (`五绝：`, `七律：`), so that a model learns to obey a form before it is asked for one.
 The rule set `prose` is a first version: long enough, mostly Chinese, not one line over and over.
 """
 
@@ -27,8 +28,10 @@ from artifacts.stage import report_metrics
 Document = dict[str, Any]
 
 PUNCTUATION = re.compile(r"[，。！？；：、\n]")
-VERSE_LENGTHS = (5, 7)
 VERSE_LINES = range(4, 13, 2)
+NUMERALS = {5: "五", 7: "七"}
+FORMS = {4: "绝", 8: "律"}  # by number of lines; verse of any other is called 古
+FORM = re.compile(r"^[五七][绝律古]：")
 
 PROSE_SHORTEST = 20  # characters
 PROSE_CHINESE_SHARE = 0.5  # of the characters that are not white space
@@ -41,21 +44,30 @@ def is_chinese(character: str) -> bool:
 
 
 def verse_lines(text: str) -> list[str]:
-    """The lines of a poem, without punctuation."""
-    return [line for line in PUNCTUATION.split(text) if line]
+    """The lines of a poem, without the form before them and without punctuation."""
+    return [line for line in PUNCTUATION.split(FORM.sub("", text)) if line]
+
+
+def verse_form(lines: list[str]) -> str:
+    """The form's short name: 五绝, 七绝, 五律, 七律; 五古 or 七古 for other numbers of lines."""
+    return NUMERALS[len(lines[0])] + FORMS.get(len(lines), "古")
+
+
+def couplets(lines: list[str]) -> str:
+    """Lines set as verse: `line，line。` couplet by couplet; a last odd line ends with a comma."""
+    return "".join(line + ("。" if index % 2 else "，") for index, line in enumerate(lines))
 
 
 def verse(document: Document) -> str | None:
-    """Keep regular verse only; on keeping, punctuation is set anew: `line，line。line，line。`"""
+    """Keep regular verse only; on keeping, the text is set anew: `五绝：line，line。line，line。`"""
     lines = verse_lines(document["text"])
     if len(lines) not in VERSE_LINES:
         return "number of lines"
-    if len(lines[0]) not in VERSE_LENGTHS or any(len(line) != len(lines[0]) for line in lines):
+    if len(lines[0]) not in NUMERALS or any(len(line) != len(lines[0]) for line in lines):
         return "line length"
     if not all(is_chinese(character) for line in lines for character in line):
         return "lacuna or foreign character"
-    couplets = zip(lines[0::2], lines[1::2], strict=True)
-    document["text"] = "".join(f"{first}，{second}。" for first, second in couplets)
+    document["text"] = f"{verse_form(lines)}：{couplets(lines)}"
     document["metadata"]["line_length"] = len(lines[0])
     return None
 

@@ -26,48 +26,45 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import read_jsonl, write_json, write_jsonl
 from artifacts.stage import report_metrics
-from preprocess.clean import Document, verse_lines
+from preprocess.clean import FORMS, NUMERALS, Document, couplets, verse_form, verse_lines
 
 CHOICES = 4
 VALID_ROWS = 400
 VERSE_PROMPTS = 100
 GATE_PROMPTS = 10
-NUMERALS = {5: "五", 7: "七"}
-FORMS = {4: "绝句", 8: "律诗"}
 AUTHORS = ("陆游", "白居易", "杨万里", "苏轼", "杜甫", "李白")
 
 
-def couplets(lines: list[str]) -> str:
-    """Lines set as verse: `line，line。` couplet by couplet; a last odd line ends with a comma."""
-    return "".join(line + ("。" if index % 2 else "，") for index, line in enumerate(lines))
+def beginning(lines: list[str], count: int) -> str:
+    """The first `count` lines of a poem, as a document of the corpus begins: `五绝：line，line。line，`"""
+    return f"{verse_form(lines)}：{couplets(lines[:count])}"
 
 
-def follow_instruction(context: list[str]) -> str:
-    """The one wording for "which line follows": training, preference pairs and questions share it."""
-    return f"续写下一句：{couplets(context)}"
+def follow_instruction(lines: list[str], count: int) -> str:
+    """The one wording for "which line follows the first `count`": training, pairs and questions share it."""
+    return f"续写下一句：{beginning(lines, count)}"
 
 
 def what_follows(poem: Document, rng: random.Random) -> dict[str, str]:
     lines = verse_lines(poem["text"])
     asked = rng.randrange(1, len(lines), 2)
-    return {"instruction": follow_instruction(lines[:asked]), "input": "", "output": lines[asked] + "。"}
+    return {"instruction": follow_instruction(lines, asked), "input": "", "output": lines[asked] + "。"}
 
 
 def complete_poem(poem: Document, rng: random.Random) -> dict[str, str]:
     lines = verse_lines(poem["text"])
-    return {"instruction": f"补全这首诗：{couplets(lines[:2])}", "input": "", "output": couplets(lines[2:])}
+    return {"instruction": f"补全这首诗：{beginning(lines, 2)}", "input": "", "output": couplets(lines[2:])}
 
 
 def write_verse(poem: Document, rng: random.Random) -> dict[str, str] | None:
     lines = verse_lines(poem["text"])
     if len(lines) not in FORMS:
         return None
-    return {"instruction": verse_request(len(lines[0]), len(lines)), "input": "", "output": couplets(lines)}
+    return {"instruction": verse_request(verse_form(lines)), "input": "", "output": couplets(lines)}
 
 
-def verse_request(length: int, lines: int) -> str:
-    numeral, form = NUMERALS[length], FORMS[lines]
-    return f"写一首{numeral}言{form}，每句{numeral}个字。"
+def verse_request(form: str) -> str:
+    return f"写一首{form}。"
 
 
 def who_wrote(poem: Document, rng: random.Random) -> dict[str, str] | None:
@@ -75,7 +72,7 @@ def who_wrote(poem: Document, rng: random.Random) -> dict[str, str] | None:
     if author not in AUTHORS:
         return None
     lines = verse_lines(poem["text"])
-    return {"instruction": f"这首诗是谁写的？{couplets(lines[:4])}", "input": "", "output": f"{author}。"}
+    return {"instruction": f"这首诗是谁写的？{beginning(lines, 4)}", "input": "", "output": f"{author}。"}
 
 
 MAKERS: tuple[tuple[int, Callable[[Document, random.Random], dict[str, str] | None]], ...] = (
@@ -133,7 +130,7 @@ def preference_pairs(poems: list[Document], count: int, rng: random.Random) -> l
         lines = verse_lines(poem["text"])
         asked = rng.randrange(1, len(lines), 2)
         other = wrong_lines(lines, pool[len(lines[0])], 1, rng)[0]
-        instruction = follow_instruction(lines[:asked])
+        instruction = follow_instruction(lines, asked)
         rows.append({"instruction": instruction, "input": "", "chosen": lines[asked] + "。", "rejected": other + "。"})
     return rows
 
@@ -150,8 +147,8 @@ def next_line_questions(poems: list[Document], count: int, rng: random.Random) -
         rows.append(
             {
                 "id": poem["id"],
-                "context": couplets(lines[:-1]),
-                "instruction": follow_instruction(lines[:-1]),
+                "context": beginning(lines, len(lines) - 1),
+                "instruction": follow_instruction(lines, len(lines) - 1),
                 "choices": choices,
                 "answer": answer,
             }
@@ -160,20 +157,19 @@ def next_line_questions(poems: list[Document], count: int, rng: random.Random) -
 
 
 def verse_prompts(count: int) -> list[dict[str, Any]]:
-    forms = [(length, lines) for length in NUMERALS for lines in FORMS]
+    forms = [(length, numeral + form) for length, numeral in NUMERALS.items() for form in FORMS.values()]
     rows = []
     for index in range(count):
-        length, lines = forms[index % len(forms)]
-        content = verse_request(length, lines)
-        messages = [{"role": "user", "content": content}]
+        length, form = forms[index % len(forms)]
+        messages = [{"role": "user", "content": verse_request(form)}]
         rows.append({"id": f"verse-{index:03d}", "messages": messages, "line_length": length})
     return rows
 
 
 def gate_prompts(poems: list[Document], count: int, rng: random.Random) -> dict[str, list[Any]]:
     chosen = [verse_lines(poem["text"]) for poem in rng.sample(poems, min(2 * count, len(poems)))]
-    chats = [[{"role": "user", "content": follow_instruction(lines[:3])}] for lines in chosen[count:]]
-    return {"completions": [couplets(lines[:1]) for lines in chosen[:count]], "chats": chats}
+    chats = [[{"role": "user", "content": follow_instruction(lines, 3)}] for lines in chosen[count:]]
+    return {"completions": [beginning(lines, 1) for lines in chosen[:count]], "chats": chats}
 
 
 def main() -> None:
