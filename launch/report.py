@@ -42,10 +42,13 @@ LOSS_COLOURS = {"train": "#2563eb", "valid": "#dc2626"}
 
 
 def verse_form(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Share of lines that have the length asked for, over all samples; an answer without lines counts as one miss."""
+    """Share of lines that have the length asked for, over all samples; an answer without lines counts as one miss.
+
+    The form that an answer begins with (`五绝：`) is its title and no line, where it is the one asked for.
+    """
     hits = n = 0
     for row in samples:
-        lines = [line for line in LINE_END.split(row["text"]) if line] or [""]
+        lines = [line for line in LINE_END.split(row["text"].removeprefix(row["form"] + "：")) if line] or [""]
         n += len(lines)
         hits += sum(len(line) == row["line_length"] for line in lines)
     low, high = wilson(hits, n)

@@ -11,7 +11,7 @@ Training data comes from training poems, validation data from the validation spl
                                      of the same length from another poem
     next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four
                                      lines of equal length that end couplets; one is its last
-    verse_prompts.json               {"id", "messages", "line_length"}: requests whose answers' lines are counted
+    verse_prompts.json               {"id", "messages", "form", "line_length"}: the lines of the answers are counted
     gate_prompts.json                {"completions", "chats"}: prompts for the serving gate
 """
 
@@ -60,7 +60,7 @@ def write_verse(poem: Document, rng: random.Random) -> dict[str, str] | None:
     lines = verse_lines(poem["text"])
     if len(lines) not in FORMS:
         return None
-    return {"instruction": verse_request(verse_form(lines)), "input": "", "output": couplets(lines)}
+    return {"instruction": verse_request(verse_form(lines)), "input": "", "output": beginning(lines, len(lines))}
 
 
 def verse_request(form: str) -> str:
@@ -162,7 +162,7 @@ def verse_prompts(count: int) -> list[dict[str, Any]]:
     for index in range(count):
         length, form = forms[index % len(forms)]
         messages = [{"role": "user", "content": verse_request(form)}]
-        rows.append({"id": f"verse-{index:03d}", "messages": messages, "line_length": length})
+        rows.append({"id": f"verse-{index:03d}", "messages": messages, "form": form, "line_length": length})
     return rows
 
 

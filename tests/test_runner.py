@@ -191,8 +191,11 @@ def test_dry_run_prints_every_command_and_runs_nothing(tmp_path):
 
 
 def test_verse_form_counts_lines():
-    rows = [{"text": "春风明月夜，江山白云天。", "line_length": 5}, {"text": "花鸟雨雪山水，", "line_length": 5}]
-    found = report.verse_form([*rows, {"text": "", "line_length": 7}])
+    rows = [
+        {"text": "五绝：春风明月夜，江山白云天。", "form": "五绝", "line_length": 5},
+        {"text": "花鸟雨雪山水，", "form": "五绝", "line_length": 5},
+    ]
+    found = report.verse_form([*rows, {"text": "", "form": "七律", "line_length": 7}])
     assert found["n"] == 4 and found["value"] == 50 and found["low"] < 50 < found["high"]
 
 
