@@ -18,6 +18,9 @@ check: env-train  ## lint, format, types
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
+bench-converters: env-train  ## conversion of a random qwen2-1.5b against cp: seconds and peak memory (30 GB of disk)
+	.venv/bin/python -m benchmarks.converters
+
 envs: env-train env-eval env-serve  ## all environments (about 6 GB)
 
 env-train env-eval env-serve:  ## one environment

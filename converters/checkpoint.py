@@ -1,8 +1,8 @@
-"""Read a Megatron `torch_dist` checkpoint: any tensor / pipeline / data-parallel layout, merged, on one machine.
+"""Read and write Megatron `torch_dist` checkpoints: any tensor / pipeline / data-parallel layout, on one machine.
 
-PyTorch's distributed checkpoint reader does the merging (`no_dist=True`); neither Megatron nor a process group is
-needed for the weights. The run's arguments are a pickle whose classes are Megatron's: it is read with stand-ins, so
-that no Megatron import is needed either.
+The format is PyTorch's distributed checkpoint: `.metadata` tells for every tensor which file holds which piece of it.
+Pieces are read and written one at a time, so memory does not grow with the model; neither Megatron nor a process group
+is needed. The run's arguments are a pickle whose classes are Megatron's: it is read with stand-ins.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
+from artifacts.files import write_json
 
 LATEST = "latest_checkpointed_iteration.txt"
+RELEASE = "release"  # Megatron's name for weights without training state, in the tracker and as a folder
 NOT_WEIGHTS = ("optimizer", "rng_state", "rerun_state", "chained_")
 
 
@@ -27,9 +29,11 @@ def latest_iteration(folder: Path) -> Path:
     if (folder / ".metadata").exists():
         return folder
     tracker = folder / LATEST
+    release = folder / RELEASE
     if not tracker.exists():
         raise UserError(f"{folder} holds no finished checkpoint ({LATEST} is missing): run the stage `pretrain` first")
-    iteration = folder / f"iter_{int(tracker.read_text()):07d}"
+    newest = tracker.read_text().strip()
+    iteration = release if newest == RELEASE else folder / f"iter_{int(newest):07d}"
     if not (iteration / ".metadata").exists():
         raise UserError(f"{iteration} is not a whole torch_dist checkpoint (.metadata is missing): delete it")
     return iteration
@@ -88,27 +92,153 @@ def arguments(iteration: Path) -> Any:
         ) from None
 
 
-def weights(iteration: Path) -> dict[str, Any]:
-    """Every weight of the model by Megatron's name, layers stacked `[layers, ...]`; raises UserError when one is cut.
+class Checkpoint:
+    """The model's weights in a `torch_dist` checkpoint, read a tensor at a time.
 
-    Whole checkpoints only: optimizer and random states are skipped.
+    Weights of layers are stored stacked, `[layers, ...]`, in pieces: one for each layer and rank, whatever the layout
+    was. Only the pieces that a request needs are read.
+
+    Attributes:
+        shapes: sizes by Megatron's name; optimizer and random states are left out.
+        dtype: torch's name of the weights' type, e.g. "float32".
     """
-    import torch
-    from torch.distributed.checkpoint import FileSystemReader, load
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    reader = FileSystemReader(str(iteration))
-    state = {
-        key: torch.empty(value.size, dtype=value.properties.dtype)
-        for key, value in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(value, TensorStorageMetadata) and not key.startswith(NOT_WEIGHTS)
-    }
-    try:
-        load(state, storage_reader=reader, no_dist=True)
-    except (CheckpointException, RuntimeError, OSError, EOFError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(
-            f"{iteration} cannot be read ({reason}): a shard is missing or cut, use an earlier one"
-        ) from None
-    return state
+    def __init__(self, iteration: Path) -> None:
+        from torch.distributed.checkpoint import FileSystemReader
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+        self.iteration = iteration
+        try:
+            self.metadata = FileSystemReader(str(iteration)).read_metadata()
+        except (pickle.UnpicklingError, EOFError, OSError, AttributeError, ImportError) as error:
+            raise UserError(f"{iteration}/.metadata cannot be read ({error}): use an earlier checkpoint") from None
+        self.tensors = {
+            name: value
+            for name, value in self.metadata.state_dict_metadata.items()
+            if isinstance(value, TensorStorageMetadata) and not name.startswith(NOT_WEIGHTS)
+        }
+        self.shapes = {name: tuple(value.size) for name, value in self.tensors.items()}
+        dtypes = {str(value.properties.dtype).removeprefix("torch.") for value in self.tensors.values()}
+        if len(dtypes) > 1:
+            raise UserError(f"{iteration} mixes {', '.join(sorted(dtypes))} weights: export wants one type")
+        self.dtype = dtypes.pop() if dtypes else "float32"
+
+    def _piece(self, name: str, chunk: Any) -> Any:
+        import torch
+        from torch.distributed.checkpoint.metadata import MetadataIndex
+        from torch.distributed.checkpoint.utils import _create_file_view
+
+        where = self.metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+        path = self.iteration / where.relative_path
+        try:
+            with path.open("rb") as file:
+                view: Any = _create_file_view(file, where.offset, where.length)
+                piece = torch.load(view, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: copy the checkpoint again, or use an earlier one") from None
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{path} is cut or damaged at {name} ({reason}): use an earlier checkpoint") from None
+        if tuple(piece.shape) != tuple(chunk.sizes):
+            raise UserError(f"{path}: {name} is {tuple(piece.shape)}, the metadata say {tuple(chunk.sizes)}")
+        return piece
+
+    def read(self, name: str, layer: int | None = None) -> Any:
+        """A tensor whole, or `layer` of a stacked one without its first dimension; merged from its pieces."""
+        import torch
+
+        size = list(self.shapes[name])
+        begin = [0] * len(size)
+        if layer is not None:
+            begin[0], size[0] = layer, 1
+        result = None
+        for chunk in self.tensors[name].chunks:
+            low = [max(a, b) for a, b in zip(begin, chunk.offsets, strict=True)]
+            ends = zip(begin, size, chunk.offsets, chunk.sizes, strict=True)
+            high = [min(a + n, b + m) for a, n, b, m in ends]
+            if any(a >= b for a, b in zip(low, high, strict=True)):
+                continue
+            piece = self._piece(name, chunk)
+            inner = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, chunk.offsets, strict=True))
+            if [b - a for a, b in zip(low, high, strict=True)] == size:
+                result = piece[inner]  # one piece holds it all: no copy
+                break
+            if result is None:
+                result = torch.empty(size, dtype=piece.dtype)
+            outer = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, begin, strict=True))
+            result[outer] = piece[inner]
+        if result is None:
+            raise UserError(f"{self.iteration} holds nothing of {name} {begin}: use an earlier checkpoint")
+        return result if layer is None else result[0]
+
+
+class Writer:
+    """Write a `torch_dist` checkpoint that `pretrain` starts from, a piece at a time; a context manager.
+
+    Args:
+        iteration: folder to fill, by Megatron's name for a checkpoint without training state: `release`.
+        shapes: sizes of all tensors by Megatron's name, stacked ones with their layers first.
+        dtype: torch's name of the weights' type.
+    """
+
+    FILE = "__0_0.distcp"
+
+    def __init__(self, iteration: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
+        from torch.distributed.checkpoint.metadata import TensorProperties, TensorStorageMetadata
+
+        self.iteration = iteration
+        iteration.mkdir(parents=True)
+        self.file = (iteration / self.FILE).open("wb")
+        properties = TensorProperties(dtype=getattr(_torch(), dtype))
+        self.metadata: dict[str, Any] = {
+            name: TensorStorageMetadata(properties=properties, size=_torch().Size(size), chunks=[])
+            for name, size in shapes.items()
+        }
+        self.storage: dict[Any, Any] = {}
+
+    def _append(self, index: Any, value: Any) -> None:
+        from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+        begin = self.file.tell()
+        _torch().save(value, self.file)
+        self.storage[index] = _StorageInfo(self.FILE, begin, self.file.tell() - begin)
+
+    def write(self, name: str, tensor: Any, layer: int | None = None, row: int = 0) -> None:
+        """Add a tensor, one `layer` of a stacked one, or the rows of one from `row` on."""
+        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+
+        if layer is not None:
+            tensor = tensor[None]
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = tensor.clone()  # a view would be saved with all of its storage
+        offsets = _torch().Size([layer if layer is not None else row] + [0] * (tensor.dim() - 1))
+        chunks = self.metadata[name].chunks
+        chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=tensor.shape))
+        self._append(MetadataIndex(name, offsets, len(chunks) - 1), tensor.contiguous())
+
+    def write_object(self, name: str, value: Any) -> None:
+        """Add what is no tensor, e.g. `common_state/shard_0_1`."""
+        from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
+
+        self.metadata[name] = BytesStorageMetadata()
+        self._append(MetadataIndex(name), [value])
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+        self.file.close()
+        if kind is None:
+            whole = Metadata(self.metadata, storage_data=self.storage, storage_meta=StorageMeta())
+            (self.iteration / ".metadata").write_bytes(pickle.dumps(whole))
+            write_json(
+                self.iteration / "metadata.json", {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+            )
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch

@@ -18,9 +18,11 @@ from artifacts.errors import run_main
 from converters.checkpoint import arguments as read_arguments
 
 
-def build(arguments: Any) -> Any:
-    """The run's model on one rank, in fp32 and evaluation mode."""
+def build(arguments: Any, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> Any:
+    """This rank's part of the run's model, in fp32 and evaluation mode; Megatron's parallel state is set up."""
+    import torch
     import torch.nn.functional as F
+    from megatron.core import parallel_state
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -46,6 +48,9 @@ def build(arguments: Any) -> Any:
         attention_dropout=0.0,
         hidden_dropout=0.0,
         use_cpu_initialization=True,
+        tensor_model_parallel_size=tensor_parallel,
+        pipeline_model_parallel_size=pipeline_parallel,
+        pipeline_dtype=torch.float32,
     )
     spec = get_gpt_layer_local_spec(normalization=arguments.normalization)
     return GPTModel(
@@ -57,6 +62,8 @@ def build(arguments: Any) -> Any:
         rotary_base=arguments.rotary_base,
         share_embeddings_and_output_weights=not arguments.untie_embeddings_and_output_weights,
         parallel_output=False,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
     ).eval()
 
 

@@ -1,0 +1,146 @@
+"""What the architectures share, and the choice among them: shapes from Megatron's arguments and from `config.json`.
+
+A third architecture is one more file beside `qwen2` and `llama2`, with the same six names, and a line in `ADAPTERS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from artifacts.errors import UserError, nearest
+from converters.rules import Shape
+
+ADAPTERS = ("qwen2", "llama2")
+ROPE_THETA = 10000.0  # transformers' default where config.json says nothing
+
+# flags of a Megatron run and the value that every adapter here needs
+WANTED = {"normalization": "RMSNorm", "position_embedding_type": "rope", "swiglu": True, "add_bias_linear": False}
+# flags that change the forward pass in ways that neither Hugging Face class has; absent or false is right
+UNWANTED = ("qk_layernorm", "multi_latent_attention", "num_experts", "apply_layernorm_1p", "use_rope_scaling",
+            "window_size", "rotary_interleaved")  # fmt: skip
+
+
+def adapter(name: str) -> Any:
+    """The module of an architecture; UserError for an unknown one."""
+    if name not in ADAPTERS:
+        raise UserError(f"there is no adapter {name!r}{nearest(name, ADAPTERS)}; there are {', '.join(ADAPTERS)}")
+    return importlib.import_module(f"converters.{name}")
+
+
+def adapter_of_arguments(arguments: Any, wanted: str | None = None) -> Any:
+    """The architecture a Megatron run trained: `wanted`, else by its bias, the one thing they differ in."""
+    return adapter(wanted or ("qwen2" if arguments.add_qkv_bias else "llama2"))
+
+
+def adapter_of_config(config: dict[str, Any]) -> Any:
+    """The architecture of a Hugging Face folder by its `model_type`; UserError when there is none for it."""
+    known = {adapter(name).MODEL_TYPE: name for name in ADAPTERS}
+    found = config.get("model_type")
+    if found not in known:
+        raise UserError(f"config.json says model_type {found!r}; there are adapters for {', '.join(sorted(known))}")
+    return adapter(known[found])
+
+
+def shape_of_arguments(arguments: Any, vocab: int) -> Shape:
+    """The shape of a Megatron run; UserError naming the flag when it is no model of these families."""
+    for flag, value in WANTED.items():
+        found = getattr(arguments, flag, None)
+        if found != value:
+            raise UserError(f"the checkpoint is no Qwen2 or Llama2: --{flag.replace('_', '-')} is {found}, not {value}")
+    for flag in UNWANTED:
+        if getattr(arguments, flag, None):
+            raise UserError(f"the checkpoint uses --{flag.replace('_', '-')}, which Qwen2 and Llama2 have not")
+    if getattr(arguments, "rotary_percent", 1.0) != 1.0:
+        raise UserError("the checkpoint uses --rotary-percent, which Qwen2 and Llama2 have not")
+    return Shape(
+        layers=arguments.num_layers,
+        hidden=arguments.hidden_size,
+        ffn=arguments.ffn_hidden_size,
+        heads=arguments.num_attention_heads,
+        groups=arguments.num_query_groups if arguments.group_query_attention else arguments.num_attention_heads,
+        head_dim=arguments.kv_channels,
+        vocab=vocab,
+        positions=arguments.max_position_embeddings,
+        rope_theta=float(arguments.rotary_base),
+        norm_epsilon=arguments.layernorm_epsilon,
+        tied=not arguments.untie_embeddings_and_output_weights,
+        qkv_bias=arguments.add_qkv_bias,
+    )
+
+
+def megatron_arguments(shape: Shape, padded: int, divisible_by: int, tensor_parallel: int) -> dict[str, Any]:
+    """The inverse of `shape_of_arguments`: what a checkpoint made from a Hugging Face folder says of itself."""
+    return {
+        **WANTED,
+        "num_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "ffn_hidden_size": shape.ffn,
+        "num_attention_heads": shape.heads,
+        "group_query_attention": shape.groups != shape.heads,
+        "num_query_groups": shape.groups,
+        "kv_channels": shape.head_dim,
+        "max_position_embeddings": shape.positions,
+        "rotary_base": int(shape.rope_theta),
+        "rotary_percent": 1.0,
+        "layernorm_epsilon": shape.norm_epsilon,
+        "untie_embeddings_and_output_weights": not shape.tied,
+        "add_qkv_bias": shape.qkv_bias,
+        "add_position_embedding": True,
+        "vocab_size": shape.vocab,
+        "padded_vocab_size": padded,
+        "make_vocab_size_divisible_by": divisible_by,
+        "tensor_model_parallel_size": tensor_parallel,
+        "pipeline_model_parallel_size": 1,
+    }
+
+
+def decoder_config(shape: Shape) -> dict[str, Any]:
+    """`config.json` as both families write it. `rope_theta` stands in both places: transformers 4.57 reads the one,
+    5.x the other."""
+    return {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.groups,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": shape.positions,
+        "rms_norm_eps": shape.norm_epsilon,
+        "rope_theta": shape.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "tie_word_embeddings": shape.tied,
+        "vocab_size": shape.vocab,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+    }
+
+
+def shape_of_config(config: dict[str, Any], qkv_bias: bool, unset: dict[str, Any]) -> Shape:
+    """The shape that a `config.json` tells; UserError for a missing key and for what Megatron cannot express."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise UserError(f"config.json scales its rotary embeddings ({rope}), which Megatron's GPT model does not")
+    for key, value in {"hidden_act": "silu", **unset}.items():
+        if config.get(key, value) != value:
+            raise UserError(f"config.json has {key} = {config[key]!r}; only {value!r} can be imported")
+    try:
+        heads, hidden = config["num_attention_heads"], config["hidden_size"]
+        return Shape(
+            layers=config["num_hidden_layers"],
+            hidden=hidden,
+            ffn=config["intermediate_size"],
+            heads=heads,
+            groups=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or hidden // heads,
+            vocab=config["vocab_size"],
+            positions=config["max_position_embeddings"],
+            rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or ROPE_THETA),
+            norm_epsilon=config["rms_norm_eps"],
+            tied=config.get("tie_word_embeddings", False),
+            qkv_bias=qkv_bias,
+        )
+    except KeyError as error:
+        raise UserError(f"config.json lacks {error.args[0]}: it is not whole") from None

@@ -1,0 +1,32 @@
+"""Llama 2 (arXiv 2307.09288): RMSNorm, SwiGLU, RoPE, grouped queries, no biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from converters.families import decoder_config, shape_of_config
+from converters.rules import LAYER, MODEL, UNTIED, GroupedQKV, Rule, Shape, Zeros
+
+MODEL_TYPE = "llama"
+ARCHITECTURE = "LlamaForCausalLM"
+
+
+def model_rules(shape: Shape) -> tuple[Rule, ...]:
+    return MODEL if shape.tied else (*MODEL, UNTIED)
+
+
+def layer_rules(shape: Shape) -> tuple[Rule, ...]:
+    """`attention_bias` gives Hugging Face's class a bias on the output projection too, which Megatron has not."""
+    if not shape.qkv_bias:
+        return LAYER
+    return (*LAYER, GroupedQKV("bias"), Zeros("self_attn.o_proj.bias", "hidden"))
+
+
+def config(shape: Shape) -> dict[str, Any]:
+    """What `config.json` says beyond tokens and dtype."""
+    return {**decoder_config(shape), "attention_bias": shape.qkv_bias, "mlp_bias": False, "pretraining_tp": 1}
+
+
+def shape_of(config: dict[str, Any]) -> Shape:
+    """A published model's shape; UserError for what Megatron's GPT model cannot express."""
+    return shape_of_config(config, qkv_bias=bool(config.get("attention_bias")), unset={"mlp_bias": False})

@@ -1,0 +1,122 @@
+"""The gate: logits of Megatron's own forward against Hugging Face's, in fp32, on fixed prompts.
+
+The two forwards share nothing but the prompts: Megatron reads its checkpoint by its own `dist_checkpointing`, in a
+process of its own (`converters.megatron_forward`), transformers reads the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError
+from artifacts.layout import REPOSITORY
+
+MAX_DIFFERENCE = 1e-4  # of fp32 logits
+
+PROMPTS = (
+    "床前明月光，疑是地上霜。",
+    "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。",
+    "白日依山尽，",
+    "The quick brown fox jumps over the lazy dog.",
+    "def f(x):\n    return x ** 2\n",
+    "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n",
+    "　 \t𠮷🙂",
+    "一",
+)
+RANDOM_PROMPTS = 6  # of random ids, for every model; the only ones for a folder without a tokenizer
+RANDOM_TOKENS = 24
+
+
+def prompt_ids(folder: Path, vocab: int, positions: int) -> list[list[int]]:
+    """Token ids of the prompts by the folder's `tokenizer.json`, where it has one, and some drawn at random."""
+    prompts: list[list[int]] = []
+    if (folder / "tokenizer.json").exists():
+        from tokenizers import Tokenizer
+
+        loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        prompts = [loaded.encode(prompt).ids for prompt in PROMPTS]
+    draw = random.Random(0)
+    prompts += [[draw.randrange(vocab) for _ in range(RANDOM_TOKENS)] for _ in range(RANDOM_PROMPTS)]
+    return [ids[:positions] for ids in prompts]
+
+
+def hugging_face_logits(folder: Path, prompts: list[list[int]]) -> list[Any]:
+    """fp32 logits `[tokens, vocabulary]` of each prompt; raises UserError on a missing or unexpected weight."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+    if wrong:
+        raise UserError(f"transformers does not load {folder} as it is: {wrong[:3]}")
+    with torch.no_grad():
+        return [model(torch.tensor([ids])).logits[0] for ids in prompts]
+
+
+def megatron_logits(iteration: Path, prompts: list[list[int]]) -> list[Any]:
+    """The same `[tokens, padded vocabulary]` from Megatron's own forward."""
+    import torch
+
+    with tempfile.TemporaryDirectory(prefix="parity-") as work:
+        requests, answers = Path(work, "prompts.json"), Path(work, "logits.pt")
+        requests.write_text(json.dumps(prompts))
+        command = [sys.executable, "-m", "converters.megatron_forward", str(iteration), str(requests), str(answers)]
+        print("$ " + " ".join(command), flush=True)
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        if result.returncode != 0:
+            print(result.stdout + result.stderr, flush=True)
+            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"Megatron's own forward of {iteration} failed: {last}")
+        loaded: list[Any] = torch.load(answers)
+        return loaded
+
+
+def compare(megatron: list[Any], hugging_face: list[Any]) -> dict[str, Any]:
+    """The parity figures over all positions; `passed` says whether the gate opens. Raises UserError on NaN.
+
+    Megatron's logits may have more columns, the padding: they are left out of the difference and the divergence, but
+    the argmax is taken over all of them, and their share of probability is reported.
+
+    Returns:
+        max_abs_diff, argmax_agreement (percent), kl (mean, nats), padding_probability (mean), prompts, positions,
+        threshold, passed.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    difference, agree, positions, divergence, padding = 0.0, 0, 0, 0.0, 0.0
+    for theirs, ours in zip(megatron, hugging_face, strict=True):
+        vocab = ours.shape[-1]
+        cut = theirs[:, :vocab]
+        difference = max(difference, (cut - ours).abs().max().item())
+        agree += int((theirs.argmax(-1) == ours.argmax(-1)).sum())
+        found, wanted = (logits.double().log_softmax(-1) for logits in (ours, cut))
+        divergence += F.kl_div(found, wanted, log_target=True, reduction="sum").item()
+        padding += theirs.softmax(-1)[:, vocab:].sum().item()
+        positions += len(ours)
+        if not torch.isfinite(theirs).all() or not torch.isfinite(ours).all():
+            raise UserError("the logits are not finite: the model diverged, look at the loss curve")
+    agreement = 100.0 * agree / positions
+    return {
+        "max_abs_diff": difference,
+        "argmax_agreement": agreement,
+        "kl": divergence / positions,
+        "padding_probability": padding / positions,
+        "prompts": len(megatron),
+        "positions": positions,
+        "threshold": MAX_DIFFERENCE,
+        "passed": difference <= MAX_DIFFERENCE and agreement == 100.0,
+    }
+
+
+def refusal(parity: dict[str, Any], evidence: Path) -> UserError:
+    return UserError(
+        f"the converted model differs from the original: max difference {parity['max_abs_diff']:.2e}, argmax agreement "
+        f"{parity['argmax_agreement']:.2f} %; see {evidence}"
+    )
