@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ def arguments(iteration: Path) -> Any:
     try:
         source: Any = iteration / LEGACY_COMMON
         if not source.exists():
-            load({COMMON: io.BytesIO()}, storage_reader=FileSystemReader(str(iteration)), planner=Raw(), no_dist=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it should be
+                reader = FileSystemReader(str(iteration))
+                load({COMMON: io.BytesIO()}, storage_reader=reader, planner=Raw(), no_dist=True)
             source = found[COMMON]
         common = torch.load(source, map_location="cpu", weights_only=False, pickle_module=module)
         return (common[0] if isinstance(common, list) else common)["args"]

@@ -173,6 +173,51 @@ def test_tensor_parallel_2_trains_the_same_and_converts(whole_run, tmp_path):
     assert read_json(folder / "model" / "parity.json")["passed"]
 
 
+def test_llama2_interleaved_with_distributed_optimizer_converts_and_serves(whole_run, tmp_path):
+    """Trained by Megatron as Llama 2, two chunks a rank, then exported, then asked by vLLM: greedy tokens equal."""
+    folder = tmp_path / "llama2"
+    architecture = ("add-qkv-bias=false", "untie-embeddings-and-output-weights=true")
+    layout = (
+        "decoder-first-pipeline-num-layers=false",
+        "num-layers-per-virtual-pipeline-stage=1",
+        "use-distributed-optimizer=true",
+    )
+    finish(training(whole_run, folder, *architecture, *layout))
+    options = ["--checkpoint", str(folder / "checkpoints"), "--tokenizer", str(folder / "tokenizer")]
+    finish([sys.executable, "-m", "converters.export", *options, "--output", str(folder / "model")])
+    assert read_json(folder / "model" / "config.json")["architectures"] == ["LlamaForCausalLM"]
+    assert read_json(folder / "model" / "parity.json")["passed"]
+    options = ["--model", str(folder / "model"), "--prompts", str(whole_run / "tasks" / "gate_prompts.json")]
+    finish([sys.executable, "-m", "launch.serve_gate", *options, "--output", str(folder / "serve")])
+    served = read_json(folder / "serve" / "serve.json")
+    assert served["identical"] == served["prompts"] > 0
+
+
+def test_megatron_goes_on_from_an_imported_model(whole_run, tmp_path):
+    """The first loss of a run that loads the imported base model, tensor parallel, is that model's and not ln(V)."""
+    imported = tmp_path / "imported"
+    options = ["--model", str(whole_run / "models" / "base"), "--output", str(imported)]
+    finish([sys.executable, "-m", "converters.import_hf", *options])
+    folder = tmp_path / "continued"
+    layout = (
+        "tensor-model-parallel-size=2",
+        "pipeline-model-parallel-size=1",
+        "decoder-first-pipeline-num-layers=false",
+        "lr=1e-8",
+        "min-lr=1e-9",
+        "train-iters=4",
+        "log-interval=1",
+    )
+    planned = finish([*training(whole_run, folder, *layout), "--dry-run"])
+    command = next(line for line in planned.splitlines() if line.startswith("$ "))[2:].split()
+    command[command.index("--load") + 1] = str(imported)
+    output = finish(command)
+    found = [float(match[4]) for match in pretrain.ITERATION.finditer(output)]
+    trained = losses(whole_run)
+    assert len(found) == 4 and sum(found) / 4 == pytest.approx(trained[-1][1], abs=0.15)
+    assert sum(found) / 4 < trained[0][1] - 0.3
+
+
 def test_a_damaged_checkpoint_makes_no_model(whole_run, tmp_path):
     checkpoints = tmp_path / "checkpoints"
     shutil.copytree(whole_run / "checkpoints", checkpoints)
