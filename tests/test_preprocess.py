@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,8 +24,6 @@ CHARACTERS = "春风明月夜江山白云天人间花鸟雨雪山水长空秋色
 
 
 def poem(seed: int, length: int = 5, lines: int = 4) -> list[str]:
-    import random
-
     rng = random.Random(seed)
     made = ["".join(rng.choices(CHARACTERS, k=length)) for _ in range(lines)]
     return [f"{made[i]}，{made[i + 1]}。" for i in range(0, lines, 2)]
@@ -256,8 +255,6 @@ def test_blend_weighs_by_tokens(tiny_tokenizer, tmp_path):
 
 
 def test_tasks_ask_only_what_is_known():
-    import random
-
     poems = documents(300)
     by_id = {row["id"]: clean.verse_lines(row["text"]) for row in poems}
     for question in poem_tasks.next_line_questions(poems, 50, random.Random(1)):
@@ -272,6 +269,28 @@ def test_tasks_ask_only_what_is_known():
         assert len(pair["chosen"]) == len(pair["rejected"])
     rows = poem_tasks.instructions(poems, 100, random.Random(1))
     assert len(rows) == 100 and all(row["instruction"] and row["output"] for row in rows)
+
+
+def test_verse_is_asked_for_in_every_form_as_often_and_answered_in_the_form_asked():
+    poems = [row for row in documents(3000) if len(clean.verse_lines(row["text"])) in clean.FORMS]
+    poems = [{**row, "text": f"{poem_tasks.form_of(row)}：{row['text']}"} for row in poems]
+    common = [row for row in poems if poem_tasks.form_of(row) == "七绝"]
+    rare = [row for row in poems if poem_tasks.form_of(row) == "五绝"]
+    assert common and rare
+    mixture = common * 20 + rare  # a corpus in which one form is rare
+    asked = Counter()
+    for row in poem_tasks.instructions(mixture, 400, random.Random(1)):
+        form = next((form for form in ("五绝", "七绝") if f"{form}。" in row["instruction"]), None)
+        if form:
+            asked[form] += 1
+            assert row["output"].startswith(f"{form}：")
+    assert 0.5 < asked["五绝"] / asked["七绝"] < 2
+    pairs = poem_tasks.form_pairs(mixture, 100, random.Random(1))
+    assert len(pairs) == 100
+    for pair in pairs:
+        form = next(form for form in ("五绝", "七绝") if f"{form}。" in pair["instruction"])
+        assert pair["chosen"].startswith(f"{form}：") and not pair["rejected"].startswith(f"{form}：")
+    assert poem_tasks.form_pairs(common, 100, random.Random(1)) == []  # nothing to prefer where there is one form
 
 
 def test_a_broken_row_is_named(tmp_path):
