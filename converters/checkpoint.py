@@ -8,11 +8,14 @@ is needed. The run's arguments are a pickle whose classes are Megatron's: it is 
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
+import struct
 import types
 import warnings
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from artifacts.errors import UserError
 from artifacts.files import write_json
@@ -96,6 +99,31 @@ def arguments(iteration: Path) -> Any:
         ) from None
 
 
+LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
+
+
+def _mapped(file: BinaryIO, offset: int, length: int, meta: Any) -> Any:
+    """A piece as pages of the file itself, so that nothing is copied; None where its bytes do not lie there plainly.
+
+    Args:
+        offset: where the piece begins in the file; it is what `torch.save` wrote, a zip file that is not compressed.
+        length: its bytes.
+        meta: the piece's tensor without numbers.
+    """
+    import torch
+
+    aligned = offset - offset % mmap.ALLOCATIONGRANULARITY
+    pages = mmap.mmap(file.fileno(), offset - aligned + length, offset=aligned, access=mmap.ACCESS_COPY)
+    entries = [entry for entry in zipfile.ZipFile(pages).infolist() if "/data/" in entry.filename]  # type: ignore
+    plain = meta.is_contiguous() and meta.storage_offset() == 0 and meta.numel() > 0
+    if not plain or len(entries) != 1 or entries[0].compress_type or entries[0].file_size != meta.nbytes:
+        return None
+    pages.seek(entries[0].header_offset)  # zipfile counts from the beginning of the pages
+    name, extra = struct.unpack("<HH", pages.read(LOCAL_HEADER)[26:])
+    begin = entries[0].header_offset + LOCAL_HEADER + name + extra
+    return torch.frombuffer(pages, dtype=meta.dtype, count=meta.numel(), offset=begin).view(meta.shape)
+
+
 class Checkpoint:
     """The model's weights in a `torch_dist` checkpoint, read a tensor at a time.
 
@@ -137,10 +165,15 @@ class Checkpoint:
         try:
             with path.open("rb") as file:
                 view: Any = _create_file_view(file, where.offset, where.length)
-                piece = torch.load(view, map_location="cpu", weights_only=True)
+                piece = torch.load(view, map_location="meta", weights_only=True)  # its size: no number is read
+                data = _mapped(file, where.offset, where.length, piece)
+                if data is None:
+                    view.seek(0)
+                    data = torch.load(view, map_location="cpu", weights_only=True)
+                piece = data
         except FileNotFoundError:
             raise UserError(f"{path} is missing: copy the checkpoint again, or use an earlier one") from None
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{path} is cut or damaged at {name} ({reason}): use an earlier checkpoint") from None
         if tuple(piece.shape) != tuple(chunk.sizes):
@@ -193,6 +226,8 @@ class Writer:
         self.iteration = iteration
         iteration.mkdir(parents=True)
         self.file = (iteration / self.FILE).open("wb")
+        self.checksums = _torch().serialization.get_crc32_options()
+        _torch().serialization.set_crc32_options(False)  # torch never reads them, and they take most of the time
         properties = TensorProperties(dtype=getattr(_torch(), dtype))
         self.metadata: dict[str, Any] = {
             name: TensorStorageMetadata(properties=properties, size=_torch().Size(size), chunks=[])
@@ -234,6 +269,7 @@ class Writer:
         from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
         self.file.close()
+        _torch().serialization.set_crc32_options(self.checksums)
         if kind is None:
             whole = Metadata(self.metadata, storage_data=self.storage, storage_meta=StorageMeta())
             (self.iteration / ".metadata").write_bytes(pickle.dumps(whole))
