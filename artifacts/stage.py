@@ -25,6 +25,14 @@ def report_metrics(**metrics: Any) -> None:
         write_json(path, {**known, **metrics})
 
 
+UNFINISHED = "unfinished"  # the metric by which a stage that exits 0 says that it has more to do
+
+
+def report_unfinished(reason: str) -> None:
+    """Say that the stage stopped in good order before its end (a time limit, SIGTERM): it is not done."""
+    report_metrics(**{UNFINISHED: reason})
+
+
 def track(items: Iterable[Item], total: int, unit: str, every: float = 1.0) -> Iterator[Item]:
     """Pass items through, printing a progress line at most once every `every` seconds, and at the end."""
     shown = time.monotonic()

@@ -112,7 +112,9 @@ def import_folder(
         (folder / checkpoint.LATEST).write_text(checkpoint.RELEASE)
         prompts = parity.prompt_ids(model, shape.vocab, shape.positions)
         figures = parity.compare(parity.megatron_logits(release, prompts), parity.hugging_face_logits(model, prompts))
-        figures.update(model=model.name, architecture=adapter.ARCHITECTURE, padded_vocab_size=padded)
+        figures.update(
+            model=model.name, architecture=adapter.ARCHITECTURE, vocab_size=shape.vocab, padded_vocab_size=padded
+        )
         write_json(folder / EVIDENCE if figures["passed"] else failed, figures)
         if not figures["passed"]:
             raise parity.refusal(figures, failed)

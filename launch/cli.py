@@ -4,6 +4,7 @@ myllm run poetry-tiny                         # here, every stage; again: only w
 myllm run poetry-tiny --from sft --to score   # some stages
 myllm run poetry-tiny --dry-run               # print the commands, run nothing
 myllm status poetry-tiny
+myllm estimate qwen2-0.5b --hardware node-8   # memory, hours, cost of a pretraining, before it starts
 myllm report poetry-tiny
 """
 
@@ -32,6 +33,15 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     run.add_argument("--run-folder", type=Path, help="by default runs/<pipeline>")
+    from launch.estimate import add_arguments
+
+    add_arguments(
+        commands.add_parser(
+            "estimate",
+            help="parameters, memory, hours and cost of a pretraining",
+            description="Example: myllm estimate qwen2-0.5b --hardware node-8 --tokens 10B --price 2.5",
+        )
+    )
     for name, text in (("status", "what is done of a run"), ("report", "write report.html and report.json")):
         command = commands.add_parser(name, help=text, description=f"Example: myllm {name} poetry-tiny")
         command.add_argument("run", help="name under runs/, or a folder")
@@ -70,6 +80,10 @@ def main() -> int | None:
         run = Run(arguments.run_folder or REPOSITORY / "runs" / arguments.pipeline)
         pipeline = load_pipeline(arguments.pipeline, run.folder, arguments.set)
         run_pipeline(pipeline, run, pipeline.between(arguments.first, arguments.last), arguments.dry_run)
+    elif arguments.command == "estimate":
+        from launch.estimate import run as run_estimate
+
+        run_estimate(arguments)
     elif arguments.command == "status":
         show_status(find_run(arguments.run))
     else:

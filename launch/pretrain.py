@@ -1,135 +1,46 @@
 """Pretrain with stock Megatron-LM: three small YAML files become torchrun's command line.
 
     python -m launch.pretrain --model qwen2-tiny --training demo --hardware cpu --run runs/poetry-tiny
-    python -m launch.pretrain --model qwen2-tiny --training demo --hardware cpu --run runs/poetry-tiny --dry-run
+    python -m launch.pretrain --model qwen2-0.5b --training zh-10b --hardware node-8 --run runs/mine --dry-run
 
 Reads `tokenizer/` and `dataset/blend.json` of the run, writes `checkpoints/` (torch_dist) and `tensorboard/`.
-The same command resumes from the newest whole checkpoint. `--set train-iters=50` replaces one key.
+The same command goes on from the newest whole checkpoint, in any layout. `--set train-iters=50` replaces one key.
+SIGTERM, Ctrl-C and `--set exit-duration-in-mins=N` save, then exit 0; Ctrl-C twice ends at once.
+On several machines: the same command on each, with --node-rank 0, 1, … and --rendezvous FIRST_MACHINE:29500.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import ctypes
 import math
 import os
 import re
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest, run_main
-from artifacts.files import read_json, read_yaml, sha256, write_json, write_text
+from artifacts.errors import UserError, run_main
+from artifacts.files import read_json
 from artifacts.layout import REPOSITORY, Run
-from artifacts.stage import report_metrics
+from artifacts.stage import report_metrics, report_unfinished
+from launch import checkpoints
+from launch.flags import validate
+from launch.recipe import Key, Layout, Recipe, describe, flags, get, layout_of, load_recipe, relative, whole
+from launch.training_log import check_learning, log_of, read_history
 
-CONFIGS = REPOSITORY / "megatron_configs"
-LAUNCHER_KEYS = ("nproc-per-node", "nnodes")
-LATEST = "latest_checkpointed_iteration.txt"
-FIRST_LOSS_TOLERANCE = 0.05  # of ln(vocabulary)
-
-ITERATION = re.compile(
-    r"iteration +(\d+)/ *(\d+) \|.*?per iteration \(ms\): ([\d.]+) \|.*?lm loss: ([\d.E+-]+) \|.*?grad norm: ([\d.]+)"
-)
-VALIDATION = re.compile(r"validation loss at iteration (\d+)(?: on validation set)? \| lm loss value: ([\d.E+-]+)")
+WORKER = "launch/pretrain_worker.py"
 FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
-RATE = re.compile(r"learning rate: ([\d.E+-]+)")
-
-
-def load_recipe(model: str, training: str, hardware: str, replaced: list[str]) -> dict[str, Any]:
-    """Keys of the three files together, then the replaced ones; UserError on an unknown file or a key set twice."""
-    recipe: dict[str, Any] = {}
-    for kind, name in (("models", model), ("training", training), ("hardware", hardware)):
-        path = CONFIGS / kind / f"{name}.yaml"
-        if not path.exists():
-            known = [p.stem for p in path.parent.glob("*.yaml")]
-            raise UserError(
-                f"{path.relative_to(REPOSITORY)} does not exist{nearest(name, known)}; there are {', '.join(known)}"
-            )
-        keys = read_yaml(path)
-        twice = sorted(set(keys) & set(recipe))
-        if twice:
-            raise UserError(
-                f"{path.relative_to(REPOSITORY)} sets {twice[0]}, which another file of the recipe sets already"
-            )
-        recipe.update(keys)
-    for assignment in replaced:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise UserError(f"--set {assignment}: write it as key=value")
-        recipe[key] = {"true": True, "false": False}.get(value, value)
-    return recipe
-
-
-def flags(recipe: dict[str, Any]) -> list[str]:
-    """Megatron's flags: `true` gives the bare flag, `false` and null none, a list its values."""
-    result: list[str] = []
-    for key, value in recipe.items():
-        if key in LAUNCHER_KEYS or value is False or value is None:
-            continue
-        result.append(f"--{key}")
-        if value is not True:
-            result.extend(map(str, value) if isinstance(value, list) else [str(value)])
-    return result
-
-
-def check_flags(arguments: list[str]) -> None:
-    """Let Megatron's own parser read the flags, without starting it.
-
-    Raises UserError for an unknown key, naming the nearest valid one, and for a value of the wrong type.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        from artifacts import megatron_on_cpu
-
-        megatron_on_cpu.patch_torch()
-    from megatron.training.arguments import add_megatron_arguments
-
-    parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-    known = {option for action in parser._actions for option in action.option_strings}
-    for argument in arguments:
-        if argument.startswith("--") and argument not in known:
-            raise UserError(f"Megatron has no flag {argument}{nearest(argument, known)}: mend the recipe's key")
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message):
-            parser.parse_args(arguments)
-    except SystemExit:
-        raise UserError(f"Megatron refuses the recipe: {message.getvalue().strip().splitlines()[-1]}") from None
-
-
-def check_layout(recipe: dict[str, Any], processes: int) -> None:
-    """Raise UserError when heads, layers or batch cannot be divided over the ranks."""
-    tensor = int(recipe.get("tensor-model-parallel-size", 1))
-    pipeline = int(recipe.get("pipeline-model-parallel-size", 1))
-    if processes % (tensor * pipeline):
-        raise UserError(
-            f"{processes} processes cannot be TP {tensor} x PP {pipeline}: mend nproc-per-node in the hardware file"
-        )
-    data = processes // (tensor * pipeline)
-    for key in ("num-attention-heads", "num-query-groups"):
-        if int(recipe.get(key, tensor)) % tensor:
-            raise UserError(f"{key} {recipe[key]} cannot be divided by tensor parallel {tensor}")
-    if int(recipe["num-layers"]) % pipeline and "decoder-first-pipeline-num-layers" not in recipe:
-        raise UserError(f"num-layers {recipe['num-layers']} cannot be divided by pipeline parallel {pipeline}")
-    step = int(recipe["micro-batch-size"]) * data
-    if int(recipe["global-batch-size"]) % step:
-        raise UserError(
-            f"global-batch-size {recipe['global-batch-size']} is no multiple of "
-            f"micro-batch-size x data parallel = {step}"
-        )
+OURS = "error: "  # how a rank says what a user can mend
+PR_SET_PDEATHSIG = 1
 
 
 def run_flags(run: Run) -> list[str]:
     """The flags that say where the run's files lie, relative to the repository where it holds the run."""
-    folder = run.folder.resolve()
-    if folder.is_relative_to(REPOSITORY):
-        folder = folder.relative_to(REPOSITORY)
+    folder = relative(run.folder)
     return [
         *("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", f"{folder}/tokenizer"),
         *("--per-split-data-args-path", f"{folder}/dataset/blend.json", "--data-cache-path", f"{folder}/dataset/cache"),
@@ -138,171 +49,227 @@ def run_flags(run: Run) -> list[str]:
     ]
 
 
-def drop_half_written(checkpoints: Path) -> None:
-    """Point Megatron at the newest whole checkpoint, and say so when a newer, half-written one is left aside."""
-    whole = [
-        int(p.parent.name[5:]) for p in checkpoints.glob("iter_*/.metadata") if (p.parent / "metadata.json").exists()
-    ]
-    for folder in checkpoints.glob("iter_*"):
-        if int(folder.name[5:]) not in whole:
-            print(f"{folder} is half-written and is dropped", flush=True)
-            shutil.rmtree(folder)
-    tracker = checkpoints / LATEST
-    if not whole:
-        tracker.unlink(missing_ok=True)
-    elif not tracker.exists() or tracker.read_text().strip() != str(max(whole)):
-        write_text(tracker, str(max(whole)))
+def complete(recipe: Recipe, run: Run) -> Recipe:
+    """Add what follows from other keys: a resumable distributed optimizer, W&B's name of the run, an import's rows.
 
-
-def keep_newest(checkpoints: Path) -> None:
-    newest = f"iter_{int((checkpoints / LATEST).read_text()):07d}"
-    for folder in checkpoints.glob("iter_*"):
-        if folder.name != newest:
-            shutil.rmtree(folder)
-
-
-def start_over_if_changed(run: Run, arguments: list[str]) -> None:
-    """Checkpoints of another recipe, tokenizer or dataset are not resumed from: they are removed."""
-    blend = read_json(run.dataset / "blend.json")
-    parts = sorted(p for p in run.dataset.iterdir() if p.suffix in (".bin", ".idx"))
-    state = {
-        "flags": arguments,
-        "tokenizer": sha256(run.tokenizer / "tokenizer.json"),
-        "blend": blend,
-        "dataset": {p.name: sha256(p) for p in parts},
-    }
-    known = run.checkpoints / "recipe.json"
-    if run.checkpoints.exists() and (not known.exists() or read_json(known) != state):
-        print(f"{run.checkpoints} belongs to another recipe or dataset and is started over", flush=True)
-        shutil.rmtree(run.checkpoints)
-        shutil.rmtree(run.folder / "tensorboard", ignore_errors=True)
-    write_json(known, state)
+    Raises:
+        UserError: the imported checkpoint is missing, not proved, or does not fit the layout.
+    """
+    added: dict[str, Any] = {}
+    if get(recipe, "use-distributed-optimizer"):
+        added["dist-ckpt-optim-fully-reshardable"] = True  # or its states fit no other layout
+    if get(recipe, "wandb-project"):
+        added["wandb-exp-name"] = run.name
+    if "pretrained-checkpoint" in recipe:
+        source = get(recipe, "pretrained-checkpoint")
+        if source is None:
+            raise UserError(
+                "pretrained-checkpoint is not set: python -m converters.import_hf --model FOLDER --output IMPORT, then "
+                "--set pretrained-checkpoint=IMPORT"
+            )
+        proof = read_json(Path(source) / "parity.json")
+        if not proof.get("passed"):
+            raise UserError(f"{source}/parity.json says that the import was not proved: import it again")
+        rows, multiple = proof["padded_vocab_size"], whole(recipe, "tensor-model-parallel-size", 1)
+        if rows % multiple:
+            raise UserError(
+                f"{source} has {rows} vocabulary rows, which tensor parallel {multiple} cannot divide: import it again "
+                f"with --tensor-parallel {multiple}"
+            )
+        added["vocab-size"], added["padded-vocab-size"] = proof["vocab_size"], rows
+    return {**recipe, **{name: Key(value, "follows") for name, value in added.items() if not get(recipe, name)}}
 
 
 def vocabulary(run: Run) -> int:
+    """Ids of the run's tokenizer, special ones included."""
     return len(read_json(run.tokenizer / "vocab.json")) + len(
         read_json(run.tokenizer / "tokenizer_config.json")["added_tokens_decoder"]
     )
 
 
-def read_history(log: Path) -> dict[str, list[list[float]]]:
-    """Curves `[iteration, value]` from Megatron's own log: loss, validation, gradient norm, tokens' time, rate.
-
-    A resumed run logs some iterations twice; the later line counts.
-    """
-    text = log.read_text(encoding="utf-8", errors="replace")
-    curves: dict[str, dict[int, float]] = {
-        name: {} for name in ("loss", "milliseconds", "grad_norm", "learning_rate", "valid")
-    }
-    for line in text.splitlines():
-        if match := ITERATION.search(line):
-            iteration = int(match[1])
-            curves["milliseconds"][iteration] = float(match[3])
-            curves["loss"][iteration] = float(match[4])
-            curves["grad_norm"][iteration] = float(match[5])
-            if rate := RATE.search(line):
-                curves["learning_rate"][iteration] = float(rate[1])
-        elif match := VALIDATION.search(line):
-            curves["valid"][int(match[1])] = float(match[2])
-    return {name: [[x, y] for x, y in sorted(points.items())] for name, points in curves.items()}
+def torchrun(layout: Layout, node: int, rendezvous: str | None) -> list[str]:
+    """The launcher's command. Only SIGQUIT is left for it to handle: the ranks save and end by themselves."""
+    command = [str(Path(sys.executable).with_name("torchrun")), f"--nproc-per-node={layout.per_node}"]
+    if layout.nodes == 1:
+        command.append("--standalone")
+    else:
+        host, _, port = (rendezvous or "HOST:PORT").partition(":")
+        command += [f"--nnodes={layout.nodes}", f"--node-rank={node}", f"--master-addr={host}", f"--master-port={port}"]
+    return [*command, "--signals-to-handle=SIGQUIT", WORKER]
 
 
-def check_learning(history: dict[str, list[list[float]]], size: int) -> None:
-    """The gate: the first loss near ln(vocabulary), and every loss a number. Raises UserError."""
-    losses = history["loss"]
-    if not losses:
-        raise UserError("Megatron logged no iteration: see the log")
-    uniform = math.log(size)
-    first_iteration, first = losses[0]
-    if first_iteration == 1 and abs(first - uniform) > FIRST_LOSS_TOLERANCE * uniform:
-        raise UserError(
-            f"the first loss is {first:.3f}, not near ln(vocabulary) = {uniform:.3f}: "
-            "tokenizer and dataset do not belong together, or the initialisation is wrong"
-        )
-    bad = next((iteration for iteration, loss in losses if not math.isfinite(loss)), None)
-    if bad is not None:
-        raise UserError(f"the loss is not a number at iteration {bad:.0f}: lower lr, or lengthen lr-warmup-iters")
+def ranks_under(parent: int) -> list[int]:
+    """Processes of the worker whose parent is torchrun (Linux: /proc/<pid>/stat, field 4)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(entry.name))
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
+
+
+def _ignore_and_follow(parent: int) -> None:
+    """In torchrun, before it starts: leave SIGTERM and SIGINT to the ranks, and die with the one that started it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
-    """Run torchrun, its output to the terminal and appended to `log`; raises UserError with the telling line."""
-    with log.open("a", encoding="utf-8") as copy:
-        process = subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda number, frame: process.send_signal(signal.SIGTERM))
-        assert process.stdout is not None
-        telling = previous = ""
-        for line in process.stdout:
-            copy.write(line)
-            copy.flush()
-            sys.stdout.write(line)
-            if not telling and FAILURE.match(line):
-                telling = f"{line.strip()} ({previous.strip()})"
-            previous = line
-        if process.wait() != 0:
-            raise UserError(
-                f"Megatron stopped with exit code {process.returncode}: {telling or 'no message'} (log: {log})"
-            )
+    """Run torchrun, its output to the terminal and appended to `log`.
+
+    A first SIGTERM or Ctrl-C is handed to the ranks, which save after the step they are in and exit 0; the second ends
+    them at once.
+
+    Raises:
+        UserError: training failed, with the line of the output that tells most.
+    """
+    me, asked = os.getpid(), 0
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        preexec_fn=lambda: _ignore_and_follow(me),  # noqa: PLW1509  # no thread was started
+    )
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            process.kill()
+            return
+        print("stopping: saving a checkpoint first; once more to end at once", flush=True)
+        for rank in ranks_under(process.pid):
+            os.kill(rank, signal.SIGTERM)
+
+    previous = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
+    telling = ours = before = ""
+    assert process.stdout is not None
+    try:
+        with log.open("a", encoding="utf-8") as copy:
+            for line in process.stdout:
+                copy.write(line)
+                copy.flush()
+                sys.stdout.write(line)
+                if not ours and line.startswith(OURS):
+                    ours = line.removeprefix(OURS).strip()
+                if not telling and FAILURE.match(line):
+                    telling = f"{line.strip()} ({before.strip()})"
+                before = line
+        code = process.wait()
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+    if code != 0:
+        if ours:
+            raise UserError(f"{ours} (log: {log})")
+        if asked > 1:
+            raise UserError(f"ended without saving; the same command goes on from the last checkpoint (log: {log})")
+        raise UserError(f"Megatron stopped with exit code {code}: {telling or 'no message'} (log: {log})")
 
 
-def main() -> None:
+def summary(run: Run, recipe: Recipe, layout: Layout) -> dict[str, Any]:
+    """What the finished run measured, from Megatron's own log; MFU only where the hardware file names a GPU.
+
+    Raises:
+        UserError: the losses are not those of a run that learned from the right data.
+    """
+    from launch.estimate import flops_per_token, gpu, model_of, padded_vocabulary
+
+    history = read_history(*(log_of(run.checkpoints, node) for node in range(layout.nodes)
+                             if log_of(run.checkpoints, node).exists()))  # fmt: skip
+    size = vocabulary(run)
+    imported = get(recipe, "pretrained-checkpoint") is not None
+    check_learning(history, size, not imported)
+    iterations, sequence = whole(recipe, "train-iters"), whole(recipe, "seq-length")
+    tokens = whole(recipe, "global-batch-size") * sequence
+    times = sorted(y for _, y in history["milliseconds"])
+    rate = tokens / times[len(times) // 2] * 1000
+    rows = whole(recipe, "padded-vocab-size", padded_vocabulary(recipe, size, layout.tensor))
+    flops = rate * flops_per_token(model_of(recipe, rows), sequence) / layout.world
+    card = get(recipe, "gpu")
+    return {
+        "iterations": iterations,
+        "tokens": iterations * tokens,
+        "first_loss": history["loss"][0][1],
+        "uniform_loss": round(math.log(size), 4),
+        "final_loss": history["loss"][-1][1],
+        "valid_loss": history["valid"][-1][1] if history["valid"] else None,
+        "tokens_per_second": round(rate, 1),
+        "tflops_per_process": float(f"{flops / 1e12:.4g}"),
+        "mfu_percent": round(100 * flops / 1e12 / gpu(card).peak_tflops, 2) if card else None,
+        "curves": history,
+    }
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a file of megatron_configs/models/")
     parser.add_argument("--training", required=True, help="a file of megatron_configs/training/")
     parser.add_argument("--hardware", default="cpu", help="a file of megatron_configs/hardware/ (default cpu)")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the recipe")
-    parser.add_argument("--dry-run", action="store_true", help="check the recipe, print the command, run nothing")
+    parser.add_argument(
+        "--node-rank", type=int, default=0, metavar="N", help="which of nnodes machines this is, from 0"
+    )
+    parser.add_argument("--rendezvous", metavar="HOST:PORT", help="where machine 0 is reached, when there are several")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the recipe, print keys, ranks and the command, run nothing"
+    )
     arguments = parser.parse_args()
     run = Run(arguments.run)
-    recipe = load_recipe(arguments.model, arguments.training, arguments.hardware, arguments.set)
-    processes = int(recipe["nproc-per-node"])
+    recipe = complete(load_recipe(arguments.model, arguments.training, arguments.hardware, arguments.set), run)
+    layout = layout_of(recipe)
     megatron = flags(recipe) + run_flags(run)
-    check_layout(recipe, processes)
-    check_flags(megatron)
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", f"--nproc-per-node={processes}"]
-    command = [*torchrun, "launch/pretrain_worker.py", *megatron]
-    print("$ " + " ".join(command), flush=True)
+    validate(megatron, layout)
+    node = arguments.node_rank
+    command = [*torchrun(layout, node, arguments.rendezvous), *megatron]
     if arguments.dry_run:
-        return
-    start_over_if_changed(run, megatron)
-    drop_half_written(run.checkpoints)
-    log = run.checkpoints / "megatron.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
-    iterations = int(recipe["train-iters"])
-    tracker = run.checkpoints / LATEST
-    if tracker.exists() and int(tracker.read_text()) >= iterations:
-        print(f"{tracker.parent} is trained to iteration {iterations} already", flush=True)
+        print(describe(recipe, layout) + "\n")
+    print("$ " + shlex.join(command), flush=True)
+    if arguments.dry_run:
+        return 0
+    if layout.nodes > 1 and (":" not in (arguments.rendezvous or "") or not 0 <= node < layout.nodes):
+        raise UserError(
+            f"nnodes is {layout.nodes}: give --rendezvous HOST:PORT of the first machine, and --node-rank "
+            f"0-{layout.nodes - 1}"
+        )
+    if node == 0:
+        checkpoints.claim(run, recipe)
+        checkpoints.use_newest_whole(run.checkpoints)
+    iterations = whole(recipe, "train-iters")
+    if checkpoints.reached(run.checkpoints) >= iterations:
+        print(f"{run.checkpoints} is trained to iteration {iterations} already", flush=True)
     else:
-        train(command, log, environment)
-        if int(tracker.read_text()) < iterations:
-            raise UserError(
-                f"stopped at iteration {tracker.read_text().strip()} of {iterations}, saved: run the same command again"
-            )
-    history = read_history(log)
-    size = vocabulary(run)
-    check_learning(history, size)
-    keep_newest(run.checkpoints)
-    tokens = int(recipe["global-batch-size"]) * int(recipe["seq-length"])
-    times = sorted(y for _, y in history["milliseconds"])
-    report_metrics(
-        iterations=iterations,
-        tokens=iterations * tokens,
-        first_loss=history["loss"][0][1],
-        uniform_loss=round(math.log(size), 4),
-        final_loss=history["loss"][-1][1],
-        valid_loss=history["valid"][-1][1] if history["valid"] else None,
-        tokens_per_second=round(tokens / times[len(times) // 2] * 1000, 1),
-        curves=history,
-    )
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's rule for tensor parallel on older cards
+            "PYTHONWARNINGS": "ignore",
+            "MYLLM_STOP_AT_SPIKE": str(get(recipe, "stop-at-spike", "")),
+            "MYLLM_SWANLAB_PROJECT": str(get(recipe, "swanlab-project", "")),
+        }
+        train(command, log_of(run.checkpoints, node), environment)
+        done = checkpoints.reached(run.checkpoints)
+        if done < iterations:
+            text = f"stopped at iteration {done} of {iterations}, saved: the same command goes on"
+            print(text, flush=True)
+            report_unfinished(text)
+            return 0
+    if node == 0:
+        found = summary(run, recipe, layout)
+        checkpoints.keep_newest(run.checkpoints)
+        report_metrics(**found)
+    return 0
 
 
 if __name__ == "__main__":

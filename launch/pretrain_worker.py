@@ -3,11 +3,15 @@
 `launch.pretrain` turns a recipe into torchrun's command line; every argument here is Megatron's own.
 On a machine without a GPU, `artifacts.megatron_on_cpu` is installed first. The checkpoint writer of Megatron starts
 processes that import this file again: keep the `__main__` guard, and install the patch on import.
+
+Before the first step the data is looked at (`launch.data_check`); in every step the loss is (`launch.watch`). What the
+launcher has to say beside Megatron's flags comes in the environment: MYLLM_STOP_AT_SPIKE, MYLLM_SWANLAB_PROJECT.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from functools import partial
@@ -23,6 +27,9 @@ if ON_CPU:
     from artifacts import megatron_on_cpu
 
     megatron_on_cpu.patch_torch()
+
+from artifacts.errors import UserError, run_main  # noqa: E402
+from launch.watch import LossWatch, Numbered  # noqa: E402
 
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 PR_SET_PDEATHSIG = 1
@@ -41,10 +48,12 @@ def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
     from megatron.training.utils import is_first_or_last_pipeline_stage
 
     batch: dict[str, Any] = dict.fromkeys(BATCH_KEYS)
+    numbers: Any = None
     if is_first_or_last_pipeline_stage(get_attr_wrapped_model(model, "vp_stage")):
         # every tensor-parallel rank reads the same memory-mapped dataset, so nothing has to be broadcast
         sample = next(iterator)
         batch.update({key: sample[key].cuda(non_blocking=True) for key in BATCH_KEYS if key in sample})
+        numbers = sample["sample"]
     output = model(
         batch["tokens"],
         batch["position_ids"],
@@ -53,19 +62,43 @@ def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
         loss_mask=batch["loss_mask"],
     )
     assert parallel_state.get_context_parallel_world_size() == 1, "context parallel needs Transformer Engine"
-    return output, partial(loss_of, batch["loss_mask"])
+    return output, partial(loss_of, batch["loss_mask"], numbers)
 
 
-def loss_of(loss_mask: Any, per_token: Any) -> tuple[Any, Any, dict[str, Any]]:
+def loss_of(loss_mask: Any, numbers: Any, per_token: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Summed loss, number of tokens that count, and both together as Megatron's logger averages them."""
     mask = loss_mask.view(-1).float()
     loss = torch.sum(per_token.view(-1).float() * mask)
     tokens = mask.sum().detach().to(torch.int)
+    if torch.is_grad_enabled():
+        look_at_loss(loss, tokens, numbers)
     return loss, tokens, {"lm loss": torch.cat([loss.detach().view(1), tokens.view(1)])}
 
 
+_watch: LossWatch | None = None  # made at the first loss: only then is the number of micro batches known
+
+
+def look_at_loss(loss: Any, tokens: Any, numbers: Any) -> None:
+    """Hand a micro batch's mean loss to the watch; raises UserError where it stops the run."""
+    from megatron.core.num_microbatches_calculator import get_num_microbatches
+    from megatron.training import get_args
+
+    global _watch
+    args = get_args()
+    if _watch is None:
+        spike = os.environ.get("MYLLM_STOP_AT_SPIKE")
+        size = args.vocab_size or args.padded_vocab_size
+        imported = bool(args.pretrained_checkpoint or args.finetune)
+        _watch = LossWatch(get_num_microbatches(), float(spike) if spike else None, size, imported)
+        _watch.dataset = _train
+    _watch.look(loss.item() / max(tokens.item(), 1), args.curr_iteration + 1, numbers.tolist())
+
+
+_train: Any = None  # Megatron's training dataset, to find documents in
+
+
 def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any, Any]:
-    """Train, valid and test `GPTDataset`s for the blend that the arguments name.
+    """Train, valid and test `GPTDataset`s for the blend that the arguments name, looked at on rank 0.
 
     Args:
         samples: how many sequences each of the three must serve.
@@ -76,7 +109,9 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any,
     from megatron.training import get_args
     from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
+    global _train
     args = get_args()
+    tokenizer = build_tokenizer(args)
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(
         random_seed=args.seed,
@@ -87,7 +122,7 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any,
         path_to_cache=args.data_cache_path,
         mmap_bin_files=args.mmap_bin_files,
         num_dataset_builder_threads=args.num_dataset_builder_threads,
-        tokenizer=build_tokenizer(args),
+        tokenizer=tokenizer,
         reset_position_ids=args.reset_position_ids,
         reset_attention_mask=args.reset_attention_mask,
         eod_mask_loss=args.eod_mask_loss,
@@ -96,7 +131,14 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any,
     )
     on_this_rank = partial(is_first_or_last_pipeline_stage, vp_stage)
     train, valid, test = BlendedMegatronDatasetBuilder(GPTDataset, samples, on_this_rank, config).build()
-    return train, valid, test
+    if train is not None and _train is None:
+        _train = train
+        if torch.distributed.get_rank() == 0:
+            from launch.data_check import look
+
+            asked = blend_per_split[0] if blend_per_split else blend
+            look(train, tokenizer, args.vocab_size or tokenizer.vocab_size, asked[1] if asked else None)
+    return tuple(dataset and Numbered(dataset) for dataset in (train, valid, test))  # type: ignore[return-value]
 
 
 datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron: call it on every rank
@@ -112,9 +154,25 @@ def main() -> None:
     from megatron.training.arguments import parse_and_validate_args
 
     args = parse_and_validate_args()
+    if project := os.environ.get("MYLLM_SWANLAB_PROJECT"):
+        if args.rank == args.world_size - 1:  # the rank that writes to TensorBoard
+            track_with_swanlab(project, args)
     config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
     pretrain(config, datasets, ModelType.encoder_or_decoder, forward_step)
 
 
+def track_with_swanlab(project: str, args: Any) -> None:
+    """Send what Megatron writes to TensorBoard to SwanLab too; SWANLAB_MODE=local or offline needs no account."""
+    try:
+        import swanlab
+    except ImportError:
+        raise UserError("swanlab-project is set and swanlab is not installed: .venv/bin/pip install swanlab") from None
+    name = Path(args.save).resolve().parent.name
+    swanlab.init(
+        project=project, experiment_name=name, logdir=str(Path(args.save).parent / "swanlab"), config=vars(args)
+    )
+    swanlab.sync_tensorboard_torch()
+
+
 if __name__ == "__main__":
-    main()
+    run_main(main)

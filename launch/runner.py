@@ -22,8 +22,10 @@ from typing import IO, Any
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json
 from artifacts.layout import REPOSITORY, Run, environment
+from artifacts.stage import UNFINISHED
 from launch.pipeline import Pipeline, Stage, fingerprint
 
+SAVING = 300.0  # seconds that a stage may take to save and end
 POLL = 1.0  # seconds between looks at a running stage
 TAIL = 65_536  # bytes of a log that are searched for progress
 PROGRESS = re.compile(r"(?<![\d/.])(\d+) ?/ *(\d+)(?![\d/])")
@@ -171,8 +173,8 @@ def stop(process: subprocess.Popen[bytes], run: Run) -> None:
     """Ask a stage to end (Megatron saves on SIGTERM), wait, then kill what is left of the run."""
     process.terminate()
     try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
+        process.wait(timeout=SAVING)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # Ctrl-C once more: at once
         pass
     end_left_over(run)
 
@@ -212,6 +214,9 @@ def run_stage(stage: Stage, run: Run, state: str, position: str) -> Manifest:
                     f"stage {stage.name} failed: {last_error(log_path)}\n"
                     f"  command: {shlex.join(command)}\n  log: {log_path}\n  mend it, then run the same command again"
                 )
+            if reason := (read_json(metrics) if metrics.exists() else {}).get(UNFINISHED):
+                display.close("not finished")
+                raise UserError(f"stage {stage.name} is not finished: {reason} (log: {log_path})")
     found = read_json(metrics) if metrics.exists() else {}
     seconds = round(time.monotonic() - begin, 1)
     manifest = Manifest(stage.name, DONE, state, commands, seconds, round(peak, 1), found)

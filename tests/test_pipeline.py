@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.files import read_json, sha256
-from launch import pretrain
+from launch.checkpoints import LATEST
+from launch.training_log import log_of, read_history
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHORT = {
@@ -125,14 +126,14 @@ def training(whole_run: Path, folder: Path, *replaced: str) -> list[str]:
 
 
 def losses(folder: Path) -> list[list[float]]:
-    return pretrain.read_history(folder / "checkpoints" / "megatron.log")["loss"]
+    return read_history(log_of(folder / "checkpoints"))["loss"]
 
 
 def test_the_same_seed_gives_the_same_loss_and_a_kill_does_not_change_it(whole_run, tmp_path):
     folder = tmp_path / "killed"
     command = training(whole_run, folder, "save-interval=5")
     process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL)
-    tracker = folder / "checkpoints" / pretrain.LATEST
+    tracker = folder / "checkpoints" / LATEST
     while not tracker.exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -191,31 +192,6 @@ def test_llama2_interleaved_with_distributed_optimizer_converts_and_serves(whole
     finish([sys.executable, "-m", "launch.serve_gate", *options, "--output", str(folder / "serve")])
     served = read_json(folder / "serve" / "serve.json")
     assert served["identical"] == served["prompts"] > 0
-
-
-def test_megatron_goes_on_from_an_imported_model(whole_run, tmp_path):
-    """The first loss of a run that loads the imported base model, tensor parallel, is that model's and not ln(V)."""
-    imported = tmp_path / "imported"
-    options = ["--model", str(whole_run / "models" / "base"), "--output", str(imported)]
-    finish([sys.executable, "-m", "converters.import_hf", *options])
-    folder = tmp_path / "continued"
-    layout = (
-        "tensor-model-parallel-size=2",
-        "pipeline-model-parallel-size=1",
-        "decoder-first-pipeline-num-layers=false",
-        "lr=1e-8",
-        "min-lr=1e-9",
-        "train-iters=4",
-        "log-interval=1",
-    )
-    planned = finish([*training(whole_run, folder, *layout), "--dry-run"])
-    command = next(line for line in planned.splitlines() if line.startswith("$ "))[2:].split()
-    command[command.index("--load") + 1] = str(imported)
-    output = finish(command)
-    found = [float(match[4]) for match in pretrain.ITERATION.finditer(output)]
-    trained = losses(whole_run)
-    assert len(found) == 4 and sum(found) / 4 == pytest.approx(trained[-1][1], abs=0.15)
-    assert sum(found) / 4 < trained[0][1] - 0.3
 
 
 def test_a_damaged_checkpoint_makes_no_model(whole_run, tmp_path):

@@ -1,0 +1,140 @@
+"""Estimates: published counts, the models that Megatron and Hugging Face build, and what the command prints."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import UserError
+from launch import estimate, recipe
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PUBLISHED = {"qwen2-0.5b": 494_032_768, "qwen2-1.5b": 1_543_714_304, "llama2-1.1b": 1_100_048_384}
+
+
+def model(name: str) -> estimate.Model:
+    return estimate.model_of(recipe.load_recipe(name, "zh-10b", "gpu-1-80gb"))
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
+def test_published_counts(name, count):
+    assert estimate.parameters(model(name)) == count
+
+
+@pytest.mark.parametrize("name", recipe.names("models"))
+def test_counts_are_hugging_faces(name):
+    """The model is built on the meta device: shapes, no numbers."""
+    import torch
+    import transformers
+
+    shape = model(name)
+    family = "Qwen2" if name.startswith("qwen2") else "Llama"
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.groups,
+        tie_word_embeddings=shape.tied,
+    )
+    with torch.device("meta"):
+        built = getattr(transformers, f"{family}ForCausalLM")(config)
+    assert sum(p.numel() for p in built.parameters()) == estimate.parameters(shape)
+
+
+BUILT = """
+import argparse, json, sys; sys.path.insert(0, ".")
+from artifacts import megatron_on_cpu
+megatron_on_cpu.patch_torch()
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from converters.megatron_forward import build
+from launch import estimate, flags, recipe
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+parallel_state.initialize_model_parallel(); model_parallel_cuda_manual_seed(0)
+counts = {}
+for name in recipe.names("models"):
+    found = recipe.load_recipe(name, "demo", "gpu-1-80gb")
+    args = flags.parse(recipe.flags(found))
+    shape = estimate.model_of(found)
+    args.kv_channels, args.padded_vocab_size, args.num_layers = shape.head_dim, 1024, 1
+    args.layernorm_epsilon, args.add_bias_linear = args.norm_epsilon if hasattr(args, "norm_epsilon") else 1e-6, False
+    one = estimate.Model(**{**vars(shape), "vocab": 1024, "layers": 1})
+    counts[name] = [sum(p.numel() for p in build(args).parameters()), estimate.parameters(one)]
+print(json.dumps(counts))
+"""
+
+
+def test_counts_are_those_of_the_models_that_megatron_builds():
+    """One layer of each, a small vocabulary: the other layers are alike."""
+    command = [sys.executable, "-W", "ignore", "-c", BUILT]
+    out = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    counts = json.loads(out.splitlines()[-1])
+    assert set(counts) == set(recipe.names("models"))
+    for name, (built, counted) in counts.items():
+        assert built == counted, name
+
+
+def run(*options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "launch.cli", "estimate", *options]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def test_json_has_what_programs_ask_for():
+    options = ("qwen2-0.5b", "--hardware", "node-8", "--tokens", "10B", "--price", "2", "--mfu", "0.5", "--json")
+    found = json.loads(run(*options).stdout)
+    assert found["parameters"] == 494_032_768 and found["tokens"] == 10**10
+    expected = 0.5 * 989e12 * 8 / found["flops_per_token"]
+    assert found["tokens_per_second"] == pytest.approx(expected)
+    assert found["hours"] == pytest.approx(1e10 / expected / 3600)
+    assert found["gpu_hours"] == pytest.approx(8 * found["hours"])
+    assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
+    assert found["memory_gb_per_gpu"] == pytest.approx(sum(found["memory_gb_by_part"].values()))
+
+
+def test_a_vocabulary_of_ones_own_counts():
+    own = json.loads(run("qwen2-0.5b", "--hardware", "node-8", "--vocab-size", "32000", "--json").stdout)
+    assert own["parameters"] == 494_032_768 - (151_936 - 32_000) * 896
+
+
+def test_table_says_when_it_does_not_fit():
+    assert "does not fit into 24 GB" in run("qwen2-1.5b", "--hardware", "gpu-1-24gb").stdout
+    assert "does not fit" not in run("llama2-0.5b", "--hardware", "gpu-1-24gb").stdout
+
+
+def test_a_cpu_has_no_hours():
+    out = run("qwen2-tiny", "--training", "demo", "--hardware", "cpu").stdout
+    assert "time" in out and "names no gpu" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("qwen2-05b", "--hardware", "node-8"), "did you mean 'qwen2-0.5b'"),
+        (("qwen2-0.5b", "--hardware", "node8"), "did you mean 'node-8'"),
+        (("qwen2-0.5b", "--hardware", "node-8", "--tokens", "ten"), "write 10B, 300M or 1e10"),
+        (("qwen2-0.5b", "--hardware", "node-8", "--mfu", "40"), "write 0.4 for 40 %"),
+        (("qwen2-0.5b", "--hardware", "node-8", "--gpu", "h100-80"), "did you mean 'h100-80gb'"),
+    ],
+)
+def test_mistakes_are_named(options, message):
+    result = run(*options)
+    assert result.returncode == 2 and message in result.stderr
+
+
+def test_interleaving_and_pipelines_cost_memory():
+    def total(*replaced: str) -> float:
+        found = recipe.load_recipe("llama2-0.5b", "zh-10b", "node-8", replaced)
+        return estimate.estimate(found)["memory_gb_by_part"]["activations"]
+
+    flat = total("pipeline-model-parallel-size=4")
+    assert total("pipeline-model-parallel-size=4", "num-layers-per-virtual-pipeline-stage=3") > flat
+
+
+def test_unknown_gpu():
+    with pytest.raises(UserError, match="did you mean"):
+        estimate.gpu("a100-80g")

@@ -1,0 +1,370 @@
+"""Megatron trained on a CPU in every layout, both architectures: the same losses, the same weights, whatever happens.
+
+Every comparison starts from a checkpoint that one process wrote at iteration 5 of 10: what a fresh start draws at
+random depends on the pipeline stage, what is loaded does not.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts.files import read_json
+from converters.checkpoint import Checkpoint
+from launch import checkpoints
+from launch.training_log import ITERATION, log_of, read_history
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ONE = ("nproc-per-node=1", "pipeline-model-parallel-size=1", "decoder-first-pipeline-num-layers=null")
+EQUAL = ("decoder-first-pipeline-num-layers=null",)  # stages of the same size
+DISTRIBUTED = "use-distributed-optimizer=true"
+LAYOUTS = {
+    "TP2": ("tensor-model-parallel-size=2", "pipeline-model-parallel-size=1", *EQUAL),
+    "PP2": ("pipeline-model-parallel-size=2",),
+    "TP2 x PP2": ("nproc-per-node=4", "tensor-model-parallel-size=2", *EQUAL),
+    "DP2": ("pipeline-model-parallel-size=1", *EQUAL),
+    "PP2 interleaved": ("num-layers-per-virtual-pipeline-stage=1", *EQUAL),
+    "DP2 distributed optimizer": ("pipeline-model-parallel-size=1", DISTRIBUTED, *EQUAL),
+}
+SHORT = ("train-iters=10", "log-interval=1", "save-interval=5", "eval-interval=100", "eval-iters=1")
+
+pytestmark = pytest.mark.slow
+
+
+def python(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A tokenizer of 512 and two sources of made-up text: 300 characters, some much more frequent than others."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    frequency = 1 / np.arange(1, 301)
+    for name, documents in (("a", 500), ("b", 300), ("valid", 60)):
+        rows = []
+        for number in range(documents):
+            drawn = random.choice(300, random.integers(20, 120), p=frequency / frequency.sum())
+            text = "".join(chr(0x4E00 + character) for character in drawn)
+            rows.append(json.dumps({"id": f"{number}", "text": text}, ensure_ascii=False))
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    make_run(folder, folder / "run", 512)
+    return folder
+
+
+def make_run(texts: Path, run: Path, vocab: int) -> None:
+    options = ("--vocab-size", str(vocab), "--split-characters")
+    python("preprocess.tokenizer", "--input", str(texts / "a.jsonl"), "--output", str(run / "tokenizer"), *options)
+    for name in ("a", "b", "valid"):
+        options = ("--tokenizer", str(run / "tokenizer"), "--output-prefix", str(run / "dataset" / name))
+        python("preprocess.binning", "--input", str(texts / f"{name}.jsonl"), *options)
+    splits = ("--train", "a", "--train", "b", "--valid", "valid", "--test", "valid")
+    python("preprocess.blend", "--folder", str(run / "dataset"), "--tokenizer", str(run / "tokenizer"), *splits)
+
+
+def command(run: Path, *replaced: str, model: str = "qwen2-tiny", training: str = "demo") -> list[str]:
+    base = [sys.executable, "-m", "launch.pretrain", "--model", model, "--training", training, "--run", str(run)]
+    return [*base, *(part for item in replaced for part in ("--set", item))]
+
+
+def finish(arguments: list[str]) -> str:
+    result = subprocess.run(arguments, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+    return result.stdout
+
+
+def fail(arguments: list[str]) -> str:
+    """The one line that a refused training ends with."""
+    result = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 2, result.stdout[-3000:]
+    return result.stderr.strip().splitlines()[-1]
+
+
+def fresh(data: Path, folder: Path, start: Path | None = None) -> Path:
+    """A run's folder with the data, and another run's checkpoints where given."""
+    folder.mkdir(parents=True)
+    for part in ("tokenizer", "dataset"):
+        shutil.copytree(data / "run" / part, folder / part)
+    if start:
+        shutil.copytree(start / "checkpoints", folder / "checkpoints")
+        settings = folder / "checkpoints" / checkpoints.RECIPE
+        # the copied dataset lies elsewhere, and blend.json names folders
+        settings.write_text(settings.read_text().replace(str(start), str(folder)))
+    blend = folder / "dataset" / "blend.json"
+    blend.write_text(blend.read_text().replace(str(data / "run"), str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def starts(data, tmp_path_factory):
+    """Runs of one process stopped at iteration 5, by model and further keys; each is made once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def start(model: str, *keys: str) -> Path:
+        if (model, *keys) not in made:
+            folder = fresh(data, tmp_path_factory.mktemp("start") / "run")
+            out = finish(command(folder, *SHORT, *ONE, "exit-interval=5", *keys, model=model))
+            assert "stopped at iteration 5 of 10, saved" in out
+            made[(model, *keys)] = folder
+        return made[(model, *keys)]
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def references(data, starts, tmp_path_factory):
+    """The same runs gone on to iteration 10 by one process."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def reference(model: str, *keys: str) -> Path:
+        if (model, *keys) not in made:
+            folder = fresh(data, tmp_path_factory.mktemp("reference") / "run", starts(model, *keys))
+            finish(command(folder, *SHORT, *ONE, *keys, model=model))
+            made[(model, *keys)] = folder
+        return made[(model, *keys)]
+
+    return reference
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {int(step): loss for step, loss in read_history(log_of(run / "checkpoints"))["loss"]}
+
+
+def weights(run: Path, iteration: int = 10) -> dict[str, np.ndarray]:
+    found = Checkpoint(run / "checkpoints" / f"iter_{iteration:07d}")
+    return {name: found.read(name).float().numpy() for name in found.shapes}
+
+
+def furthest(run: Path, other: Path) -> float:
+    """The largest difference of any weight, vocabulary padding aside."""
+    one, two = weights(run), weights(other)
+    assert one.keys() == two.keys()
+    difference = 0.0
+    for name in one:
+        rows = min(len(one[name]), len(two[name]))
+        difference = max(difference, float(np.abs(one[name][:rows] - two[name][:rows]).max()))
+    return difference
+
+
+@pytest.mark.parametrize("model", ["qwen2-tiny", "llama2-tiny"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_trains_the_same(data, starts, references, tmp_path, model, layout):
+    keys = tuple(key for key in LAYOUTS[layout] if key == DISTRIBUTED)
+    run = fresh(data, tmp_path / "run", starts(model, *keys))
+    finish(command(run, *SHORT, *LAYOUTS[layout], model=model))
+    reference = references(model)
+    found, wanted = losses(run), losses(reference)
+    assert found.keys() == wanted.keys() == set(range(1, 11))
+    for step in range(6, 11):
+        assert found[step] == pytest.approx(wanted[step], rel=1e-6), f"step {step}"
+    assert furthest(run, reference) <= 1e-5
+
+
+@pytest.mark.parametrize("layout", ["TP2", "PP2", "DP2"])
+def test_bf16_trains_the_same_up_to_its_own_rounding(data, starts, references, tmp_path, layout):
+    """bf16 keeps 8 bits: partial sums over ranks are rounded before they are added, so 6 digits cannot be asked for.
+
+    Each step's loss agrees to 2^-8; a layout that was wrong would be off by far more within five steps of lr 5e-3.
+    """
+    run = fresh(data, tmp_path / "run", starts("llama2-tiny", "bf16=true"))
+    finish(command(run, *SHORT, "bf16=true", *LAYOUTS[layout], model="llama2-tiny"))
+    found, wanted = losses(run), losses(references("llama2-tiny", "bf16=true"))
+    print({step: found[step] - wanted[step] for step in found})
+    for step in range(6, 11):
+        assert found[step] == pytest.approx(wanted[step], rel=2**-8)
+
+
+def test_a_checkpoint_goes_through_every_layout(data, references, starts, tmp_path):
+    """One iteration in each layout, the distributed optimizer throughout: the weights of one process at the end."""
+    run = fresh(data, tmp_path / "run", starts("qwen2-tiny", DISTRIBUTED))
+    order = ("TP2", "PP2 interleaved", "DP2", "TP2 x PP2", "PP2")
+    for step, layout in enumerate(order, start=6):
+        finish(command(run, *SHORT, DISTRIBUTED, *LAYOUTS[layout], f"exit-interval={step}"))
+        assert checkpoints.reached(run / "checkpoints") == step
+    reference = references("qwen2-tiny")
+    assert losses(run)[10] == pytest.approx(losses(reference)[10], rel=1e-6)
+    assert furthest(run, reference) <= 1e-5
+
+
+def test_five_and_five_steps_are_ten_bit_for_bit(data, references, tmp_path):
+    undisturbed = fresh(data, tmp_path / "run")
+    finish(command(undisturbed, *SHORT, *ONE))
+    one, two = weights(undisturbed), weights(references("qwen2-tiny"))
+    for name in one:
+        assert np.array_equal(one[name], two[name]), name
+
+
+def test_megatrons_own_attention_gives_the_same_loss(data, starts, references, tmp_path):
+    run = fresh(data, tmp_path / "run", starts("qwen2-tiny"))
+    finish(command(run, *SHORT, *ONE, "spec=null", "no-create-attention-mask-in-dataloader=null"))
+    for step in range(6, 11):
+        assert losses(run)[step] == pytest.approx(losses(references("qwen2-tiny"))[step], rel=1e-6)
+    assert furthest(run, references("qwen2-tiny")) <= 1e-5
+
+
+def test_a_cut_checkpoint_is_passed_over_and_the_end_is_the_same(data, references, tmp_path):
+    run = fresh(data, tmp_path / "run")
+    finish(command(run, *SHORT, *ONE, "save-interval=3", "exit-interval=6"))
+    shard = next((run / "checkpoints" / "iter_0000006").glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    out = finish(command(run, *SHORT, *ONE))
+    assert "iter_0000006 is passed over" in out and "going on from iteration 3, the last whole checkpoint" in out
+    one, two = weights(run), weights(references("qwen2-tiny"))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def wait_for_step(process: subprocess.Popen, log: Path, step: int) -> None:
+    while True:
+        text = log.read_text() if log.exists() else ""
+        if any(int(match[1]) >= step for match in ITERATION.finditer(text)):
+            return
+        assert process.poll() is None, text[-2000:]
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_0(data, tmp_path, number):
+    run = fresh(data, tmp_path / "run")
+    arguments = command(run, *SHORT, "train-iters=400")
+    process = subprocess.Popen(
+        arguments, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for_step(process, log_of(run / "checkpoints"), 6)
+    os.killpg(process.pid, number)  # as a terminal or a scheduler does it: torchrun and all
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out[-2000:]
+    reached = checkpoints.reached(run / "checkpoints")
+    assert 6 <= reached < 400 and f"stopped at iteration {reached} of 400, saved" in out
+    assert not checkpoints.damage(run / "checkpoints" / f"iter_{reached:07d}")
+
+
+def test_the_time_limit_saves_and_exits_0(data, tmp_path):
+    run = fresh(data, tmp_path / "run")
+    out = finish(command(run, *SHORT, "train-iters=100000", "save-interval=100000", "exit-duration-in-mins=1"))
+    reached = checkpoints.reached(run / "checkpoints")
+    assert reached > 0 and f"stopped at iteration {reached} of 100000, saved" in out
+
+
+def test_more_iterations_go_on_where_asked(data, references, tmp_path):
+    run = fresh(data, tmp_path / "run", references("qwen2-tiny"))
+    longer = ("train-iters=12", "override-opt_param-scheduler=true")
+    finish(command(run, *SHORT, *ONE, *longer))
+    assert checkpoints.reached(run / "checkpoints") == 12 and not (run / "checkpoints.old-1").exists()
+    assert losses(run)[12] < losses(run)[1]
+
+
+def test_a_loss_that_is_no_number_names_step_and_documents(data, tmp_path):
+    run = fresh(data, tmp_path / "run")
+    said = fail(command(run, *SHORT, "lr=1e30", "min-lr=0", "lr-warmup-fraction=null"))
+    assert said.startswith("error: step 2: the loss is nan") or said.startswith("error: step 2: the loss is inf"), said
+    assert f"{run}/dataset/a: " in said and "iterations-to-skip=2" in said
+    assert checkpoints.reached(run / "checkpoints") == 0
+
+
+def test_data_is_looked_at_before_the_first_step(data, tmp_path):
+    out = finish(command(fresh(data, tmp_path / "run"), *SHORT, *ONE, "train-iters=1"))
+    before = out[: out.index("iteration        1/")]
+    assert "largest id 511 < 512" in before or "< 512" in before
+    assert "data: sample 0 begins: '" in before and "of the samples" in before
+
+
+def test_ids_outside_the_vocabulary_are_refused(data, tmp_path):
+    run = fresh(data, tmp_path / "run")
+    larger = tmp_path / "larger"
+    make_run(data, larger, 560)
+    for file in (larger / "dataset").iterdir():
+        if file.suffix in (".bin", ".idx"):
+            shutil.copy(file, run / "dataset" / file.name)
+    said = fail(command(run, *SHORT))
+    assert "holds id" in said and "the tokenizer has 512" in said
+
+
+def test_another_tokenizers_ids_are_refused(data, tmp_path):
+    run = fresh(data, tmp_path / "run")
+    for name in ("a", "b"):
+        path = run / "dataset" / f"{name}.bin"
+        ids = np.fromfile(path, dtype=np.uint16)
+        path.write_bytes(np.where(ids > 10, 522 - ids, ids).astype(np.uint16).tobytes())
+    said = fail(command(run, *SHORT))
+    assert "was made with another tokenizer" in said
+
+
+def test_a_missing_dataset_is_named(data, tmp_path):
+    run = fresh(data, tmp_path / "run")
+    (run / "dataset" / "blend.json").unlink()
+    assert "blend.json does not exist: run the stage that makes it first" in fail(command(run, *SHORT))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_machines_train_as_one(data, starts, references, tmp_path):
+    """Two launchers, as on two machines that share a disk."""
+    run = fresh(data, tmp_path / "run", starts("qwen2-tiny"))
+    keys = (*SHORT, "nnodes=2", "nproc-per-node=1", "pipeline-model-parallel-size=1", *EQUAL)
+    meet = f"127.0.0.1:{free_port()}"
+    nodes = [
+        subprocess.Popen(
+            [*command(run, *keys), "--node-rank", str(node), "--rendezvous", meet],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    for node in nodes:
+        out, _ = node.communicate(timeout=180)
+        assert node.returncode == 0, out[-2000:]
+    history = read_history(log_of(run / "checkpoints"), log_of(run / "checkpoints", 1))["loss"]
+    wanted = losses(references("qwen2-tiny"))
+    assert [int(step) for step, _ in history] == list(range(1, 11))
+    assert history[-1][1] == pytest.approx(wanted[10], rel=1e-6)
+
+
+def test_goes_on_from_hugging_face_weights(data, references, tmp_path):
+    """Exported, imported, trained on with tensor parallel 2: the first loss is the trained model's, then it falls."""
+    trained = references("qwen2-tiny")
+    tokenizer = ("--tokenizer", str(trained / "tokenizer"))
+    model, imported = tmp_path / "model", tmp_path / "imported"
+    python("converters.export", "--checkpoint", str(trained / "checkpoints"), *tokenizer, "--output", str(model))
+    python("converters.import_hf", "--model", str(model), "--output", str(imported))
+    run = fresh(data, tmp_path / "run")
+    keys = (
+        *(
+            "seq-length=128",
+            "global-batch-size=16",
+            "train-iters=8",
+            "log-interval=1",
+            "eval-iters=1",
+            "eval-interval=9",
+        ),
+        *("lr-warmup-iters=2", f"pretrained-checkpoint={imported}", *LAYOUTS["TP2"]),
+    )
+    finish(command(run, *keys, training="continue-from-hf"))
+    found = losses(run)
+    assert found[1] == pytest.approx(losses(trained)[10], abs=0.15)
+    assert found[8] < found[1]
+    # and what it made can be exported again with the same tokenizer
+    options = ("--checkpoint", str(run / "checkpoints"), *tokenizer, "--output", str(tmp_path / "again"))
+    python("converters.export", *options)
+    assert read_json(tmp_path / "again" / "parity.json")["passed"]
+
+
+def test_an_import_that_was_not_proved_is_refused(data, tmp_path):
+    (tmp_path / "imported").mkdir()
+    (tmp_path / "imported" / "parity.json").write_text('{"passed": false}')
+    run = fresh(data, tmp_path / "run")
+    keys = ("seq-length=128", f"pretrained-checkpoint={tmp_path / 'imported'}")
+    assert "was not proved" in fail(command(run, *keys, training="continue-from-hf"))
