@@ -21,9 +21,15 @@ check: env-train  ## lint, format, types
 bench-converters: env-train  ## conversion of a random qwen2-1.5b against cp: seconds and peak memory (30 GB of disk)
 	.venv/bin/python -m benchmarks.converters
 
+bench-pretrain: env-train  ## launcher against bare Megatron, SDPA against unfused attention: benchmarks/pretrain.md
+	.venv/bin/python -m benchmarks.pretrain
+
+bench-gpu: env-train  ## tokens/s, MFU, memory of 0.5B and 1.1B on a GPU: benchmarks/gpu.md
+	.venv/bin/python -m benchmarks.gpu
+
 envs: env-train env-eval env-serve  ## all environments (about 6 GB)
 
-env-train env-eval env-serve:  ## one environment
+env-train env-eval env-serve env-gpu env-gpu-te:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
 	@environments/create.sh $(@:env-%=%)
 
 lock: env-train  ## resolve the lock files anew from environments/*.in
@@ -32,4 +38,5 @@ lock: env-train  ## resolve the lock files anew from environments/*.in
 clean:  ## remove environments and built wheels; runs stay
 	rm -rf .venv .venv-eval .venv-serve .tools .wheels
 
-.PHONY: help demo test test-fast check envs env-train env-eval env-serve lock clean
+.PHONY: help demo test test-fast check bench-converters bench-pretrain bench-gpu envs env-train env-eval env-serve env-gpu \
+	env-gpu-te lock clean

@@ -1,23 +1,29 @@
 #!/usr/bin/env bash
-# Create one environment from its lock file: environments/create.sh train|eval|serve
+# Create one environment from its lock file: environments/create.sh train|eval|serve|gpu|gpu-te
 #
 # uv installs; wheels that no registry offers for Python 3.11 on a CPU are built once into .wheels/: megatron-core
 # (its newest release asks for 3.12 by name only) and the stand-ins in stubs/. Safe to repeat and to interrupt: the
 # environment counts as made when its stamp equals the lock file.
+#
+# gpu and gpu-te are the training environment of a machine with NVIDIA GPUs (Python 3.12, CUDA's builds): they too are
+# .venv, and `train` leaves such a one as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=${1:?usage: environments/create.sh train|eval|serve}
+name=${1:?usage: environments/create.sh train|eval|serve|gpu|gpu-te}
 lock=environments/$name.lock
 [ -f "$lock" ] || { echo "error: there is no $lock; there are: $(cd environments && ls *.lock | tr '\n' ' ')" >&2; exit 2; }
-folder=.venv; [ "$name" = train ] || folder=.venv-$name
+case $name in train | gpu | gpu-te) folder=.venv ;; *) folder=.venv-$name ;; esac
+case $name in gpu*) python=${PYTHON:-python3.12} ;; *) python=${PYTHON:-python3.11} ;; esac
 megatron=megatron-core==0.19.2
 
-wanted=$(sha256sum "$lock" environments/create.sh environments/stubs/*/* | sha256sum)
-if [ "$(cat "$folder/.stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+stamp() { echo "$1 $(cat "environments/$1.lock" environments/create.sh environments/stubs/*/* | sha256sum)"; }
+wanted=$(stamp "$name")
+found=$(cat "$folder/.stamp" 2>/dev/null || true)
+if [ "$found" = "$wanted" ]; then exit 0; fi
+case "$name $found" in "train gpu"*) if [ "$found" = "$(stamp "${found%% *}")" ]; then exit 0; fi ;; esac
 start=$SECONDS
 
-python=${PYTHON:-python3.11}
-command -v "$python" >/dev/null || { echo "error: $python is not installed; set PYTHON to a Python 3.11" >&2; exit 2; }
+command -v "$python" >/dev/null || { echo "error: $python is not installed; set PYTHON to one" >&2; exit 2; }
 command -v g++ >/dev/null || { echo "error: g++ is not installed: apt-get install g++" >&2; exit 2; }
 if [ ! -x .tools/bin/uv ]; then
   echo "== tools: uv, and what builds wheels"
@@ -49,17 +55,30 @@ echo "== $folder from $lock"
 # A folder of wheels that pip is told of may hold the CPU build of torch; otherwise uv takes PyTorch's own CPU index.
 links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
 backend=()
-if [ -z "$links" ]; then backend=(--torch-backend cpu); fi
+case $name in
+  gpu*) links= ;;
+  *) if [ -z "$links" ]; then backend=(--torch-backend cpu); fi ;;
+esac
 # compiled once here, or every start of a tool compiles thousands of files anew where byte code may not be written
 export UV_COMPILE_BYTECODE=1
 export UV_FIND_LINKS=.wheels${links:+,${links// /,}}
 rm -rf "$folder"
 .tools/bin/uv venv -q --python "$python" "$folder"
-.tools/bin/uv pip install -q --python "$folder/bin/python" --no-deps "${backend[@]}" -r "$lock"
+isolation=()
+if [ "$name" = gpu-te ]; then
+  # built against the torch that is installed first
+  command -v nvcc >/dev/null || { echo "error: nvcc is not installed: Transformer Engine is built with CUDA 13's" >&2; exit 2; }
+  grep -v '^transformer-engine-torch' "$lock" > "$folder/first.txt"
+  .tools/bin/uv pip install -q --python "$folder/bin/python" --no-deps -r "$folder/first.txt"
+  isolation=(--no-build-isolation)
+fi
+.tools/bin/uv pip install -q --python "$folder/bin/python" --no-deps "${backend[@]}" "${isolation[@]}" -r "$lock"
 if [ "$name" = train ]; then
   .tools/bin/python -m pip --python "$folder/bin/python" install -q --disable-pip-version-check --no-deps \
     --ignore-requires-python .wheels/megatron_core-*.whl
-  .tools/bin/uv pip install -q --python "$folder/bin/python" --no-deps --no-build-isolation -e . 
+fi
+if [ "$folder" = .venv ]; then
+  .tools/bin/uv pip install -q --python "$folder/bin/python" --no-deps --no-build-isolation -e .
 fi
 echo "$wanted" > "$folder/.stamp"
 echo "== $folder: $((SECONDS - start)) s, $(du -sh "$folder" | cut -f1)"

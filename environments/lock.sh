@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Resolve every environments/*.in, with its overrides, into its lock file.
+# Resolve every environments/*.in, with its overrides, into its lock file. The GPU ones are for Python 3.12 and CUDA's
+# own builds of torch, whatever machine resolves them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export UV_FIND_LINKS=.wheels${PIP_FIND_LINKS:+,${PIP_FIND_LINKS// /,}}
-for name in train eval serve; do
+for name in ${*:-train eval serve gpu gpu-te}; do
   lock=environments/$name.lock
-  .tools/bin/uv pip compile -q "environments/$name.in" --override "environments/$name.overrides" \
-    --python-version 3.11 --no-header --no-annotate -o "$lock.new"
+  links=.wheels${PIP_FIND_LINKS:+,${PIP_FIND_LINKS// /,}}
+  target=(--python-version 3.11)
+  case $name in gpu*) links=.wheels; target=(--python-version 3.12 --python-platform x86_64-manylinux_2_28) ;; esac
+  UV_FIND_LINKS=$links UV_PYTHON_DOWNLOADS=never .tools/bin/uv pip compile -q "environments/$name.in" \
+    --override "environments/$name.overrides" "${target[@]}" --no-header --no-annotate -o "$lock.new"
   { echo "# Made by: make lock. Installed by: make env-$name."; cat "$lock.new"; } > "$lock"
   rm "$lock.new"
 done

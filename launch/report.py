@@ -163,14 +163,22 @@ def plots(stages: list[dict[str, Any]]) -> list[tuple[str, str]]:
     found = []
     curves = metrics.get("pretrain", {}).get("curves")
     if curves:
-        uniform = ("ln(vocabulary)", metrics["pretrain"]["uniform_loss"])
+        measured = metrics["pretrain"]
+        uniform = ("ln(vocabulary)", measured["uniform_loss"])
+        step = measured["tokens"] / measured["iterations"]
+        speed = [[x, step / y * 1000] for x, y in curves["milliseconds"]]
         found.append(
             (
                 "Pretraining loss",
                 plot({"train": curves["loss"], "valid": curves["valid"]}, "iteration", "loss", uniform),
             )
         )
-        found.append(("Gradient norm", plot({"gradient norm": curves["grad_norm"]}, "iteration", "norm")))
+        for title, points, unit in (
+            ("Tokens a second", speed, "tokens/s"),
+            ("Gradient norm", curves["grad_norm"], "norm"),
+            ("Learning rate", curves["learning_rate"], "rate"),
+        ):
+            found.append((title, plot({title.lower(): points}, "iteration", unit)))
     for stage, title in (("sft", "SFT loss"), ("dpo", "DPO loss")):
         if metrics.get(stage, {}).get("loss_curve"):
             found.append((title, plot({"train": metrics[stage]["loss_curve"]}, "step", "loss")))

@@ -67,7 +67,7 @@ def test_every_stage_ran_and_every_gate_passed(whole_run):
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 100 and score["n"] > 0
     assert {"megatron-core", "llamafactory", "vllm", "opencompass"} <= set(report["versions"])
     page = (whole_run / "report.html").read_text()
-    assert page.count("<svg") == 4, "loss, throughput, SFT, DPO"
+    assert page.count("<svg") == 6, "loss, throughput, gradient norm, rate, SFT, DPO"
     assert not re.search(r"<script|<link|src=", page), "the page must need nothing beside itself"
 
 

@@ -4,7 +4,6 @@ Every comparison starts from a checkpoint that one process wrote at iteration 5 
 random depends on the pipeline stage, what is loaded does not.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 
 from artifacts.files import read_json
+from benchmarks.made_up_data import bin_texts, copy_run, write_texts
 from converters.checkpoint import Checkpoint
 from launch import checkpoints
 from launch.training_log import ITERATION, log_of, read_history
@@ -45,29 +45,11 @@ def python(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A tokenizer of 512 and two sources of made-up text: 300 characters, some much more frequent than others."""
+    """A folder of made-up texts, and `run/` with their tokenizer and dataset."""
     folder = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    frequency = 1 / np.arange(1, 301)
-    for name, documents in (("a", 500), ("b", 300), ("valid", 60)):
-        rows = []
-        for number in range(documents):
-            drawn = random.choice(300, random.integers(20, 120), p=frequency / frequency.sum())
-            text = "".join(chr(0x4E00 + character) for character in drawn)
-            rows.append(json.dumps({"id": f"{number}", "text": text}, ensure_ascii=False))
-        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-    make_run(folder, folder / "run", 512)
+    write_texts(folder)
+    bin_texts(folder, folder / "run")
     return folder
-
-
-def make_run(texts: Path, run: Path, vocab: int) -> None:
-    options = ("--vocab-size", str(vocab), "--split-characters")
-    python("preprocess.tokenizer", "--input", str(texts / "a.jsonl"), "--output", str(run / "tokenizer"), *options)
-    for name in ("a", "b", "valid"):
-        options = ("--tokenizer", str(run / "tokenizer"), "--output-prefix", str(run / "dataset" / name))
-        python("preprocess.binning", "--input", str(texts / f"{name}.jsonl"), *options)
-    splits = ("--train", "a", "--train", "b", "--valid", "valid", "--test", "valid")
-    python("preprocess.blend", "--folder", str(run / "dataset"), "--tokenizer", str(run / "tokenizer"), *splits)
 
 
 def command(run: Path, *replaced: str, model: str = "qwen2-tiny", training: str = "demo") -> list[str]:
@@ -90,16 +72,12 @@ def fail(arguments: list[str]) -> str:
 
 def fresh(data: Path, folder: Path, start: Path | None = None) -> Path:
     """A run's folder with the data, and another run's checkpoints where given."""
-    folder.mkdir(parents=True)
-    for part in ("tokenizer", "dataset"):
-        shutil.copytree(data / "run" / part, folder / part)
+    copy_run(data / "run", folder)
     if start:
         shutil.copytree(start / "checkpoints", folder / "checkpoints")
         settings = folder / "checkpoints" / checkpoints.RECIPE
         # the copied dataset lies elsewhere, and blend.json names folders
         settings.write_text(settings.read_text().replace(str(start), str(folder)))
-    blend = folder / "dataset" / "blend.json"
-    blend.write_text(blend.read_text().replace(str(data / "run"), str(folder)))
     return folder
 
 
@@ -234,13 +212,15 @@ def wait_for_step(process: subprocess.Popen, log: Path, step: int) -> None:
 def test_a_signal_saves_and_exits_0(data, tmp_path, number):
     run = fresh(data, tmp_path / "run")
     arguments = command(run, *SHORT, "train-iters=400")
-    process = subprocess.Popen(
-        arguments, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    output = tmp_path / "output"
+    with output.open("wb") as stream:
+        process = subprocess.Popen(
+            arguments, cwd=REPOSITORY, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
     wait_for_step(process, log_of(run / "checkpoints"), 6)
     os.killpg(process.pid, number)  # as a terminal or a scheduler does it: torchrun and all
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out[-2000:]
+    code, out = process.wait(timeout=120), output.read_text()
+    assert code == 0, out[-2000:]
     reached = checkpoints.reached(run / "checkpoints")
     assert 6 <= reached < 400 and f"stopped at iteration {reached} of 400, saved" in out
     assert not checkpoints.damage(run / "checkpoints" / f"iter_{reached:07d}")
@@ -279,7 +259,7 @@ def test_data_is_looked_at_before_the_first_step(data, tmp_path):
 def test_ids_outside_the_vocabulary_are_refused(data, tmp_path):
     run = fresh(data, tmp_path / "run")
     larger = tmp_path / "larger"
-    make_run(data, larger, 560)
+    bin_texts(data, larger, 560)
     for file in (larger / "dataset").iterdir():
         if file.suffix in (".bin", ".idx"):
             shutil.copy(file, run / "dataset" / file.name)
@@ -314,19 +294,14 @@ def test_two_machines_train_as_one(data, starts, references, tmp_path):
     run = fresh(data, tmp_path / "run", starts("qwen2-tiny"))
     keys = (*SHORT, "nnodes=2", "nproc-per-node=1", "pipeline-model-parallel-size=1", *EQUAL)
     meet = f"127.0.0.1:{free_port()}"
-    nodes = [
-        subprocess.Popen(
-            [*command(run, *keys), "--node-rank", str(node), "--rendezvous", meet],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for node in (0, 1)
-    ]
-    for node in nodes:
-        out, _ = node.communicate(timeout=180)
-        assert node.returncode == 0, out[-2000:]
+    outputs = [tmp_path / f"node-{node}" for node in (0, 1)]
+    nodes = []
+    for node, output in enumerate(outputs):
+        with output.open("wb") as stream:
+            arguments = [*command(run, *keys), "--node-rank", str(node), "--rendezvous", meet]
+            nodes.append(subprocess.Popen(arguments, cwd=REPOSITORY, stdout=stream, stderr=subprocess.STDOUT))
+    for node, output in zip(nodes, outputs, strict=True):
+        assert node.wait(timeout=180) == 0, output.read_text()[-2000:]
     history = read_history(log_of(run / "checkpoints"), log_of(run / "checkpoints", 1))["loss"]
     wanted = losses(references("qwen2-tiny"))
     assert [int(step) for step, _ in history] == list(range(1, 11))
@@ -342,20 +317,14 @@ def test_goes_on_from_hugging_face_weights(data, references, tmp_path):
     python("converters.import_hf", "--model", str(model), "--output", str(imported))
     run = fresh(data, tmp_path / "run")
     keys = (
-        *(
-            "seq-length=128",
-            "global-batch-size=16",
-            "train-iters=8",
-            "log-interval=1",
-            "eval-iters=1",
-            "eval-interval=9",
-        ),
-        *("lr-warmup-iters=2", f"pretrained-checkpoint={imported}", *LAYOUTS["TP2"]),
+        *("seq-length=128", "global-batch-size=16", "train-iters=16", "log-interval=1", "eval-iters=1"),
+        *("eval-interval=99", "lr-warmup-iters=2", "lr=3e-3", "min-lr=3e-4", f"pretrained-checkpoint={imported}"),
+        *LAYOUTS["TP2"],
     )
     finish(command(run, *keys, training="continue-from-hf"))
     found = losses(run)
     assert found[1] == pytest.approx(losses(trained)[10], abs=0.15)
-    assert found[8] < found[1]
+    assert found[16] < found[1]
     # and what it made can be exported again with the same tokenizer
     options = ("--checkpoint", str(run / "checkpoints"), *tokenizer, "--output", str(tmp_path / "again"))
     python("converters.export", *options)

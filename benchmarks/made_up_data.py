@@ -1,0 +1,75 @@
+"""A run's folder with a tokenizer and two sources of made-up text, for tests and benchmarks that need some, not which.
+
+Three hundred characters, some much more frequent than others, so that there is something to learn.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+
+from artifacts.layout import REPOSITORY
+
+CHARACTERS = 300
+VOCABULARY = 512
+DOCUMENTS = {"a": 1200, "b": 700, "valid": 100}
+
+
+def _python(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+
+
+def write_texts(folder: Path) -> None:
+    """`a.jsonl`, `b.jsonl`, `valid.jsonl`: documents of 20 to 120 characters."""
+    random = np.random.default_rng(0)
+    frequency = 1 / np.arange(1, CHARACTERS + 1)
+    for name, documents in DOCUMENTS.items():
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as stream:
+            for _ in range(documents):
+                drawn = random.choice(CHARACTERS, random.integers(20, 120), p=frequency / frequency.sum())
+                text = "".join(chr(0x4E00 + character) for character in drawn)
+                stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def bin_texts(texts: Path, run: Path, vocabulary: int = VOCABULARY) -> Path:
+    """Tokenizer and blended dataset of a run, through the project's own stages; returns the run's folder."""
+    tokenizer = ("--tokenizer", str(run / "tokenizer"))
+    options = ("--vocab-size", str(vocabulary), "--split-characters", "--output", str(run / "tokenizer"))
+    _python("preprocess.tokenizer", "--input", str(texts / "a.jsonl"), *options)
+    for name in DOCUMENTS:
+        output = ("--output-prefix", str(run / "dataset" / name))
+        _python("preprocess.binning", "--input", str(texts / f"{name}.jsonl"), *tokenizer, *output)
+    splits = ("--train", "a", "--train", "b", "--valid", "valid", "--test", "valid")
+    _python("preprocess.blend", "--folder", str(run / "dataset"), *tokenizer, *splits)
+    return run
+
+
+@cache
+def _made() -> Path:
+    folder = Path(mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_texts(folder)
+    return bin_texts(folder, folder / "run")
+
+
+def copy_run(source: Path, folder: Path) -> Path:
+    """A new run's folder with the tokenizer and dataset of another."""
+    folder.mkdir(parents=True)
+    for part in ("tokenizer", "dataset"):
+        shutil.copytree(source / part, folder / part)
+    blend = folder / "dataset" / "blend.json"
+    blend.write_text(blend.read_text().replace(str(source), str(folder)))
+    return folder
+
+
+def make_run(folder: Path) -> Path:
+    """A new run's folder; the data is made once and copied."""
+    return copy_run(_made(), folder)
