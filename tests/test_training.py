@@ -308,9 +308,9 @@ def test_two_machines_train_as_one(data, starts, references, tmp_path):
     assert history[-1][1] == pytest.approx(wanted[10], rel=1e-6)
 
 
-def test_goes_on_from_hugging_face_weights(data, references, tmp_path):
+def test_goes_on_from_hugging_face_weights(data, starts, references, tmp_path):
     """Exported, imported, trained on with tensor parallel 2: the first loss is the trained model's, then it falls."""
-    trained = references("qwen2-tiny")
+    trained = starts("qwen2-tiny")
     tokenizer = ("--tokenizer", str(trained / "tokenizer"))
     model, imported = tmp_path / "model", tmp_path / "imported"
     python("converters.export", "--checkpoint", str(trained / "checkpoints"), *tokenizer, "--output", str(model))
@@ -323,7 +323,8 @@ def test_goes_on_from_hugging_face_weights(data, references, tmp_path):
     )
     finish(command(run, *keys, training="continue-from-hf"))
     found = losses(run)
-    assert found[1] == pytest.approx(losses(trained)[10], abs=0.15)
+    # the same weights on another batch
+    assert found[1] == pytest.approx(losses(references("qwen2-tiny"))[6], abs=0.15)
     assert found[16] < found[1]
     # and what it made can be exported again with the same tokenizer
     options = ("--checkpoint", str(run / "checkpoints"), *tokenizer, "--output", str(tmp_path / "again"))
