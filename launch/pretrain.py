@@ -59,7 +59,7 @@ def complete(recipe: Recipe, run: Run) -> Recipe:
     if get(recipe, "use-distributed-optimizer"):
         added["dist-ckpt-optim-fully-reshardable"] = True  # or its states fit no other layout
     if get(recipe, "wandb-project"):
-        added["wandb-exp-name"] = run.name
+        added["wandb-exp-name"], added["wandb-save-dir"] = run.name, f"{relative(run.folder)}/wandb"
     if "pretrained-checkpoint" in recipe:
         source = get(recipe, "pretrained-checkpoint")
         if source is None:
