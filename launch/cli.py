@@ -5,6 +5,8 @@ myllm run poetry-tiny --from sft --to score   # some stages
 myllm run poetry-tiny --dry-run               # print the commands, run nothing
 myllm status poetry-tiny
 myllm estimate qwen2-0.5b --hardware node-8   # memory, hours, cost of a pretraining, before it starts
+myllm lint-data alpaca_zh.json --tokenizer DIR  # every bad row of instruction or preference data, before a training
+myllm split-data alpaca_zh.json --output-folder data --share 0.02
 myllm report poetry-tiny
 """
 
@@ -42,6 +44,23 @@ def parser() -> argparse.ArgumentParser:
             description="Example: myllm estimate qwen2-0.5b --hardware node-8 --tokens 10B --price 2.5",
         )
     )
+    from launch import lint_data
+
+    lint_data.add_arguments(
+        commands.add_parser(
+            "lint-data",
+            help="check instruction, preference or KTO data",
+            description="Example: myllm lint-data alpaca_zh.json --tokenizer runs/mine/models/base --cutoff-len 1024",
+        )
+    )
+    split = commands.add_parser(
+        "split-data",
+        help="divide a data file into train and held out",
+        description="Example: myllm split-data alpaca_zh.json --output-folder data --share 0.02",
+    )
+    split.add_argument("file", type=Path, help="JSON list or JSON lines")
+    split.add_argument("--output-folder", type=Path, required=True, help="gets NAME_train.json and NAME_valid.json")
+    split.add_argument("--share", type=float, default=0.02, help="of the questions that are held out (default 0.02)")
     for name, text in (("status", "what is done of a run"), ("report", "write report.html and report.json")):
         command = commands.add_parser(name, help=text, description=f"Example: myllm {name} poetry-tiny")
         command.add_argument("run", help="name under runs/, or a folder")
@@ -84,6 +103,17 @@ def main() -> int | None:
         from launch.estimate import run as run_estimate
 
         run_estimate(arguments)
+    elif arguments.command == "lint-data":
+        from launch.lint_data import run as run_lint
+
+        run_lint(arguments)
+    elif arguments.command == "split-data":
+        from launch.lint_data import split
+
+        train, valid = split(arguments.file, arguments.output_folder, arguments.share)
+        print(
+            f"{arguments.output_folder}/{arguments.file.stem}_train.json: {train:,} rows, _valid.json: {valid:,} rows"
+        )
     elif arguments.command == "status":
         show_status(find_run(arguments.run))
     else:

@@ -1,0 +1,257 @@
+"""Check instruction, preference or KTO data before a model is loaded: `myllm lint-data FILE …`
+
+    myllm lint-data alpaca_zh.json --tokenizer runs/mine/models/base --cutoff-len 1024
+    myllm lint-data train.json --held-out valid.json --evaluation ceval.jsonl
+
+Trainers drop bad rows or train on them, and exit 0. Every fault is named with file, row and reason; the command exits 2
+when there is one. With --tokenizer one example is shown as the model will see it, rendered by the tokenizer's own chat
+template, and lengths are counted after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError
+from launch.chat_data import Example, Fault, Form, form_of, read_row, rows
+
+NGRAM = 13  # characters that an evaluation item and a row must share to count as a leak, as in decontamination
+SHOWN = 20  # faults printed of each file
+END_OF_TURN = "<|im_end|>"
+
+
+@dataclass
+class Findings:
+    """What was found in a file."""
+
+    path: Path
+    form: Form
+    rows: int = 0
+    faults: list[tuple[int, str]] = field(default_factory=list)  # (row from 1, what is wrong)
+    keys: dict[str, int] = field(default_factory=dict)  # hash of an example -> its row
+    tokens: int = 0
+    longest: int = 0
+    example: Example | None = None
+
+    def reasons(self) -> Counter[str]:
+        """Faults counted by kind: the words before any number or name."""
+        return Counter(text.split(" row ")[0].split(" '")[0] for _, text in self.faults)
+
+
+def bare(text: str) -> str:
+    """Letters, figures and Chinese characters only: what n-grams are made of."""
+    return "".join(character for character in text if character.isalnum())
+
+
+def ngrams(text: str) -> set[str]:
+    text = bare(text)
+    return {text[i : i + NGRAM] for i in range(len(text) - NGRAM + 1)}
+
+
+def evaluation_ngrams(paths: Iterable[Path]) -> set[str]:
+    """N-grams of every text in evaluation files: JSON lists, JSON lines, or CSV."""
+    found: set[str] = set()
+
+    def collect(value: Any) -> None:
+        if isinstance(value, str):
+            found.update(ngrams(value))
+        elif isinstance(value, dict):
+            collect(list(value.values()))
+        elif isinstance(value, list):
+            for item in value:
+                collect(item)
+
+    for path in paths:
+        if path.suffix == ".csv":
+            import csv
+
+            with path.open(encoding="utf-8-sig", newline="") as stream:
+                collect([cell for row in csv.reader(stream) for cell in row])
+        else:
+            collect([row for _, row in rows(path)])
+    return found
+
+
+class Rendering:
+    """The tokenizer's own chat template, and its counts."""
+
+    def __init__(self, folder: Path) -> None:
+        import os
+
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        from transformers import AutoTokenizer
+
+        if not (folder / "tokenizer.json").exists():
+            raise UserError(f"{folder} has no tokenizer.json: --tokenizer wants a model's or a tokenizer's folder")
+        self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        if not self.tokenizer.chat_template:
+            raise UserError(f"{folder} has no chat template: chats cannot be rendered with it")
+        self.end = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+
+    def text(self, example: Example, answer: str) -> str:
+        messages = [{"role": role, "content": text} for role, text in (*example.prompt, ("assistant", answer))]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False)
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding.ids) for encoding in encoded]
+
+    def labels(self, example: Example) -> str:
+        """The part of the rendered example that the loss counts; UserError when it does not end the turn."""
+        whole = self.text(example, example.answers[0])
+        messages = [{"role": role, "content": text} for role, text in example.prompt]
+        asked = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if not whole.startswith(asked):
+            raise UserError("the chat template renders a question differently once it is answered: labels would shift")
+        learnt = whole[len(asked) :]
+        ids = self.tokenizer(learnt, add_special_tokens=False)["input_ids"]
+        if self.end not in ids:
+            raise UserError(f"the chat template does not end an answer with {END_OF_TURN}: the model would never stop")
+        return learnt
+
+
+def lint(
+    path: Path,
+    rendering: Rendering | None = None,
+    cutoff: int | None = None,
+    evaluation: set[str] | None = None,
+    held_out: dict[str, int] | None = None,
+) -> Findings:
+    """Check every row of a file.
+
+    Args:
+        cutoff: longest allowed example in tokens, after the template; needs `rendering`.
+        evaluation: n-grams that no row may contain.
+        held_out: keys of the validation rows, which no row may repeat.
+
+    Raises:
+        UserError: the file as a whole cannot be read.
+    """
+    found = Findings(path, form_of(path))
+    waiting: list[tuple[int, Example]] = []
+
+    def count() -> None:
+        if rendering is None or not waiting:
+            return
+        for place in range(len(waiting[0][1].answers)):
+            texts = [rendering.text(example, example.answers[place]) for _, example in waiting]
+            for (number, _), length in zip(waiting, rendering.lengths(texts), strict=True):
+                found.tokens += length
+                found.longest = max(found.longest, length)
+                if cutoff and length > cutoff:
+                    found.faults.append(
+                        (number, f"is longer than cutoff_len {cutoff} after the template: {length} tokens")
+                    )
+        waiting.clear()
+
+    for number, row in rows(path):
+        found.rows += 1
+        try:
+            example = read_row(row, found.form)
+            first = found.keys.setdefault(example.key, number)
+            if first != number:
+                raise Fault(f"repeats row {first}")
+            if held_out and example.key in held_out:
+                raise Fault(f"is also held out, row {held_out[example.key]}")
+            if evaluation:
+                said = " ".join([text for _, text in example.prompt] + list(example.answers))
+                if shared := next(iter(sorted(ngrams(said) & evaluation)), None):
+                    raise Fault(f"shares {shared!r} with an evaluation item")
+        except Fault as fault:
+            found.faults.append((number, str(fault)))
+            continue
+        found.example = found.example or example
+        waiting.append((number, example))
+        if len(waiting) == 1000:
+            count()
+    count()
+    found.faults.sort()
+    return found
+
+
+def report(found: Findings, rendering: Rendering | None) -> str:
+    """What a person reads of a file's findings."""
+    what = {"sft": "instructions", "pairs": "preference pairs", "kto": "labelled answers"}[found.form.kind]
+    lines = [f"{found.path}: {found.rows:,} rows, {found.form.form} {what}"]
+    if rendering and found.example:
+        lines.append(f"  {found.tokens:,} tokens after the template, longest {found.longest:,}")
+        lines.append(f"  first example: {rendering.text(found.example, found.example.answers[0])!r}")
+        lines.append(f"  of which the loss counts: {rendering.labels(found.example)!r}")
+    lines += [f"  row {number} {fault}" for number, fault in found.faults[:SHOWN]]
+    if len(found.faults) > SHOWN:
+        lines.append(f"  and {len(found.faults) - SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON list or JSON lines")
+    parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer and chat template: count and show")
+    parser.add_argument("--cutoff-len", type=int, help="longest example in tokens; needs --tokenizer")
+    parser.add_argument("--held-out", type=Path, help="validation file, none of whose rows may be in the others")
+    parser.add_argument("--evaluation", type=Path, action="append", default=[], help="test items that must not leak")
+    parser.add_argument("--json", type=Path, help="write the findings there too")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Raises UserError when any file has a fault, after all were reported."""
+    if given.cutoff_len and not given.tokenizer:
+        raise UserError("--cutoff-len counts tokens: give --tokenizer too")
+    rendering = Rendering(given.tokenizer) if given.tokenizer else None
+    evaluation = evaluation_ngrams(given.evaluation)
+    held_out = lint(given.held_out).keys if given.held_out else None
+    everything = []
+    for path in given.files:
+        found = lint(path, rendering, given.cutoff_len, evaluation, held_out)
+        print(report(found, rendering))
+        everything.append(found)
+    if given.json:
+        from artifacts.files import write_json
+
+        write_json(given.json, [
+            {"file": str(f.path), "form": f.form.form, "kind": f.form.kind, "rows": f.rows, "tokens": f.tokens,
+             "faults": [{"row": number, "fault": fault} for number, fault in f.faults]} for f in everything
+        ])  # fmt: skip
+    bad = [found for found in everything if found.faults]
+    if bad:
+        number, fault = bad[0].faults[0]
+        total = sum(len(found.faults) for found in bad)
+        more = f" (and {total - 1:,} more bad rows)" if total > 1 else ""
+        raise UserError(f"{bad[0].path}: row {number} {fault}{more}: mend or remove it")
+
+
+def split(path: Path, folder: Path, share: float) -> tuple[int, int]:
+    """Divide a file into `<name>_train.json` and `<name>_valid.json` by the hash of each question.
+
+    The same question falls into the same part whatever else the file holds, now and when it grows.
+
+    Args:
+        share: of the questions that are held out, 0-1.
+
+    Returns:
+        How many rows each part has.
+
+    Raises:
+        UserError: a row is faulty, naming it; or a part would be empty.
+    """
+    from artifacts.files import write_text
+
+    form = form_of(path)
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for number, row in rows(path):
+        try:
+            example = read_row(row, form)
+        except Fault as fault:
+            raise UserError(f"{path}: row {number} {fault}: mend or remove it") from None
+        parts[int(example.prompt_key[:8], 16) < share * 2**32].append(row)
+    if not parts[0] or not parts[1]:
+        raise UserError(f"{path}: {len(parts[0])} rows to train on and {len(parts[1])} held out: change --share")
+    for name, part in zip(("train", "valid"), parts, strict=True):
+        text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in part) + "\n]\n"
+        write_text(folder / f"{path.stem}_{name}.json", text)
+    return len(parts[0]), len(parts[1])
