@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
+from artifacts.files import read_json
 from launch.chat_data import Example, Fault, Form, form_of, read_row, rows
 
 NGRAM = 13  # characters that an evaluation item and a row must share to count as a leak, as in decontamination
 SHOWN = 20  # faults printed of each file
 END_OF_TURN = "<|im_end|>"
+KIND_NAMES = {"sft": "instructions", "pairs": "preference pairs", "kto": "labelled answers"}
 
 
 @dataclass
@@ -34,14 +35,18 @@ class Findings:
     form: Form
     rows: int = 0
     faults: list[tuple[int, str]] = field(default_factory=list)  # (row from 1, what is wrong)
+    too_long: list[tuple[int, int]] = field(default_factory=list)  # (row, tokens) beyond the cutoff: they will be cut
     keys: dict[str, int] = field(default_factory=dict)  # hash of an example -> its row
     tokens: int = 0
     longest: int = 0
     example: Example | None = None
 
-    def reasons(self) -> Counter[str]:
-        """Faults counted by kind: the words before any number or name."""
-        return Counter(text.split(" row ")[0].split(" '")[0] for _, text in self.faults)
+    def refuse(self) -> None:
+        """Raise UserError, naming the first bad row, when there is one."""
+        if self.faults:
+            number, fault = self.faults[0]
+            more = f" (and {len(self.faults) - 1:,} more bad rows)" if len(self.faults) > 1 else ""
+            raise UserError(f"{self.path}: row {number} {fault}{more}: mend or remove it")
 
 
 def bare(text: str) -> str:
@@ -79,39 +84,47 @@ def evaluation_ngrams(paths: Iterable[Path]) -> set[str]:
 
 
 class Rendering:
-    """The tokenizer's own chat template, and its counts."""
+    """A tokenizer folder's own chat template and counts, without transformers, which takes seconds to import."""
 
     def __init__(self, folder: Path) -> None:
-        import os
-
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        from transformers import AutoTokenizer
+        import jinja2.sandbox
+        from tokenizers import Tokenizer
 
         if not (folder / "tokenizer.json").exists():
             raise UserError(f"{folder} has no tokenizer.json: --tokenizer wants a model's or a tokenizer's folder")
-        self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        if not self.tokenizer.chat_template:
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.end = self.tokenizer.token_to_id(END_OF_TURN)
+        file = folder / "chat_template.jinja"
+        template = file.read_text(encoding="utf-8") if file.exists() else None
+        settings = read_json(folder / "tokenizer_config.json")
+        template = template or settings.get("chat_template")
+        if not template:
             raise UserError(f"{folder} has no chat template: chats cannot be rendered with it")
-        self.end = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        # the settings with which transformers renders (utils/chat_template_utils.py)
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        self.template = environment.from_string(template)
+        self.names = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token")}
+
+    def render(self, messages: Iterable[tuple[str, str]], ask: bool) -> str:
+        """Messages as text; with `ask`, up to where the assistant begins to answer."""
+        turns = [{"role": role, "content": text} for role, text in messages]
+        return self.template.render(messages=turns, add_generation_prompt=ask, **self.names)
 
     def text(self, example: Example, answer: str) -> str:
-        messages = [{"role": role, "content": text} for role, text in (*example.prompt, ("assistant", answer))]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False)
+        return self.render((*example.prompt, ("assistant", answer)), ask=False)
 
     def lengths(self, texts: list[str]) -> list[int]:
-        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [len(encoding.ids) for encoding in encoded]
+        return [len(encoding.ids) for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def labels(self, example: Example) -> str:
         """The part of the rendered example that the loss counts; UserError when it does not end the turn."""
-        whole = self.text(example, example.answers[0])
-        messages = [{"role": role, "content": text} for role, text in example.prompt]
-        asked = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        whole, asked = self.text(example, example.answers[0]), self.render(example.prompt, ask=True)
         if not whole.startswith(asked):
             raise UserError("the chat template renders a question differently once it is answered: labels would shift")
         learnt = whole[len(asked) :]
-        ids = self.tokenizer(learnt, add_special_tokens=False)["input_ids"]
-        if self.end not in ids:
+        if self.end is None or self.end not in self.tokenizer.encode(learnt, add_special_tokens=False).ids:
             raise UserError(f"the chat template does not end an answer with {END_OF_TURN}: the model would never stop")
         return learnt
 
@@ -145,9 +158,7 @@ def lint(
                 found.tokens += length
                 found.longest = max(found.longest, length)
                 if cutoff and length > cutoff:
-                    found.faults.append(
-                        (number, f"is longer than cutoff_len {cutoff} after the template: {length} tokens")
-                    )
+                    found.too_long.append((number, length))
         waiting.clear()
 
     for number, row in rows(path):
@@ -177,8 +188,7 @@ def lint(
 
 def report(found: Findings, rendering: Rendering | None) -> str:
     """What a person reads of a file's findings."""
-    what = {"sft": "instructions", "pairs": "preference pairs", "kto": "labelled answers"}[found.form.kind]
-    lines = [f"{found.path}: {found.rows:,} rows, {found.form.form} {what}"]
+    lines = [f"{found.path}: {found.rows:,} rows, {found.form.form} {KIND_NAMES[found.form.kind]}"]
     if rendering and found.example:
         lines.append(f"  {found.tokens:,} tokens after the template, longest {found.longest:,}")
         lines.append(f"  first example: {rendering.text(found.example, found.example.answers[0])!r}")
@@ -208,6 +218,11 @@ def run(given: argparse.Namespace) -> None:
     everything = []
     for path in given.files:
         found = lint(path, rendering, given.cutoff_len, evaluation, held_out)
+        found.faults += [
+            (number, f"is longer than cutoff_len {given.cutoff_len} after the template: {length} tokens")
+            for number, length in found.too_long
+        ]
+        found.faults.sort()
         print(report(found, rendering))
         everything.append(found)
     if given.json:
@@ -217,12 +232,8 @@ def run(given: argparse.Namespace) -> None:
             {"file": str(f.path), "form": f.form.form, "kind": f.form.kind, "rows": f.rows, "tokens": f.tokens,
              "faults": [{"row": number, "fault": fault} for number, fault in f.faults]} for f in everything
         ])  # fmt: skip
-    bad = [found for found in everything if found.faults]
-    if bad:
-        number, fault = bad[0].faults[0]
-        total = sum(len(found.faults) for found in bad)
-        more = f" (and {total - 1:,} more bad rows)" if total > 1 else ""
-        raise UserError(f"{bad[0].path}: row {number} {fault}{more}: mend or remove it")
+    for found in everything:
+        found.refuse()
 
 
 def split(path: Path, folder: Path, share: float) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Data in the forms people have them: read alike, split alike, and every fault named with its row."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,21 +139,37 @@ def test_template_labels_and_lengths(tmp_path, folder):
     rendering = lint_data.Rendering(folder)
     path = write(tmp_path / "x.json", GOOD["alpaca"], {**GOOD["alpaca"], "output": "长" * 300})
     found = lint_data.lint(path, rendering, cutoff=100)
-    ((row, fault),) = found.faults
-    assert row == 2 and "is longer than cutoff_len 100 after the template" in fault
+    ((row, length),) = found.too_long
+    assert row == 2 and length > 300 and not found.faults
     text = lint_data.report(found, rendering)
     assert r"<|im_start|>user\n问一<|im_end|>\n<|im_start|>assistant\n答一<|im_end|>" in text
     assert "of which the loss counts: '答一<|im_end|>" in text
 
 
-def test_a_template_that_never_stops_is_refused(folder):
-    rendering = lint_data.Rendering(folder)
-    rendering.tokenizer.chat_template = (
+def test_a_template_that_never_stops_is_refused(folder, tmp_path):
+    endless = tmp_path / "endless"
+    shutil.copytree(folder, endless)
+    (endless / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
     with pytest.raises(UserError, match="would never stop"):
-        rendering.labels(chat_data.Example((("user", "问"),), ("答",)))
+        lint_data.Rendering(endless).labels(chat_data.Example((("user", "问"),), ("答",)))
+
+
+def test_rendering_is_that_of_transformers(folder):
+    from transformers import AutoTokenizer
+
+    theirs, ours = AutoTokenizer.from_pretrained(folder), lint_data.Rendering(folder)
+    example = chat_data.Example(
+        (("system", "s"), ("user", "问 <|im_end|> x"), ("assistant", "a"), ("user", "b")), ("答",)
+    )
+    messages = [{"role": role, "content": text} for role, text in (*example.prompt, ("assistant", "答"))]
+    text = theirs.apply_chat_template(messages, tokenize=False)
+    assert ours.text(example, "答") == text
+    asked = theirs.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    assert ours.render(example.prompt, ask=True) == asked
+    assert ours.lengths([text]) == [len(theirs(text, add_special_tokens=False)["input_ids"])]
 
 
 def test_the_split_goes_by_the_question_and_stays(tmp_path):
@@ -179,6 +196,8 @@ def test_the_command(tmp_path, folder):
     result = myllm("lint-data", good, "--tokenizer", folder, "--json", tmp_path / "findings.json")
     assert result.returncode == 0 and "1 rows, alpaca instructions" in result.stdout
     assert json.loads((tmp_path / "findings.json").read_text())[0]["faults"] == []
+    result = myllm("lint-data", good, "--tokenizer", folder, "--cutoff-len", 3)
+    assert result.returncode == 2 and "row 1 is longer than cutoff_len 3 after the template: " in result.stderr
     bad = write(tmp_path / "bad.json", GOOD["alpaca"], {"instruction": "a"})
     result = myllm("lint-data", good, bad)
     assert result.returncode == 2

@@ -22,7 +22,8 @@ import pytest
 
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
-from launch import pair_accuracy, posttrain
+from launch import chat_model, pair_accuracy, posttrain, posttrain_recipe
+from launch.lint_data import lint
 
 ALPHABET = "春夏秋冬风花雪月山水云雨江湖日夜天地人心"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -177,18 +178,18 @@ def test_argument_names_are_those_of_the_real_dataclasses() -> None:
         for item in dataclasses.fields(holder)
         if item.init
     }
-    assert {name for group in posttrain.argument_types().values() for name in group} == real
+    assert {name for group in posttrain_recipe.argument_types().values() for name in group} == real
 
 
-@pytest.mark.parametrize("recipe", sorted(p.stem for p in posttrain.RECIPES.glob("*.yaml")))
-@pytest.mark.parametrize("hardware", sorted(p.stem for p in (posttrain.RECIPES / "hardware").glob("*.yaml")))
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in posttrain_recipe.RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize("hardware", sorted(p.stem for p in (posttrain_recipe.RECIPES / "hardware").glob("*.yaml")))
 def test_every_recipe_holds_only_llamafactorys_keys(recipe: str, hardware: str) -> None:
-    settings, exports = posttrain.recipe_settings(recipe, hardware, [], 3)
+    settings, exports = posttrain_recipe.recipe_settings(recipe, hardware, [], 3)
     assert settings["template"] == "chatml"
     assert exports or settings["seed"] == settings["data_seed"] == 3
 
 
-@pytest.mark.parametrize("path", sorted(posttrain.RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(posttrain_recipe.RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_key_is_explained(path: Path) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
         assert not line or "# " in line, f"{path.name}: {line}"
@@ -207,18 +208,18 @@ def test_every_key_is_explained(path: Path) -> None:
 )
 def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        posttrain.recipe_settings("sft_full", "cpu", [override], None)
+        posttrain_recipe.recipe_settings("sft_full", "cpu", [override], None)
     assert message in str(error.value)
 
 
 def test_numbers_without_a_point_are_numbers() -> None:
-    settings, _ = posttrain.recipe_settings("sft_full", "cpu", ["learning_rate=1e-3"], None)
+    settings, _ = posttrain_recipe.recipe_settings("sft_full", "cpu", ["learning_rate=1e-3"], None)
     assert settings["learning_rate"] == 1e-3
 
 
 def test_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'sft_full'"):
-        posttrain.recipe_settings("sft_ful", "cpu", [], None)
+        posttrain_recipe.recipe_settings("sft_ful", "cpu", [], None)
 
 
 def test_dry_run_prints_the_command_and_imports_nothing_heavy(ground: Path, tmp_path: Path) -> None:
@@ -242,22 +243,21 @@ def test_dry_run_prints_the_command_and_imports_nothing_heavy(ground: Path, tmp_
     ("text", "message"),
     [
         ('[{"instruction": "a", "input": ""}]', "row 1 lacks the field 'output'"),
-        ('[{"instruction": "a", "output": "b"}]', "row 1 lacks the field 'input'"),
         ('[{"instruction": "a", "input": "", "output": "b"}, 7]', "row 2 is not an object"),
         ('[{"instruction": "a", "input": "", "output": " "}]', "row 1 has an empty 'output'"),
         ('[{"instruction": "a", "input": "", "output": null}]', "row 1 has 'output' that is not text"),
         ('[{"instruction": "a", "input": "", "output": "b"}' + ', {"instruction": "a", "input": "", "output": "b"}' * 2
          + "]", "row 2 repeats row 1 (and 1 more bad rows)"),
-        ('{"instruction": "a"}', "is not a JSON list"),
-        ("[]", "has no rows"),
-        ('[{"instruction": ', "is not JSON"),
+        ('{"instruction": "a"}', "row 1 lacks the field 'output'"),
+        ("[]", "holds no row"),
+        ('[{"instruction": ', "not JSON"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_by_file_and_row(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "sft_train.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
-        posttrain.check_dataset(path, False, lambda texts: [1] * len(texts), 64)
+        lint(path).refuse()
     assert str(path) in str(error.value)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -268,7 +268,7 @@ def test_a_pair_needs_two_answers(tmp_path: Path) -> None:
     row = {"instruction": "a", "input": "", "chosen": "b", "rejected": "b"}
     path.write_text(json.dumps([row]), encoding="utf-8")
     with pytest.raises(UserError, match="row 1 has the same answer"):
-        posttrain.check_dataset(path, True, lambda texts: [1] * len(texts), 64)
+        lint(path).refuse()
 
 
 def test_a_model_without_the_chat_tokens_is_refused(ground: Path, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_model_without_the_chat_tokens_is_refused(ground: Path, tmp_path: Path
     tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != "<|im_end|>"]
     (model / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(UserError, match="before pretraining"):
-        posttrain.check_model(model)
+        chat_model.check_model(model)
 
 
 # --- training

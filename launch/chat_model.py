@@ -1,0 +1,112 @@
+"""The chat models that post-training reads and hands on: whole, and right for transformers 4 and 5 and for vLLM."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError
+from artifacts.files import read_json, write_json
+
+END_OF_TURN = "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
+# Files of a Hugging Face folder that belong to the tokenizer, copied as they are.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+def check_model(model: Path) -> dict[str, int]:
+    """Ids of <|im_end|> and <|endoftext|>; raises UserError when the folder is not a model that ChatML can train."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        if not (model / name).is_file():
+            raise UserError(f"{model} has no {name}: --model wants a Hugging Face model folder")
+    if not any(model.glob("*.safetensors")):
+        raise UserError(f"{model} has no .safetensors weights: --model wants a Hugging Face model folder")
+    config = read_json(model / "config.json")
+    added = {token["content"]: token["id"] for token in read_json(model / "tokenizer.json").get("added_tokens", [])}
+    for token in (END_OF_TEXT, "<|im_start|>", END_OF_TURN):
+        if token not in added:
+            raise UserError(f"{model / 'tokenizer.json'} lacks {token}: it must be there before pretraining")
+        if added[token] >= config["vocab_size"]:
+            raise UserError(f"{model}: {token} has id {added[token]}, but the model has {config['vocab_size']} rows")
+    return {token: added[token] for token in (END_OF_TURN, END_OF_TEXT)}
+
+
+def check_adapter(adapter: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter / name).is_file():
+            raise UserError(f"{adapter} has no {name}: --adapter wants the output folder of a LoRA recipe")
+
+
+def chat_config(config: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
+    """The model's config.json for a chat model.
+
+    `rope_theta` stands twice: transformers 4 reads the top level (and silently takes 10000 without it), transformers 5
+    and vLLM read `rope_parameters`. Generation ends at the end of a turn or of the text.
+    """
+    config = dict(config)
+    rope = dict(config.get("rope_parameters") or {})
+    theta = config.get("rope_theta", rope.get("rope_theta", 10000.0))
+    config["rope_theta"] = theta
+    config["rope_parameters"] = {"rope_type": "default", **rope, "rope_theta": theta}
+    config["eos_token_id"] = [ids[END_OF_TURN], ids[END_OF_TEXT]]
+    config["pad_token_id"] = ids[END_OF_TEXT]
+    return config
+
+
+def check_weights(folder: Path, config: dict[str, Any]) -> str:
+    """The weights' type (`float32`); raises UserError when the embedding is not as large as config.json says."""
+    from safetensors import safe_open
+
+    rows, kind = 0, ""
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():
+                part = tensors.get_slice(name)
+                kind = kind or part.get_dtype()
+                if name.endswith("embed_tokens.weight"):
+                    rows = part.get_shape()[0]
+    if rows != config["vocab_size"]:
+        raise UserError(f"{folder}: the embedding has {rows} rows, config.json says {config['vocab_size']}")
+    return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(kind, kind)
+
+
+def fill_chat_model(origin: Path, weights: Path, output: Path, ids: dict[str, int]) -> None:
+    """Fill `output` with the weights of `weights` and everything else of `origin`, the model that was trained.
+
+    Config and tokenizer come from the origin because LLaMA-Factory rewrites both when it saves; of the tokenizer only
+    the name of its end token changes.
+    """
+    config = chat_config(read_json(origin / "config.json"), ids)
+    kind = check_weights(weights, config)
+    config["dtype" if "dtype" in config else "torch_dtype"] = kind
+    write_json(output / "config.json", config)
+    generation = read_json(origin / "generation_config.json") if (origin / "generation_config.json").exists() else {}
+    generation |= {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]}
+    write_json(output / "generation_config.json", generation)
+    for name in TOKENIZER_FILES:
+        if (origin / name).exists():
+            shutil.copyfile(origin / name, output / name)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (output / name).exists():
+            continue
+        tokens = read_json(output / name)
+        end = tokens.get("eos_token")
+        tokens["eos_token"] = {**end, "content": END_OF_TURN} if isinstance(end, dict) else END_OF_TURN
+        write_json(output / name, tokens)
+    for file in sorted([*weights.glob("*.safetensors"), *weights.glob("*.safetensors.index.json")]):
+        shutil.copyfile(file, output / file.name)
+
+
+def fill_adapter(raw: Path, output: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(raw / name, output / name)
