@@ -10,6 +10,7 @@ from artifacts.errors import UserError
 from artifacts.files import read_json, write_json
 
 END_OF_TURN = "<|im_end|>"
+VALUE_HEAD = "value_head.safetensors"
 END_OF_TEXT = "<|endoftext|>"
 # Files of a Hugging Face folder that belong to the tokenizer, copied as they are.
 TOKENIZER_FILES = (
@@ -108,5 +109,8 @@ def fill_chat_model(origin: Path, weights: Path, output: Path, ids: dict[str, in
 
 
 def fill_adapter(raw: Path, output: Path) -> None:
+    """An adapter, and the value head that a reward model has beside it."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(raw / name, output / name)
+    if (raw / VALUE_HEAD).exists():
+        shutil.copyfile(raw / VALUE_HEAD, output / VALUE_HEAD)

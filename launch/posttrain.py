@@ -1,7 +1,7 @@
 """Post-training with LLaMA-Factory: `python -m launch.posttrain RECIPE --model DIR --output DIR ...`
 
     python -m launch.posttrain sft_full --model runs/r/models/base --data runs/r/posttrain --output runs/r/models/sft
-    python -m launch.posttrain dpo_lora --model runs/r/models/sft --data runs/r/posttrain --output runs/r/adapters/dpo
+    python -m launch.posttrain dpo --model runs/r/models/sft --data runs/r/posttrain --output runs/r/adapters/dpo
     python -m launch.posttrain merge --model runs/r/models/sft --adapter runs/r/adapters/dpo --output runs/r/models/dpo
 
 RECIPE is a file of `llamafactory_configs/`, whose keys are LLaMA-Factory's own; `--hardware` adds a file of
@@ -362,6 +362,9 @@ def training_metrics(job: Job, data: dict[str, Findings], resumed_at: int) -> di
         points = curve(key, percent=True)
         if points:
             metrics |= {name: points[-1][1], f"{name}_curve": thin(points)}
+    accuracy = curve("eval_accuracy", percent=True)  # of a reward model: pairs whose preferred answer it gives more
+    if accuracy:
+        metrics |= {"eval_accuracy_before": accuracy[0][1], "eval_accuracy_after": accuracy[-1][1]}
     margins = curve("eval_rewards/margins")
     if margins:
         metrics["eval_reward_margin"] = margins[-1][1]
@@ -474,7 +477,7 @@ def run(job: Job, dry_run: bool) -> None:
 
 def parse(argv: list[str] | None) -> tuple[Job, bool]:
     parser = argparse.ArgumentParser(prog="python -m launch.posttrain", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("recipe", metavar="RECIPE", help="a file of llamafactory_configs/: sft_full, dpo_lora, merge")
+    parser.add_argument("recipe", metavar="RECIPE", help="a file of llamafactory_configs/: sft_full, dpo, merge")
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder of the model to start from")
     parser.add_argument("--data", type=Path, help="folder of <dataset>.json files (training recipes)")
     parser.add_argument("--adapter", type=Path, help="LoRA adapter (recipe merge)")

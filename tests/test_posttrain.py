@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,14 @@ def make_data(folder: Path, rows: int = 480) -> None:
         {"instruction": "下一句是什么？", "input": q, "chosen": q[0] * 2, "rejected": q[2] * 2}
         for q in questions[: rows + 40]
     ]
+    kto = [
+        {"instruction": "下一句是什么？", "input": q, "output": q[0 if good else 2] * 2, "label": good}
+        for q in questions[: rows + 40]
+        for good in (True, False)
+    ]
     for name, data in (
+        ("kto_train", kto[:320]),
+        ("kto_valid", kto[2 * rows : 2 * rows + 80]),
         ("sft_train", sft[:rows]),
         ("sft_valid", sft[rows : rows + 40]),
         ("dpo_train", dpo[:160]),
@@ -400,7 +408,7 @@ def test_a_failed_training_is_one_line_and_leaves_no_output(ground: Path, tmp_pa
 
 def dpo_arguments(ground: Path, sft: Path, output: Path) -> list[object]:
     quick = ["--set", "per_device_train_batch_size=8", "--set", "save_steps=5", "--seed", 5]
-    return ["dpo_lora", "--model", sft, "--data", ground / "data", "--output", output, *quick]
+    return ["dpo", "--model", sft, "--data", ground / "data", "--output", output, *quick]
 
 
 @pytest.fixture(scope="module")
@@ -420,6 +428,39 @@ def test_a_killed_dpo_goes_on_and_ends_in_the_same_adapter(
     assert not output.exists()
     assert "resuming from step" in finish(start(*dpo_arguments(ground, sft, output)))
     assert file_hash(output / "adapter_model.safetensors") == file_hash(adapter / "adapter_model.safetensors")
+
+
+def measured(tmp_path: Path, *arguments: object) -> dict[str, Any]:
+    metrics = tmp_path / "metrics.json"
+    finish(start(*arguments, "--seed", 5, env={"MYLLM_METRICS": str(metrics)}))
+    return json.loads(metrics.read_text())
+
+
+@pytest.mark.slow
+def test_lora_sft_lowers_the_held_out_loss_and_merges(ground: Path, tmp_path: Path) -> None:
+    adapter, quick = tmp_path / "adapter", ("--set", "per_device_train_batch_size=8", "--set", "num_train_epochs=2")
+    options = ("--model", ground / "base", "--data", ground / "data", "--output", adapter)
+    found = measured(tmp_path, "sft_lora", *options, *quick)
+    assert found["eval_loss_after"] < found["eval_loss_before"] - 0.5
+    finish(start("merge", "--model", ground / "base", "--adapter", adapter, "--output", tmp_path / "merged"))
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_reward_model_learns_the_held_out_pairs(ground: Path, sft: Path, tmp_path: Path) -> None:
+    options = ("--model", sft, "--data", ground / "data", "--output", tmp_path / "reward")
+    quick = ("learning_rate=1e-3", "num_train_epochs=25", "per_device_train_batch_size=8")
+    found = measured(tmp_path, "reward", *options, *(part for key in quick for part in ("--set", key)))
+    assert found["eval_loss_after"] < found["eval_loss_before"] - 0.03
+    assert found["eval_accuracy_after"] > 5 + found["eval_accuracy_before"]
+    assert (tmp_path / "reward" / "value_head.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_kto_widens_the_margin_of_good_answers(ground: Path, sft: Path, tmp_path: Path) -> None:
+    options = ("--model", sft, "--data", ground / "data", "--output", tmp_path / "kto")
+    found = measured(tmp_path, "kto", *options)
+    assert found["eval_loss_after"] < found["eval_loss_before"] and found["eval_reward_margin"] > 0
 
 
 @pytest.mark.slow
