@@ -17,12 +17,10 @@ every --shard-megabytes; a `.jsonl.zst` is one shard, so give many files. Needs 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +29,13 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import atomic_file, read_json, sha256, write_json
 from artifacts.stage import report_metrics, track
 from preprocess.encoding import ENGINES, Encoder, load_encoder, load_tokenizer
+from preprocess.indexed import merge, part
 from preprocess.lines import blocks
 from preprocess.tokenizer_probe import PROBES
 
 __all__ = ["bin_files", "load_tokenizer"]
 
 SAMPLE_BYTES = 1_000_000  # of JSONL, encoded with both engines before anything is written
-MAGIC = b"MMIDIDX\x00\x00"
-DTYPE_CODES = {"uint16": 8, "int32": 4}  # megatron.core.datasets.indexed_dataset.DType
 NAMED = 5  # broken rows that a shard names
 
 
@@ -108,15 +105,13 @@ def line_number(path: str, offset: int, index: int) -> str:
     return f"line {count + index + 1}"
 
 
-def part(folder: Path, number: int, suffix: str) -> Path:
-    return folder / f"{number:06d}.{suffix}"
-
-
 def encode_shard(shard: Shard, encoder: Encoder, key: str, folder: Path, number: int) -> None:
     """Write a shard's ids (`.bin`) and its documents' lengths (`.npy`, int32); `.json`, written last, marks it done."""
     import numpy as np
 
-    lengths, named, broken, rows = [], [], 0, 0
+    lengths: list[Any] = []
+    named: list[str] = []
+    broken = rows = 0
     with atomic_file(part(folder, number, "bin")) as aside, aside.open("wb") as stream:
         for offset, lines in blocks(shard.path, shard.start, shard.end):
             texts, bad = texts_of(lines, key)
@@ -186,63 +181,6 @@ def encode_shards(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def merge(folder: Path, count: int, dtype: str, prefix: Path) -> tuple[int, int]:
-    """Put the parts of shards 0..count-1 together as `prefix`.bin and .idx; returns (documents, tokens).
-
-    Memory is that of one shard's lengths. The `.idx` is, after its header: lengths of sequences (int32), their byte
-    offsets (int64), and for each document the number of sequences up to its end (int64, beginning with 0).
-    """
-    import numpy as np
-
-    def every_lengths() -> Iterator[Any]:
-        for number in range(count):
-            yield np.load(part(folder, number, "npy"))
-
-    sequences = documents = tokens = 0
-    for lengths in every_lengths():
-        sequences += int(np.count_nonzero(lengths))
-        documents += len(lengths)
-        tokens += int(lengths.sum(dtype=np.int64))
-    if not documents:
-        raise UserError(f"no document to bin for {prefix}: the input holds none")
-    size = np.dtype(dtype).itemsize
-    index_file = prefix.with_name(prefix.name + ".idx")
-    index_file.unlink(missing_ok=True)  # an old index must not meet a new .bin
-    prefix.with_name(prefix.name + ".binning.json").unlink(missing_ok=True)
-    with atomic_file(prefix.with_name(prefix.name + ".bin")) as binary:
-        join_files([part(folder, number, "bin") for number in range(count)], binary)
-    with atomic_file(index_file) as index, index.open("wb") as stream:
-        stream.write(MAGIC + struct.pack("<QBQQ", 1, DTYPE_CODES[dtype], sequences, documents + 1))
-        for lengths in every_lengths():
-            stream.write(lengths[lengths > 0].data)
-        begin = 0
-        for lengths in every_lengths():
-            filled = lengths[lengths > 0].astype(np.int64) * size
-            ends = begin + np.cumsum(filled)
-            stream.write((ends - filled).data)
-            begin = int(ends[-1]) if len(ends) else begin
-        stream.write(np.zeros(1, np.int64).data)
-        seen = 0
-        for lengths in every_lengths():
-            ends = seen + np.cumsum(lengths > 0, dtype=np.int64)
-            stream.write(ends.data)
-            seen = int(ends[-1]) if len(ends) else seen
-    return documents, tokens
-
-
-def join_files(parts: list[Path], target: Path) -> None:
-    """Bytes of all parts, one after another; a single part is linked where the file system can."""
-    target.unlink(missing_ok=True)
-    if len(parts) == 1:
-        with suppress(OSError):
-            os.link(parts[0], target)
-            return
-    with target.open("wb") as stream:
-        for path in parts:
-            with path.open("rb") as source:
-                shutil.copyfileobj(source, stream, 1 << 20)
 
 
 @contextmanager
@@ -341,7 +279,7 @@ def bin_files(
             print(f"skipped: {text}", flush=True)
         if broken > broken_allowed * rows:
             raise UserError(
-                f"{named[0]} ({broken:,} of {rows:,} rows are broken): mend them, or allow a share with --broken-allowed"
+                f"{named[0]} ({broken:,} of {rows:,} rows are broken): mend them, or allow a share by --broken-allowed"
             )
         documents, tokens = merge(folder, len(shards), encoder.dtype, prefix)
         report = {"documents": documents, "tokens": tokens, "broken_rows": broken, "broken": named,

@@ -90,9 +90,9 @@ class Encoder:
             self._check_one(texts, flat, lengths)
         filled = lengths > 0
         with_end = lengths + filled
-        result = np.empty(int(with_end.sum()), dtype=self.dtype)
+        result: Any = np.empty(int(with_end.sum()), dtype=self.dtype)
         ends = np.cumsum(with_end)[filled] - 1
-        inside = np.ones(len(result), dtype=bool)
+        inside: Any = np.ones(len(result), dtype=bool)
         inside[ends] = False
         result[inside] = flat
         result[ends] = self.end
