@@ -72,6 +72,8 @@ def read_back(prefix: Path, tokenizer: Any, end: str) -> tuple[int, int, str]:
     for suffix in (".idx", ".bin"):
         if not prefix.with_name(prefix.name + suffix).exists():
             raise UserError(f"{prefix}{suffix} does not exist: bin it first (`python -m preprocess.binning`)")
+    if prefix.with_name(prefix.name + ".bin").stat().st_size == 0:
+        raise UserError(f"{prefix}.bin is empty: every document was; leave it out")
     import torch
 
     if not torch.cuda.is_available():
@@ -82,8 +84,6 @@ def read_back(prefix: Path, tokenizer: Any, end: str) -> tuple[int, int, str]:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     dataset = IndexedDataset(str(prefix))
-    if len(dataset) == 0:
-        raise UserError(f"{prefix} holds no token: every document was empty; leave it out")
     lengths = dataset.sequence_lengths
     tokens = int(lengths.sum(dtype=np.int64))
     # all ids in few reads: one sequence at a time takes minutes for millions of them
@@ -124,7 +124,7 @@ def main() -> None:
     report: dict[str, Any] = {}
     for split in SPLITS:
         weights = shares(split, parts[split], tokens)
-        read = arguments.train_tokens if split == "train" else None
+        read: float | None = arguments.train_tokens if split == "train" else None
         total = sum(tokens[part.name] for part in parts[split])
         print(f"{split}: {total:,} tokens")
         report[split] = {"tokens": total, "sources": {}}
@@ -133,7 +133,7 @@ def main() -> None:
             blend[split] += [f"{weight:.6f}", str(arguments.folder / part.name)]
             row: dict[str, Any] = {"documents": documents[part.name], "tokens": tokens[part.name], "weight": weight}
             epochs = weight * read / tokens[part.name] if read else None
-            if epochs is not None:
+            if read and epochs:
                 row |= {"tokens_read": round(weight * read), "epochs": round(epochs, 4)}
             report[split]["sources"][part.name] = row
             depth = "" if epochs is None else f", read {epochs:.2f} times"

@@ -107,7 +107,7 @@ def listed_digest(source: dict[str, Any], file: str) -> str | None:
     def undated(name: str) -> str:
         return re.sub(r"-(latest|\d{8})-", "-", name)
 
-    listing = source.get("digests")
+    listing: dict[str, str] = source.get("digests", {})
     for mirror in source["mirrors"] if listing else ():
         request = urllib.request.Request(f"{mirror}/{listing['file']}", headers={"User-Agent": AGENT})
         try:

@@ -41,8 +41,8 @@ def merge(folder: Path, count: int, dtype: str, prefix: Path) -> tuple[int, int]
         sequences += int(np.count_nonzero(lengths))
         documents += len(lengths)
         tokens += int(lengths.sum(dtype=np.int64))
-    if not documents:
-        raise UserError(f"no document to bin for {prefix}: the input holds none")
+    if not tokens:
+        raise UserError(f"no document to bin for {prefix}: the input holds no text")
     size = np.dtype(dtype).itemsize
     index_file = prefix.with_name(prefix.name + ".idx")
     index_file.unlink(missing_ok=True)  # an old index must not meet a new .bin

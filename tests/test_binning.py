@@ -189,6 +189,8 @@ def test_bad_input_names_file_and_mend(folder, tmp_path):
     truncated.write_bytes(truncated.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"cut\.jsonl\.zst is not a whole zstd file"):
         bin_files([truncated], folder, tmp_path / "x")
+    with pytest.raises(UserError, match="holds no text"):
+        bin_files([write(tmp_path / "no.jsonl", ["", ""])], folder, tmp_path / "x")
     with pytest.raises(UserError, match="train a tokenizer first"):
         bin_files([write(tmp_path / "f.jsonl", ["一"])], tmp_path, tmp_path / "x")
 

@@ -27,9 +27,11 @@ def data(tmp_path_factory):
     made = tokenizer.train(texts, 330, split_characters=True)
     (folder / "tokenizer").mkdir()
     tokenizer.save(made, folder / "tokenizer", "qwen2", model_max_length=256)
-    for name, rows in (("a", texts[:30]), ("b", texts[30:40]), ("c", texts[40:41]), ("empty", [""])):
+    for name, rows in (("a", texts[:30]), ("b", texts[30:40]), ("c", texts[40:41])):
         write_jsonl(folder / f"{name}.jsonl", ({"text": text} for text in rows))
         bin_files([folder / f"{name}.jsonl"], folder / "tokenizer", folder / name)
+    (folder / "empty.idx").write_bytes((folder / "a.idx").read_bytes())
+    (folder / "empty.bin").touch()
     return folder
 
 
@@ -85,7 +87,7 @@ def test_megatron_takes_the_blend(data):
         (["--train", "a:-1"], "the weight a positive number"),
         (["--train", "a:x"], "the weight a positive number"),
         (["--train", "none"], "none.idx does not exist: bin it first"),
-        (["--train", "empty"], "every document was empty"),
+        (["--train", "empty"], "empty.bin is empty"),
     ],
 )
 def test_wrong_blends_are_one_line(data, arguments, message):
