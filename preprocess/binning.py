@@ -1,106 +1,315 @@
 """Tokenize documents into a Megatron indexed dataset: `PREFIX.bin` (token ids) and `PREFIX.idx` (where each lies).
 
-    python -m preprocess.binning --input F.jsonl.zst --tokenizer tokenizer --output-prefix dataset/poems-train
+    python -m preprocess.binning --input F.jsonl --tokenizer tokenizer --output-prefix dataset/poems-train
+    python -m preprocess.binning --input a.jsonl.zst --input b.jsonl.zst --tokenizer T --output-prefix P --workers 8
 
 Each non-empty document ends with the end-of-text id. A literal special token in the text is not one: it is encoded
 as ordinary characters, so that a web page cannot end a document. The files are byte-identical to what Megatron-LM's
 `tools/preprocess_data.py --append-eod` writes for text without such literals (format: `megatron/core/datasets/
 indexed_dataset.py`): ids are uint16 below 65,500 entries, else int32; an empty document adds no sequence but
 repeats the document index.
+
+The input is cut into shards, a shard is one task, and finished ones lie in `.PREFIX.shards/` until all are merged. The
+bytes do not depend on the number of workers, nor on how often the command was killed and run again. A `.jsonl` is cut
+every --shard-megabytes; a `.jsonl.zst` is one shard, so give many files. Needs free disk of twice the result.
 """
 
 from __future__ import annotations
 
 import argparse
-import struct
+import os
+import shutil
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import atomic_file, read_jsonl
-from artifacts.stage import report_metrics
-from preprocess.tokenizer import END_OF_TEXT
+from artifacts.files import atomic_file, read_json, sha256, write_json
+from artifacts.stage import report_metrics, track
+from preprocess.encoding import ENGINES, Encoder, load_encoder, load_tokenizer
+from preprocess.indexed import merge, part
+from preprocess.lines import blocks
+from preprocess.tokenizer_probe import PROBES
 
-BATCH = 4096
-MAGIC = b"MMIDIDX\x00\x00"
-UINT16_LIMIT = 65_500  # megatron.core.datasets.indexed_dataset.DType.optimal_dtype
-DTYPE_CODES = {"uint16": 8, "int32": 4}
+__all__ = ["bin_files", "load_tokenizer"]
 
-
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's `tokenizers.Tokenizer`, reading special tokens in text as ordinary characters."""
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: train a tokenizer first (`python -m preprocess.tokenizer`)")
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+SAMPLE_BYTES = 1_000_000  # of JSONL, encoded with both engines before anything is written
+NAMED = 5  # broken rows that a shard names
 
 
-def encode(texts: Iterator[str], tokenizer: Any, dtype: str) -> Iterator[tuple[Any, Any]]:
-    """Batches of (flat ids with end-of-text after each non-empty document, lengths [documents])."""
+@dataclass(frozen=True)
+class Shard:
+    """Bytes [start, end) of a file, `end` None for the rest; a line belongs to the shard in which it starts."""
+
+    path: str
+    start: int
+    end: int | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes, beside the inputs."""
+
+    tokenizer: str
+    engine: str  # as asked for, or "tokenizers" once gigatoken was found not to serve
+    key: str
+
+
+def cut(paths: list[Path], shard_bytes: int) -> list[Shard]:
+    """Shards of the files in their order; raises UserError when a file is missing or empty."""
+    shards = []
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: run the stage that makes it first")
+        size = path.stat().st_size
+        if size == 0:
+            raise UserError(f"{path} is empty: make it again, or leave it out")
+        if path.suffix == ".zst":
+            shards.append(Shard(str(path), 0, None))
+        else:
+            shards += [Shard(str(path), start, start + shard_bytes) for start in range(0, size, shard_bytes)]
+    return shards
+
+
+def texts_of(lines: list[bytes], key: str) -> tuple[list[str], list[tuple[int, str]]]:
+    """Texts of JSONL rows, and (index, reason) of rows that have none; blank lines are neither."""
+    import orjson
+
+    texts, broken = [], []
+    for index, line in enumerate(lines):
+        try:
+            text = orjson.loads(line)[key]
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+            if line.strip():
+                not_json = isinstance(error, orjson.JSONDecodeError)
+                broken.append((index, f"is not JSON ({error})" if not_json else f"has no {key!r}"))
+            continue
+        if isinstance(text, str):
+            texts.append(text)
+        else:
+            broken.append((index, f"has a {key!r} that is no string"))
+    return texts, broken
+
+
+def line_number(path: str, offset: int, index: int) -> str:
+    """`line N` of the line `index` lines after byte `offset` (counted only where a row is to be named)."""
+    if path.endswith(".zst"):
+        return f"row {index + 1} of those from byte {offset:,} of its text"
+    count = 0
+    with open(path, "rb") as stream:
+        while offset > 0 and (chunk := stream.read(min(1 << 20, offset))):
+            count += chunk.count(b"\n")
+            offset -= len(chunk)
+    return f"line {count + index + 1}"
+
+
+def encode_shard(shard: Shard, encoder: Encoder, key: str, folder: Path, number: int) -> None:
+    """Write a shard's ids (`.bin`) and its documents' lengths (`.npy`, int32); `.json`, written last, marks it done."""
     import numpy as np
 
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    if end is None:
-        raise UserError(f"the tokenizer has no {END_OF_TEXT}: documents could not be told apart")
-    while batch := list(islice(texts, BATCH)):
-        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(batch)]
-        lengths = np.fromiter((len(document) for document in ids), dtype=np.int64, count=len(ids))
-        flat = np.fromiter((i for document in ids for i in document), dtype=dtype, count=int(lengths.sum()))
-        filled = lengths > 0
-        yield np.insert(flat, np.cumsum(lengths)[filled], end).astype(dtype), lengths + filled
+    lengths: list[Any] = []
+    named: list[str] = []
+    broken = rows = 0
+    with atomic_file(part(folder, number, "bin")) as aside, aside.open("wb") as stream:
+        for offset, lines in blocks(shard.path, shard.start, shard.end):
+            texts, bad = texts_of(lines, key)
+            rows += len(texts) + len(bad)
+            broken += len(bad)
+            for index, reason in bad[: NAMED - len(named)]:
+                named.append(f"{shard.path} {line_number(shard.path, offset, index)} {reason}")
+            if texts:
+                ids, counts = encoder.documents(texts)
+                stream.write(ids.data)
+                lengths.append(counts.astype(np.int32))
+    with atomic_file(part(folder, number, "npy")) as aside, aside.open("wb") as stream:
+        np.save(stream, np.concatenate(lengths) if lengths else np.zeros(0, np.int32))
+    write_json(part(folder, number, "json"), {"rows": rows, "broken": broken, "named": named})
 
 
-def write_index(path: Path, dtype: str, lengths: Any) -> None:
-    """Write the `.idx` for documents of these lengths (in ids, end-of-text included; 0 for an empty one)."""
-    import numpy as np
+def die_with_parent() -> None:
+    """Ask Linux to end this worker when the command is killed, or it would go on writing beside the next run."""
+    import ctypes
+    import signal
 
-    filled = lengths > 0
-    sequences = lengths[filled].astype(np.int32)
-    pointers: Any = np.zeros(len(sequences), np.int64)
-    np.cumsum(sequences[:-1].astype(np.int64) * np.dtype(dtype).itemsize, out=pointers[1:])
-    documents = np.concatenate([[0], np.cumsum(filled)]).astype(np.int64)
-    with path.open("wb") as stream:
-        stream.write(MAGIC + struct.pack("<QBQQ", 1, DTYPE_CODES[dtype], len(sequences), len(documents)))
-        for array in (sequences, pointers, documents):
-            stream.write(array.tobytes())
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def write_dataset(texts: Iterator[str], tokenizer: Any, prefix: Path) -> tuple[int, int]:
-    """Write `prefix`.bin and .idx, whole or not at all; returns (documents, tokens)."""
-    import numpy as np
+def start_worker(settings: Settings, folder: str) -> None:
+    global _work
+    die_with_parent()
+    encoder = load_encoder(Path(settings.tokenizer), settings.engine)
+    _work = (encoder, settings.key, Path(folder))
 
-    dtype = "uint16" if tokenizer.get_vocab_size() < UINT16_LIMIT else "int32"
-    lengths = []
-    with atomic_file(prefix.with_name(prefix.name + ".idx")) as index:
-        with atomic_file(prefix.with_name(prefix.name + ".bin")) as binary:
-            with binary.open("wb") as stream:
-                for flat, batch_lengths in encode(texts, tokenizer, dtype):
-                    stream.write(flat.tobytes())
-                    lengths.append(batch_lengths)
-            if not lengths:
-                raise UserError("no document to bin: the input is empty")
-            every = np.concatenate(lengths)
-            write_index(index, dtype, every)
-    return len(every), int(every.sum())
+
+_work: tuple[Encoder, str, Path]  # a worker's own, set once by `start_worker`
+
+
+def worker_shard(task: tuple[int, Shard]) -> int:
+    number, shard = task
+    encoder, key, folder = _work
+    encode_shard(shard, encoder, key, folder, number)
+    return number
+
+
+def encode_shards(
+    tasks: list[tuple[int, Shard]], settings: Settings, encoder: Encoder, folder: Path, workers: int
+) -> Iterator[int]:
+    """Numbers of shards as they are done, in this process or in `workers` others."""
+    if workers == 1 or len(tasks) <= 1:
+        for number, shard in tasks:
+            encode_shard(shard, encoder, settings.key, folder, number)
+            yield number
+        return
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)), get_context("spawn"), initializer=start_worker, initargs=(settings, str(folder))
+    )
+    with pool:
+        futures = [pool.submit(worker_shard, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"a worker of {folder} was killed (out of memory?): run again with fewer --workers; "
+                "what is done is kept"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; raises UserError when another process does. A killed process holds nothing."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder} is in use by another run of this command: wait for it, or end it") from None
+        yield
+
+
+def plan_of(shards: list[Shard], settings: Settings) -> dict[str, Any]:
+    """What the parts depend on; when it changes they are made anew. Files are told by path, size and time."""
+    files = {shard.path: os.stat(shard.path) for shard in shards}
+    return {
+        "inputs": {path: [found.st_size, found.st_mtime_ns] for path, found in files.items()},
+        "shards": [asdict(shard) for shard in shards],
+        "tokenizer_sha256": sha256(Path(settings.tokenizer) / "tokenizer.json"),
+        "key": settings.key,
+    }
+
+
+def is_done(prefix: Path, report_file: Path, plan: dict[str, Any]) -> bool:
+    """Whether the dataset stands and its report tells of the same inputs."""
+    if not all(prefix.with_name(prefix.name + suffix).exists() for suffix in (".bin", ".idx", ".binning.json")):
+        return False
+    return plan.items() <= read_json(report_file).items()
+
+
+def sample_texts(shards: list[Shard], key: str) -> list[str]:
+    """The first `SAMPLE_BYTES` of text of shards spread over the inputs, and the probe strings."""
+    texts = list(PROBES)
+    chosen = shards[:: max(1, len(shards) // 4)][:4]
+    for shard in chosen:
+        left = SAMPLE_BYTES // len(chosen)
+        for _, lines in blocks(shard.path, shard.start, shard.end):
+            for line in lines:
+                texts += texts_of([line], key)[0]
+                left -= len(line)
+                if left <= 0:
+                    break
+            break
+    return texts
+
+
+def bin_files(
+    inputs: list[Path],
+    tokenizer: Path,
+    prefix: Path,
+    workers: int = 1,
+    engine: str = "auto",
+    key: str = "text",
+    shard_bytes: int = 64 << 20,
+    broken_allowed: float = 0.0,
+) -> dict[str, Any]:
+    """Bin JSONL files; returns documents, tokens, broken rows, the engine and how many shards were found done.
+
+    Raises UserError for bad input: a missing or empty file, or more than the share `broken_allowed` of rows without
+    text (the first ones named with file and line).
+    """
+    shards = cut(inputs, shard_bytes)
+    folder = prefix.with_name(f".{prefix.name}.shards")
+    with only_run(folder):
+        encoder = load_encoder(tokenizer, engine, sample_texts(shards, key))
+        settings = Settings(str(tokenizer), encoder.name, key)
+        plan = {**plan_of(shards, settings), "engine": encoder.name}
+        plan_file, report_file = folder / "plan.json", prefix.with_name(prefix.name + ".binning.json")
+        if is_done(prefix, report_file, plan):
+            print(f"{prefix} is made from these inputs already: nothing to do", flush=True)
+            shutil.rmtree(folder)
+            return read_json(report_file)
+        if not plan_file.exists() or read_json(plan_file) != plan:
+            for path in folder.iterdir():
+                if path.name != "lock":
+                    path.unlink()
+            write_json(plan_file, plan)
+        parts_of = ("bin", "npy", "json")
+        todo = [
+            (number, shard)
+            for number, shard in enumerate(shards)
+            if not all(part(folder, number, suffix).exists() for suffix in parts_of)
+        ]
+        if len(todo) < len(shards):
+            print(f"{len(shards) - len(todo)} of {len(shards)} shards are done already", flush=True)
+        for _ in track(encode_shards(todo, settings, encoder, folder, workers), len(todo), "shards"):
+            pass
+        marks = [read_json(part(folder, number, "json")) for number in range(len(shards))]
+        broken, rows = sum(mark["broken"] for mark in marks), sum(mark["rows"] for mark in marks)
+        named = [text for mark in marks for text in mark["named"]][:NAMED]
+        for text in named:
+            print(f"skipped: {text}", flush=True)
+        if broken > broken_allowed * rows:
+            raise UserError(
+                f"{named[0]} ({broken:,} of {rows:,} rows are broken): mend them, or allow a share by --broken-allowed"
+            )
+        documents, tokens = merge(folder, len(shards), encoder.dtype, prefix)
+        report = {"documents": documents, "tokens": tokens, "broken_rows": broken, "broken": named,
+                  "engine": encoder.name, "dtype": encoder.dtype, "shards": len(shards),
+                  "shards_found_done": len(shards) - len(todo)}  # fmt: skip
+        write_json(report_file, {**report, **plan})
+    shutil.rmtree(folder)
+    return report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, action="append", required=True, help="JSONL with `text`; may be repeated")
+    parser.add_argument("--input", type=Path, action="append", required=True, help="JSONL or .zst; may be repeated")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     parser.add_argument("--output-prefix", type=Path, required=True, help="of the .bin and .idx files")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: gigatoken where its ids are equal")
+    parser.add_argument("--key", default="text", help="of a row's text (default text)")
+    parser.add_argument("--shard-megabytes", type=int, default=64, help="of a .jsonl in one task (default 64)")
+    parser.add_argument("--broken-allowed", type=float, default=0.0, help="share of rows without text (default 0)")
     arguments = parser.parse_args()
-    tokenizer = load_tokenizer(arguments.tokenizer)
-    texts = (row["text"] for path in arguments.input for row in read_jsonl(path))
-    documents, tokens = write_dataset(texts, tokenizer, arguments.output_prefix)
-    print(f"{arguments.output_prefix}: {documents:,} documents, {tokens:,} tokens")
-    report_metrics(**{arguments.output_prefix.name: {"documents": documents, "tokens": tokens}})
+    if arguments.workers < 1 or arguments.shard_megabytes < 1:
+        raise UserError("--workers and --shard-megabytes are at least 1")
+    prefix = arguments.output_prefix
+    report = bin_files(
+        arguments.input, arguments.tokenizer, prefix, arguments.workers, arguments.engine, arguments.key,
+        arguments.shard_megabytes << 20, arguments.broken_allowed,
+    )  # fmt: skip
+    print(f"{prefix}: {report['documents']:,} documents, {report['tokens']:,} tokens, {report['engine']}")
+    report_metrics(**{prefix.name: {name: report[name] for name in ("documents", "tokens", "broken_rows", "engine")}})
 
 
 if __name__ == "__main__":

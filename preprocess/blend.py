@@ -2,31 +2,78 @@
 
     python -m preprocess.blend --folder dataset --tokenizer tokenizer --train poems-train --train wiki-train \\
         --valid poems-valid --test poems-test
+    python -m preprocess.blend --folder dataset --tokenizer tokenizer --train wiki:3 --train poems:1 \\
+        --train-tokens 10e9 --valid wiki-valid --test wiki-test       # three tokens of wiki for one of poems
 
 Writes `blend.json` in the form that `--per-split-data-args-path` takes: for each split a list of weight and prefix.
-A source's weight is its share of tokens.
+Without weights a source's weight is its share of tokens, so that each is read once an epoch. With `PREFIX:WEIGHT`, for
+every source of a split, weights are shares of what is read; then sources are read to different depths, and
+`blend_report.json` tells the tokens of each and, for a run of --train-tokens, how many times each is read.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
 from artifacts.files import write_json
 from artifacts.stage import report_metrics
-from preprocess.binning import load_tokenizer
-from preprocess.tokenizer import END_OF_TEXT
+from preprocess.encoding import end_token, load_tokenizer
+
+SPLITS = ("train", "valid", "test")
+MANY_EPOCHS = 4.0  # repeats beyond these are worth little (Muennighoff et al. 2023, arXiv 2305.16264)
+IDS_AT_ONCE = 1 << 24
 
 
-def read_back(prefix: Path, tokenizer: Any) -> tuple[int, str]:
-    """Tokens of a dataset and its first document's text, as Megatron reads them.
+@dataclass(frozen=True)
+class Part:
+    """One source of a split; `weight` None where it was not given."""
 
-    Raises UserError when it cannot, when an id is outside the vocabulary, or when the first document does not end.
+    name: str
+    weight: float | None
+
+
+def parse_part(given: str) -> Part:
+    """`NAME` or `NAME:WEIGHT`; raises UserError when the weight is no positive number."""
+    name, colon, weight = given.rpartition(":")
+    if not colon:
+        return Part(given, None)
+    try:
+        value = float(weight)
+    except ValueError:
+        value = 0.0
+    if not name or not 0 < value < float("inf"):
+        raise UserError(f"{given!r}: give PREFIX or PREFIX:WEIGHT, the weight a positive number")
+    return Part(name, value)
+
+
+def shares(split: str, parts: list[Part], tokens: dict[str, int]) -> list[float]:
+    """Weights of a split that add up to 1; raises UserError when only some are given, or a prefix stands twice."""
+    names = [part.name for part in parts]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"--{split} {twice[0]} is given twice: give each prefix once, with a weight")
+    given = [part.weight for part in parts if part.weight is not None]
+    if given and len(given) < len(parts):
+        bare = next(part.name for part in parts if part.weight is None)
+        raise UserError(f"--{split} {bare} has no weight while others have: give all of them one, or none")
+    weights = given or [float(tokens[name]) for name in names]
+    return [weight / sum(weights) for weight in weights]
+
+
+def read_back(prefix: Path, tokenizer: Any, end: str) -> tuple[int, int, str]:
+    """(documents, tokens, text of the first document) of a dataset, as Megatron reads them.
+
+    Raises UserError when it cannot, when an id is outside the vocabulary, or when a document does not end with `end`.
     """
-    if not prefix.with_name(prefix.name + ".idx").exists():
-        raise UserError(f"{prefix}.idx does not exist: bin it first (`python -m preprocess.binning`)")
+    for suffix in (".idx", ".bin"):
+        if not prefix.with_name(prefix.name + suffix).exists():
+            raise UserError(f"{prefix}{suffix} does not exist: bin it first (`python -m preprocess.binning`)")
+    if prefix.with_name(prefix.name + ".bin").stat().st_size == 0:
+        raise UserError(f"{prefix}.bin is empty: every document was; leave it out")
     import torch
 
     if not torch.cuda.is_available():
@@ -37,37 +84,65 @@ def read_back(prefix: Path, tokenizer: Any) -> tuple[int, str]:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     dataset = IndexedDataset(str(prefix))
-    largest = max(int(np.max(dataset[i])) for i in range(len(dataset)))
+    lengths = dataset.sequence_lengths
+    tokens = int(lengths.sum(dtype=np.int64))
+    # all ids in few reads: one sequence at a time takes minutes for millions of them
+    dtype = dataset.index.dtype
+    found = prefix.with_name(prefix.name + ".bin").stat().st_size // np.dtype(dtype).itemsize
+    if found != tokens:
+        raise UserError(f"{prefix}.bin holds {found:,} ids, its .idx tells of {tokens:,}: bin it again")
+    ids = np.memmap(f"{prefix}.bin", dtype=dtype, mode="r")
+    largest = max(int(ids[i : i + IDS_AT_ONCE].max()) for i in range(0, tokens, IDS_AT_ONCE))
     if largest >= tokenizer.get_vocab_size():
         raise UserError(f"{prefix} holds id {largest}, the tokenizer only {tokenizer.get_vocab_size()}: bin it again")
-    first = dataset[0].tolist()
-    if first[-1] != tokenizer.token_to_id(END_OF_TEXT):
-        raise UserError(f"{prefix}: the first document does not end with {END_OF_TEXT}: bin it again")
-    return int(dataset.sequence_lengths.sum()), tokenizer.decode(first)
+    last = np.cumsum(lengths, dtype=np.int64) - 1
+    if not all(bool((ids[last[i : i + IDS_AT_ONCE]] == tokenizer.token_to_id(end)).all())
+               for i in range(0, len(last), IDS_AT_ONCE)):  # fmt: skip
+        raise UserError(f"{prefix}: a document does not end with {end}: bin it again")
+    return len(dataset.document_indices) - 1, tokens, tokenizer.decode(dataset[0].tolist())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the datasets lie and blend.json goes")
     parser.add_argument("--tokenizer", type=Path, required=True)
-    for split in ("train", "valid", "test"):
-        parser.add_argument(f"--{split}", action="append", required=True, help="prefix in the folder; may be repeated")
+    for split in SPLITS:
+        parser.add_argument(
+            f"--{split}", action="append", required=True, metavar="PREFIX[:WEIGHT]", help="in the folder; repeatable"
+        )
+    parser.add_argument("--train-tokens", type=float, help="of the run, to tell how often each source is read")
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.tokenizer)
+    end = end_token(arguments.tokenizer, tokenizer)
+    parts = {split: [parse_part(given) for given in getattr(arguments, split)] for split in SPLITS}
+    documents: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+    for name in dict.fromkeys(part.name for split in SPLITS for part in parts[split]):
+        documents[name], tokens[name], sample = read_back(arguments.folder / name, tokenizer, end)
+        print(f"{name}: {tokens[name]:,} tokens; begins: {sample[:60]}", flush=True)
     blend: dict[str, list[str]] = {}
-    counts: dict[str, int] = {}
-    for split in ("train", "valid", "test"):
-        for name in getattr(arguments, split):
-            counts[name], sample = read_back(arguments.folder / name, tokenizer)
-            print(f"{name}: {counts[name]:,} tokens; begins: {sample[:60]}", flush=True)
-        total = sum(counts[name] for name in getattr(arguments, split))
-        blend[split] = [
-            part
-            for name in getattr(arguments, split)
-            for part in (f"{counts[name] / total:.6f}", str(arguments.folder / name))
-        ]
+    report: dict[str, Any] = {}
+    for split in SPLITS:
+        weights = shares(split, parts[split], tokens)
+        read: float | None = arguments.train_tokens if split == "train" else None
+        total = sum(tokens[part.name] for part in parts[split])
+        print(f"{split}: {total:,} tokens")
+        report[split] = {"tokens": total, "sources": {}}
+        blend[split] = []
+        for part, weight in zip(parts[split], weights):
+            blend[split] += [f"{weight:.6f}", str(arguments.folder / part.name)]
+            row: dict[str, Any] = {"documents": documents[part.name], "tokens": tokens[part.name], "weight": weight}
+            epochs = weight * read / tokens[part.name] if read else None
+            if read and epochs:
+                row |= {"tokens_read": round(weight * read), "epochs": round(epochs, 4)}
+            report[split]["sources"][part.name] = row
+            depth = "" if epochs is None else f", read {epochs:.2f} times"
+            print(f"  {part.name}: {tokens[part.name]:,} tokens, weight {weight:.4f}{depth}")
+            if epochs is not None and epochs > MANY_EPOCHS:
+                print(f"  note: more than {MANY_EPOCHS:.0f} readings of the same text teach little")
     write_json(arguments.folder / "blend.json", blend)
-    report_metrics(tokens=counts)
+    write_json(arguments.folder / "blend_report.json", report)
+    report_metrics(tokens=tokens)
 
 
 if __name__ == "__main__":

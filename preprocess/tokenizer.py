@@ -1,34 +1,43 @@
-"""Train a Qwen2-style byte-level BPE tokenizer, and write the folder that every later tool loads.
+"""Train a tokenizer, and write the folder that every later tool loads with the same ids.
 
     python -m preprocess.tokenizer --input corpus/poems/train.jsonl.zst --output tokenizer --vocab-size 4608
+    python -m preprocess.tokenizer --style llama2 --input a.jsonl --input b.jsonl --output tokenizer --vocab-size 32000
 
 Special tokens and the ChatML template are defined here and nowhere else; everything downstream reads them from the
 folder. They are in the vocabulary from the start, so that no embedding ever has to grow.
 
-The normaliser (NFC) and the pre-tokenizer's expression are Qwen2's (its published tokenizer.json): transformers 5
-loads any `qwen2` model with them whatever the folder says, so a tokenizer that differs would be read differently
-there. That expression keeps a whole clause of Chinese as one word; `--split-characters` shows the trainer each Chinese
-character alone, so that no token spans two of them (what verse, with its fixed line lengths, wants).
+`--style qwen2`: byte-level BPE with Qwen2's normaliser (NFC) and pre-tokenizer (its published tokenizer.json), which
+transformers 5 gives to any `qwen2` model whatever the folder says. `--style llama2`: BPE over characters with 256 byte
+tokens for what the vocabulary lacks, as Llama 2, but without its space before every text, which Chinese does not have.
+
+Chinese clauses are long words of which few stand twice: the trainer sees them cut at punctuation and every 16
+characters. `--split-characters` shows it each Chinese character alone, so that no token spans two of them (what verse,
+with its fixed line lengths, wants). Memory is estimated from the sample before training and kept under --max-memory-gb.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
-from collections.abc import Iterator
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import atomic_folder, read_jsonl, write_json
+from artifacts.files import atomic_folder, write_json
+from artifacts.layout import cache_folder
 from artifacts.stage import report_metrics
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document; pads
 IM_START = "<|im_start|>"  # opens a turn of a conversation (ChatML)
 IM_END = "<|im_end|>"  # closes it
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
+
+QWEN2_RANKS = "qwen.tiktoken"  # in the cache: the vocabulary that Qwen2 published, to compare with
+REPORTED = 5_000  # documents of a source that characters per token are counted on
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
@@ -37,19 +46,17 @@ QWEN2_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHINESE_CHARACTER = r"[\p{Han}\u3000-\u303F\uFF00-\uFFEF]"  # ideographs, CJK punctuation, full-width forms
+CHINESE_PIECE = r"\p{Han}{1,16}"  # without the punctuation before it, and of bounded length
+LLAMA2_WORD = r"▁?[\p{L}\p{M}]+|\p{N}|▁+|[^\p{L}\p{M}\p{N}▁]"  # digits one by one, as Llama 2
+COVERAGE = 0.9995  # share of characters that get a token of their own in llama2 style (SentencePiece's for Chinese)
 
-PROBES = (
-    "床前明月光，疑是地上霜。",
-    "Hello, world! It's 2024-01-01 12:30.",
-    "全角ＡＢＣ，半角abc；𠮷野家、㐀㐁。",
-    "é é ﬁ ½ ①  \t\n\r\n　全角空格",
-    "<|im_start|>user\n你好<|im_end|>\n<|endoftext|>",
-    "🙂👩‍👩‍👧 emoji\u200b零宽",
-    "",
-)
+STYLES = ("qwen2", "llama2")
+CLASSES = {"qwen2": "Qwen2Tokenizer", "llama2": "PreTrainedTokenizerFast"}
+MODEL_TYPES = {"qwen2": "qwen2", "llama2": "llama"}
+SPACE = "▁"
 
 
-def new_tokenizer() -> Any:
+def new_qwen2() -> Any:
     """An untrained `tokenizers.Tokenizer` with Qwen2's normaliser, pre-tokenizer and decoder."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -66,27 +73,87 @@ def new_tokenizer() -> Any:
     return tokenizer
 
 
-def train(texts: Iterator[str], vocab_size: int, split_characters: bool) -> Any:
-    """Train on texts; the vocabulary has exactly `vocab_size` entries, special tokens last, as in Qwen2.
+def train_qwen2(texts: Iterable[str], size: int, cut: str) -> Any:
+    """Byte-level BPE of `size` entries; merges are learned inside the pieces that `cut` matches."""
+    from tokenizers import Regex, pre_tokenizers, trainers
 
-    With `split_characters`, merges are learned inside Chinese characters only. Encoding needs no such split: no merge
-    that was learned can join the last byte of a character to the first of the next (UTF-8 lead bytes stand first only).
-    Raises UserError when the text is too little to fill the vocabulary.
-    """
-    from tokenizers import AddedToken, Regex, pre_tokenizers, trainers
-
-    tokenizer = new_tokenizer()
+    tokenizer = new_qwen2()
     as_published = tokenizer.pre_tokenizer
-    if split_characters:
-        alone = pre_tokenizers.Split(Regex(CHINESE_CHARACTER), behavior="isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([alone, as_published])
+    pieces = pre_tokenizers.Split(Regex(cut), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_published])
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.pre_tokenizer = as_published
+    return tokenizer
+
+
+def covering(counts: Counter[str]) -> int:
+    """How many of the most frequent characters make up `COVERAGE` of all."""
+    needed = COVERAGE * counts.total()
+    for kept, (_, count) in enumerate(counts.most_common(), start=1):
+        needed -= count
+        if needed <= 0:
+            return kept
+    return len(counts)
+
+
+def train_llama2(texts: Iterable[str], size: int, cut: str) -> Any:
+    """BPE over characters of `size` entries, the first 256 of them the bytes."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    counts: Counter[str] = Counter()
+
+    def counted() -> Iterator[str]:
+        for text in texts:
+            counts.update(text)
+            yield text
+
+    texts = list(counted())
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.Replace(" ", SPACE)
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in (cut, LLAMA2_WORD)]
+    )
+    byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(byte_tokens),
+        limit_alphabet=min(covering(counts), max(1, (size - len(byte_tokens)) * 3 // 4)),
+        initial_alphabet=[SPACE],
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    names = byte_tokens + sorted(learned["vocab"], key=learned["vocab"].__getitem__)
+    model = models.BPE(
+        vocab={name: index for index, name in enumerate(names)},
+        merges=[tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learned["merges"]],
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+def train(texts: Iterable[str], vocab_size: int, style: str = "qwen2", split_characters: bool = False) -> Any:
+    """Train on texts; the vocabulary has exactly `vocab_size` entries, special tokens last, as in Qwen2.
+
+    With `split_characters`, merges are learned inside Chinese characters only. In qwen2 style encoding needs no such
+    split: no merge that was learned can join the last byte of a character to the first of the next (UTF-8 lead bytes
+    stand first only). In llama2 style there is nothing to join.
+    Raises UserError when the text is too little to fill the vocabulary, or the vocabulary too small for the style.
+    """
+    from tokenizers import AddedToken
+
+    smallest = 256 + len(SPECIAL_TOKENS) + (32 if style == "llama2" else 0)
+    if vocab_size < smallest:
+        raise UserError(f"--vocab-size {vocab_size} is too small: {style} style needs at least {smallest}")
+    cut = CHINESE_CHARACTER if split_characters else CHINESE_PIECE
+    trainer = {"qwen2": train_qwen2, "llama2": train_llama2}[style]
+    tokenizer = trainer(texts, vocab_size - len(SPECIAL_TOKENS), cut)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     size = tokenizer.get_vocab_size()
     if size != vocab_size:
@@ -96,7 +163,7 @@ def train(texts: Iterator[str], vocab_size: int, split_characters: bool) -> Any:
     return tokenizer
 
 
-def save(tokenizer: Any, folder: Path, model_max_length: int) -> None:
+def save(tokenizer: Any, folder: Path, style: str, model_max_length: int) -> None:
     """Write the files that transformers 4.57 and 5.x, Megatron, LLaMA-Factory and vLLM load with equal ids.
 
     The configuration is written by hand: transformers 5 would name a class that 4.57 refuses, and without
@@ -112,7 +179,7 @@ def save(tokenizer: Any, folder: Path, model_max_length: int) -> None:
     write_json(
         folder / "tokenizer_config.json",
         {
-            "tokenizer_class": "Qwen2Tokenizer",
+            "tokenizer_class": CLASSES[style],
             "add_prefix_space": False,
             "added_tokens_decoder": {
                 str(ids[token]): {
@@ -139,55 +206,84 @@ def save(tokenizer: Any, folder: Path, model_max_length: int) -> None:
     )
 
 
-def check(folder: Path) -> int:
-    """Compare `tokenizers` with `AutoTokenizer` on strings that often break; returns how many were compared.
+def characters_per_token(texts: list[str], tokenizer: Any) -> float:
+    tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts))
+    return round(sum(map(len, texts)) / max(1, tokens), 4)
 
-    Raises UserError naming the first string on which ids differ.
+
+def qwen2_characters_per_token(texts: list[str]) -> float | None:
+    """The same of Qwen2's own vocabulary, or None where `qwen.tiktoken` does not lie in the cache.
+
+    `python -m benchmarks.preprocess_tokens` puts it there.
     """
-    from tokenizers import Tokenizer
-    from transformers import AutoTokenizer
+    path = cache_folder() / QWEN2_RANKS
+    if not path.exists():
+        return None
+    import gigatoken
 
-    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    auto = AutoTokenizer.from_pretrained(folder)
-    for probe in PROBES:
-        expected, found = raw.encode(probe).ids, auto(probe)["input_ids"]
-        if expected != found:
-            raise UserError(f"{folder}: AutoTokenizer reads {probe!r} as {found}, tokenizers as {expected}")
-    return len(PROBES)
+    reader = gigatoken.Tokenizer.from_tiktoken(path, pretokenizer="qwen2")
+    tokens = sum(len(reader.encode(text)) for text in texts)
+    return round(sum(map(len, texts)) / max(1, tokens), 4)
 
 
-def texts(paths: list[Path], sample_bytes: int) -> Iterator[str]:
-    """Texts of each file in turn, at most an equal share of `sample_bytes` from each."""
-    share = sample_bytes // len(paths)
-    for path in paths:
-        left = share
-        for row in read_jsonl(path):
-            if left <= 0:
-                break
-            left -= len(row["text"].encode())
-            yield row["text"]
+def report_sources(by_source: dict[Path, list[str]], tokenizer: Any) -> dict[str, Any]:
+    """Characters per token by source, beside Qwen2's own, printed and returned."""
+    report = {}
+    for path, texts in by_source.items():
+        some = texts[:: max(1, len(texts) // REPORTED)]
+        ours, theirs = characters_per_token(some, tokenizer), qwen2_characters_per_token(some)
+        beside = f"Qwen2's own {theirs}" if theirs else f"Qwen2's own not known: no {cache_folder() / QWEN2_RANKS}"
+        print(f"{path}: {ours} characters per token ({beside})", flush=True)
+        report[str(path)] = {"characters_per_token": ours, "qwen2": theirs}
+    return report
 
 
 def main() -> None:
+    from preprocess import tokenizer_probe, tokenizer_sample
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, action="append", required=True, help="JSONL with `text`; may be repeated")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--vocab-size", type=int, required=True, help="special tokens included")
+    parser.add_argument("--style", choices=STYLES, default="qwen2")
     parser.add_argument("--split-characters", action="store_true", help="no token spans two Chinese characters")
-    parser.add_argument("--sample-megabytes", type=int, default=64, help="how much text to learn from (default 64)")
+    parser.add_argument("--max-memory-gb", type=float, default=3.0, help="of training (default 3)")
+    parser.add_argument(
+        "--sample-megabytes", type=int, help="how much text to learn from (default: what memory allows)"
+    )
     parser.add_argument("--model-max-length", type=int, default=32768)
+    parser.add_argument(
+        "--environments", default="train,serve", help="whose tools must read it alike, where made (default both)"
+    )
     arguments = parser.parse_args()
-    sample = texts(arguments.input, arguments.sample_megabytes * 1_000_000)
-    tokenizer = train(sample, arguments.vocab_size, arguments.split_characters)
+    style, alone, limit = arguments.style, arguments.split_characters, arguments.max_memory_gb
+    allowed = tokenizer_sample.largest_sample(limit, style, alone)
+    asked = arguments.sample_megabytes * 1_000_000 if arguments.sample_megabytes else allowed
+    if asked > allowed:
+        raise UserError(
+            f"training on {asked // 1_000_000} MB may take {tokenizer_sample.estimate_gb(asked, style, alone):.1f} GB: "
+            f"give --sample-megabytes {allowed // 1_000_000} or less, or more than --max-memory-gb {limit}"
+        )
+    by_source = tokenizer_sample.sample(arguments.input, asked)
+    texts = [text for found in by_source.values() for text in found]
+    taken = sum(len(text.encode()) for text in texts)
+    for path, found in by_source.items():
+        print(f"{path}: {len(found):,} documents, {sum(len(t.encode()) for t in found) / 1e6:.1f} MB", flush=True)
+    estimate = tokenizer_sample.estimate_gb(taken, style, alone)
+    print(f"training on {taken / 1e6:.1f} MB: at most {estimate:.2f} GB of memory", flush=True)
+    tokenizer = train(texts, arguments.vocab_size, style, alone)
     with atomic_folder(arguments.output) as folder:
-        save(tokenizer, folder, arguments.model_max_length)
-        probes = check(folder)
-    rows = list(islice(texts(arguments.input, 1_000_000), 10_000))
-    tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(rows))
+        save(tokenizer, folder, style, arguments.model_max_length)
+        evidence = tokenizer_probe.gate(folder, MODEL_TYPES[style], tuple(arguments.environments.split(",")))
+        sources = report_sources(by_source, tokenizer)
+        write_json(folder / "report.json", {"style": style, "sample_bytes": taken, "sources": sources})
     report_metrics(
         vocab_size=tokenizer.get_vocab_size(),
-        characters_per_token=round(sum(map(len, rows)) / tokens, 4),
-        probes_identical=probes,
+        characters_per_token=characters_per_token(texts[:: max(1, len(texts) // 10_000)], tokenizer),
+        probes_identical=len(evidence["probes"]),
+        readers=len(evidence["agreed"]),
+        estimated_gb=round(estimate, 2),
+        peak_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
     )
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UserError
-from artifacts.files import atomic_file, atomic_folder, read_json, read_jsonl, sha256, write_jsonl
-from preprocess import blend, clean, deduplicate, download, extract_poems, extract_wiki, poem_tasks, split, tokenizer
-from preprocess.binning import load_tokenizer, write_dataset
+from artifacts.files import atomic_file, atomic_folder, read_jsonl, sha256, write_jsonl
+from preprocess import clean, deduplicate, extract_poems, extract_wiki, poem_tasks, split
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHARACTERS = "春风明月夜江山白云天人间花鸟雨雪山水长空秋色远寒松竹酒愁归客楼台草木清高深照流"
@@ -49,14 +48,6 @@ def tarball(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def tiny_tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    made = tokenizer.train((row["text"] for row in documents(300)), 332, split_characters=True)
-    tokenizer.save(made, folder, model_max_length=256)
-    return folder
-
-
 def test_poems_are_read_from_the_tarball(tmp_path):
     content = json.dumps(
         [{"author": "甲", "title": "乙", "paragraphs": ["一二三四五，六七八九十。"], "id": "x"}]
@@ -82,32 +73,6 @@ def test_bad_tarballs_name_the_file(tmp_path):
         list(extract_poems.documents(tmp_path / "b.tgz"))
     with pytest.raises(UserError, match="holds no poems"):
         list(extract_poems.documents(tarball(tmp_path / "c.tgz", {"package/README.md": b"x"})))
-
-
-def test_download_refuses_what_is_not_the_published_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
-    short = tmp_path / "short.tgz"
-    short.write_bytes(b"x" * 1000)
-    with pytest.raises(UserError, match="truncated or another version"):
-        download.download("chinese-poetry", short)
-    assert not download.source_file("chinese-poetry").exists()
-    with pytest.raises(UserError, match="did you mean 'chinese-poetry'"):
-        download.download("chinese-poery")
-
-
-def test_missing_npm_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="npm is not installed: install Node.js.*MYLLM_POETRY_TARBALL"):
-        download.npm_pack("chinese-poetry", "2.0.1", tmp_path)
-
-
-def test_failing_npm_is_one_line(tmp_path, monkeypatch):
-    npm = tmp_path / "npm"
-    npm.write_text("#!/bin/sh\necho 'npm error network getaddrinfo ENOTFOUND' >&2\nexit 1\n")
-    npm.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(UserError, match="ENOTFOUND.*check the network"):
-        download.npm_pack("chinese-poetry", "2.0.1", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -201,57 +166,6 @@ def test_duplicates_and_leaks_go(tmp_path):
     parts = {name: [r["id"] for r in read_jsonl(tmp_path / f"{name}.jsonl.zst")] for name in split.SPLITS}
     assert row["id"] not in parts["train"]
     assert sorted(sum(parts.values(), [])) == sorted(r["id"] for r in rows)
-
-
-def test_tokenizer_gives_one_token_a_character_and_agrees_everywhere(tiny_tokenizer):
-    assert tokenizer.check(tiny_tokenizer) == len(tokenizer.PROBES)
-    loaded = load_tokenizer(tiny_tokenizer)
-    assert len(loaded.encode("春风明月夜，").ids) == 6
-    assert loaded.decode(loaded.encode("生僻字：龘🙂").ids) == "生僻字：龘🙂"
-
-
-def test_too_little_text_for_the_vocabulary_is_said():
-    with pytest.raises(UserError, match="ask for less"):
-        tokenizer.train(iter(["春风"]), 1000, split_characters=True)
-
-
-def test_binning_is_what_megatron_reads(tiny_tokenizer, tmp_path):
-    loaded = load_tokenizer(tiny_tokenizer)
-    texts = [row["text"] for row in documents(50)]
-    texts[3] = ""
-    texts[4] = "一<|endoftext|>二"  # a literal special token must not end the document
-    prefix = tmp_path / "poems"
-    count, tokens = write_dataset(iter(texts), loaded, prefix)
-    assert count == 50
-    script = (
-        "import sys, json; sys.path.insert(0, '.')\n"
-        "from artifacts import megatron_on_cpu; megatron_on_cpu.patch_torch()\n"
-        "from megatron.core.datasets.indexed_dataset import IndexedDataset\n"
-        f"d = IndexedDataset({str(prefix)!r})\n"
-        "print(json.dumps([[d[i].tolist() for i in range(len(d))], d.document_indices.tolist()]))"
-    )
-    output = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True, capture_output=True, text=True)
-    sequences, indices = json.loads(output.stdout.splitlines()[-1])
-    end = loaded.token_to_id(tokenizer.END_OF_TEXT)
-    assert sequences == [loaded.encode(text).ids + [end] for text in texts if text]
-    assert sequences[3].count(end) == 1
-    assert indices == [0, 1, 2, 3, 3, *range(4, 50)]
-    assert sum(map(len, sequences)) == tokens
-
-
-def test_blend_weighs_by_tokens(tiny_tokenizer, tmp_path):
-    loaded = load_tokenizer(tiny_tokenizer)
-    texts = [row["text"] for row in documents(40)]
-    for name, part in (("a", texts[:30]), ("b", texts[30:])):
-        write_dataset(iter(part), loaded, tmp_path / name)
-    command = [sys.executable, "-m", "preprocess.blend", "--folder", str(tmp_path), "--tokenizer", str(tiny_tokenizer)]
-    command += ["--train", "a", "--train", "b", "--valid", "b", "--test", "b"]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
-    weights = read_json(tmp_path / "blend.json")["train"]
-    assert weights[1::2] == [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert abs(sum(map(float, weights[::2])) - 1) < 1e-5 and float(weights[0]) > float(weights[2])
-    with pytest.raises(UserError, match="bin it first"):
-        blend.read_back(tmp_path / "c", loaded)
 
 
 def test_tasks_ask_only_what_is_known():
