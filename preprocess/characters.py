@@ -12,6 +12,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def garbled_characters() -> str:
 @cache
 def kinds_table() -> np.ndarray:
     """The kind of every code point up to TOP; shape [TOP + 1], uint8."""
-    table = np.full(TOP + 1, OTHER, dtype=np.uint8)
+    table: np.ndarray = np.full(TOP + 1, OTHER, dtype=np.uint8)
     for first, last in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)):
         table[first : last + 1] = CHINESE
     table[ord("〇")] = CHINESE
@@ -80,7 +81,7 @@ def kinds_table() -> np.ndarray:
 
 @cache
 def line_end_table() -> np.ndarray:
-    table = np.zeros(TOP + 1, dtype=bool)
+    table: np.ndarray = np.zeros(TOP + 1, dtype=bool)
     table[[ord(c) for c in LINE_ENDS]] = True
     return table
 
@@ -100,7 +101,7 @@ class Characters:
         codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         codes = np.minimum(codes, np.uint32(TOP))
         lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-        starts = np.zeros(len(texts), dtype=np.int64)
+        starts: np.ndarray = np.zeros(len(texts), dtype=np.int64)
         np.cumsum(lengths[:-1] + 1, out=starts[1:])
         return Characters(codes, kinds_table()[codes], starts, starts + lengths)
 
@@ -116,7 +117,7 @@ class Characters:
         """Characters of each kind in each text; shape [texts, KINDS]."""
         if not self.count:
             return np.zeros((0, KINDS), dtype=np.int64)
-        key = self.owners() * KINDS
+        key: np.ndarray = self.owners() * KINDS
         key += self.kinds
         counts = np.bincount(key, minlength=self.count * KINDS).reshape(self.count, KINDS)
         counts[:, NEWLINE] -= 1  # the line feed that ends a text here is not its own
@@ -126,14 +127,14 @@ class Characters:
         """The same texts with white space and control characters left out."""
         keep = (self.kinds != SPACE) & (self.kinds != NEWLINE) & (self.kinds != CONTROL)
         keep[self.ends] = True
-        place = np.zeros(len(keep) + 1, dtype=np.int64)
+        place: np.ndarray = np.zeros(len(keep) + 1, dtype=np.int64)
         np.cumsum(keep, out=place[1:])
         return Characters(self.codes[keep], self.kinds[keep], place[self.starts], place[self.ends])
 
     def window_starts(self, size: int) -> np.ndarray:
         """Where windows of `size` characters inside one text begin; the text's line feed is never part of one."""
         counts = np.maximum(self.ends - self.starts - size + 1, 0)
-        shift = np.repeat(self.starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
+        shift: np.ndarray = np.repeat(self.starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
         return np.arange(counts.sum()) + shift
 
     def window_counts(self, size: int) -> np.ndarray:
@@ -159,10 +160,11 @@ def window_hashes(codes: np.ndarray, size: int) -> np.ndarray:
     """
     if len(codes) < size:
         return np.zeros(0, dtype=np.uint64)
-    power, width = codes.astype(np.uint64), 1
+    power: np.ndarray = codes.astype(np.uint64)
+    width = 1
     power += np.uint64(1)
     power *= _MIX[0]
-    whole: np.ndarray | None = None
+    whole: Any = None
     covered = 0
     rest = size
     while True:

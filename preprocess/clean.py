@@ -87,7 +87,7 @@ def thresholds_of(settings: list[str]) -> Thresholds:
         if not equals or name not in known:
             raise UserError(f"--set {setting}: want NAME=VALUE{nearest(name, known)}; names: {', '.join(known)}")
         try:
-            changed[name] = known[name](value)
+            changed[name] = float(value) if known[name] is float else int(value)
         except ValueError:
             raise UserError(f"--set {setting}: {name} wants a number") from None
     return replace(Thresholds(), **changed)

@@ -58,8 +58,8 @@ class Finder:
         places = np.flatnonzero(self.candidates[pairs])
         texts = np.searchsorted(characters.starts, places, side="right") - 1
         hits: list[tuple[int, int, int, int]] = []
-        firsts, seconds = codes[places].tolist(), codes[places + 1].tolist()
-        for place, text, first, second in zip(places.tolist(), texts.tolist(), firsts, seconds):
+        found_at = np.stack([places, texts, codes[places], codes[places + 1]], axis=1)
+        for place, text, first, second in found_at.tolist():
             for group, number, phrase in self.by_pair.get(first << 32 | second, ()):
                 if len(phrase) == 2 or codes[place : place + len(phrase)].tolist() == phrase:
                     hits.append((text, group, number, len(phrase)))
@@ -80,7 +80,7 @@ class Finder:
 
 @cache
 def finder() -> Finder:
-    candidates = np.zeros(_BUCKETS, dtype=bool)
+    candidates: np.ndarray = np.zeros(_BUCKETS, dtype=bool)
     by_pair: dict[int, list[tuple[int, int, list[int]]]] = {}
     number = 0
     for group, phrases in enumerate(GROUPS.values()):

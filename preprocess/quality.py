@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -102,35 +103,29 @@ class Lines:
     ended: np.ndarray  # of them, those that end like a sentence
 
     @staticmethod
-    def of(characters: Characters, solid: Characters) -> Lines:
-        """`solid` is the same texts without white space; there a line is told by where it lay before."""
+    def of(characters: Characters) -> Lines:
         texts = characters.count
         keep = (characters.kinds != SPACE) & (characters.kinds != CONTROL)
         codes, kinds = characters.codes[keep], characters.kinds[keep]
-        place = np.zeros(len(keep) + 1, dtype=np.int64)
+        place: np.ndarray = np.zeros(len(keep) + 1, dtype=np.int64)
         np.cumsum(keep, out=place[1:])
         ends = np.flatnonzero(kinds == NEWLINE)  # every text ends with one, so every line does
         starts = np.concatenate(([0], ends[:-1] + 1))
         lengths = ends - starts
+        # a line's hash: the sum over its characters of a mix of character and place in the line
+        within = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+        values = mixed((within.astype(np.uint64) << np.uint64(20)) ^ codes)
+        values[ends] = 0  # the line feeds
         owners = np.searchsorted(place[characters.ends], ends, side="left")
         full = lengths > 0
-        starts, ends, owners, lengths = starts[full], ends[full], owners[full], lengths[full]
+        starts, ends, owners = starts[full], ends[full], owners[full]
         if not len(starts):
-            zeros = np.zeros(texts, dtype=np.int64)
+            zeros: np.ndarray = np.zeros(texts, dtype=np.int64)
             return Lines(zeros, zeros, zeros)
-        last = codes[ends - 1]
+        last: Any = codes[ends - 1]
         ended = np.bincount(owners[line_end_table()[last]], minlength=texts)
         count = np.bincount(owners, minlength=texts)
-        # a line's hash: the sum over its characters of a mix of character and place in the line
-        within = np.arange(len(codes), dtype=np.uint64) - np.repeat(
-            np.concatenate(([0], np.flatnonzero(kinds == NEWLINE)[:-1] + 1)).astype(np.uint64),
-            np.diff(np.concatenate(([-1], np.flatnonzero(kinds == NEWLINE)))),
-        )
-        values = mixed((within << np.uint64(20)) ^ codes)
-        sums = np.add.reduceat(values, starts)
-        sums -= values[ends]  # reduceat runs up to the next full line: take the line feed out again
-        repeated = _repeats(owners, sums, texts)
-        return Lines(count, repeated, ended)
+        return Lines(count, _repeats(owners, np.add.reduceat(values, starts), texts), ended)
 
 
 def _repeats(owners: np.ndarray, hashes: np.ndarray, texts: int) -> np.ndarray:
@@ -161,7 +156,7 @@ def judge(texts: list[str], thresholds: Thresholds = Thresholds()) -> list[str |
     length = solid.ends - solid.starts
     floor = np.maximum(length, 1)
     chinese = counts[:, CHINESE] + counts[:, GARBLED]
-    lines = Lines.of(characters, solid)
+    lines = Lines.of(characters)
     line_count = np.maximum(lines.count, 1)
     phrases = finder().counts(characters)
     adverts, advert_size = phrases["advert"]
