@@ -116,7 +116,7 @@ class Lines:
         within = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
         values = mixed((within.astype(np.uint64) << np.uint64(20)) ^ codes)
         values[ends] = 0  # the line feeds
-        owners = np.searchsorted(place[characters.ends], ends, side="left")
+        owners: Any = np.searchsorted(place[characters.ends], ends, side="left")
         full = lengths > 0
         starts, ends, owners = starts[full], ends[full], owners[full]
         if not len(starts):
