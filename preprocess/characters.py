@@ -125,7 +125,10 @@ class Characters:
 
     def without_space(self) -> Characters:
         """The same texts with white space and control characters left out."""
-        keep = (self.kinds != SPACE) & (self.kinds != NEWLINE) & (self.kinds != CONTROL)
+        return self.only((self.kinds != SPACE) & (self.kinds != NEWLINE) & (self.kinds != CONTROL))
+
+    def only(self, keep: np.ndarray) -> Characters:
+        """The same texts with no other characters than those where `keep` is true (it is changed)."""
         keep[self.ends] = True
         place: np.ndarray = np.zeros(len(keep) + 1, dtype=np.int64)
         np.cumsum(keep, out=place[1:])

@@ -79,7 +79,7 @@ def first_byte(path: str) -> bytes:
 
 
 def lines(stream: IO[bytes], start: int, end: int | None, longest: int) -> Iterator[tuple[int, bytes | None]]:
-    """Lines that begin between the bytes `start` and `end`, with the byte they begin at; None for one that is too long (never held whole)."""
+    """Lines that begin between the bytes `start` and `end`, and at which byte; None for one too long (never held)."""
     at, rest = start, b""
     inside = start > 0  # a line that is passed over: it begins before `start`, or is too long
     began: int | None = None  # where the one that is too long began
