@@ -10,7 +10,7 @@
     deduplicate  verify, and write the final shards
 
 Output folder: `shards/TASK.jsonl.zst` is the result; `dropped/STEP/` holds what was dropped and why; `data_card.md`
-tells what happened; `reports/`, `logs/` and `settings.json` belong to the run. `work/` may be deleted afterwards. The same
+tells what happened; `reports/`, `logs/`, `settings.json` belong to the run; `work/` may be deleted afterwards. The same
 inputs and number of tasks give the same bytes, whichever executor ran them and however often it was killed: a task's
 files are renamed when whole, then datatrove marks it done, and a rerun does only what is not.
 
