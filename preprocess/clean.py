@@ -124,8 +124,10 @@ def split_out(rows: Iterator[tuple[Document, str | None]], output: Path) -> None
     from artifacts.files import atomic_file
 
     with ExitStack() as stack:
-        raw = stack.enter_context(stack.enter_context(atomic_file(dropped_path(output))).open("wb"))
-        dropped = stack.enter_context(zstandard.ZstdCompressor(level=3).stream_writer(raw))
+        path = dropped_path(output)
+        dropped: Any = stack.enter_context(stack.enter_context(atomic_file(path)).open("wb"))
+        if path.suffix == ".zst":
+            dropped = stack.enter_context(zstandard.ZstdCompressor(level=3).stream_writer(dropped))
 
         def kept() -> Iterator[Document]:
             for document, reason in rows:

@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -105,11 +105,16 @@ class KeyWriter:
             atomic_file(self.folder / f"{self.shard:05d}-{self.segment:05d}.keys") as aside,
             aside.open("wb") as stream,
         ):
-            np.array([self.held], dtype=np.uint64).tofile(stream)
-            np.take_along_axis(found, order, axis=1).tofile(stream)
-            (order + self.documents).astype(np.uint32).tofile(stream)
+            _write(stream, np.array([self.held], dtype=np.uint64))
+            _write(stream, np.take_along_axis(found, order, axis=1))
+            _write(stream, (order + self.documents).astype(np.uint32))
         self.documents += self.held
         self.segment, self.held, self.waiting = self.segment + 1, 0, []
+
+
+def _write(stream: IO[bytes], array: np.ndarray) -> None:
+    """The array's bytes; unlike `tofile` and `numpy.save`, a full disk is told by its error number."""
+    stream.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
 
 
 def _segment(path: Path, kind: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +188,8 @@ def _match_range(segments: list[Path], kind: int, number: int, ranges: int, memo
 
 def _save(path: Path, array: np.ndarray) -> None:
     with atomic_file(path) as aside, aside.open("wb") as stream:
-        np.save(stream, array)
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+        _write(stream, array)
 
 
 def _of_shard(numbers: np.ndarray, shard: int) -> slice:
@@ -215,7 +221,7 @@ def collect(folder: Path, shard: int, batches: Iterator[list[dict[str, Any]]]) -
             hashes, starts = shingles(Characters.of(chosen).without_space())
             for index in range(len(chosen)):
                 distinct = np.unique((hashes[starts[index] : starts[index + 1]] >> np.uint64(32)).astype(np.uint32))
-                distinct.tofile(stream)
+                _write(stream, distinct)
                 offsets[done + index + 1] = offsets[done + index] + len(distinct)
             done = stop
     _save(folder / "shingles" / f"{shard:05d}.npy", np.stack([np.append(wanted, -1), offsets]))

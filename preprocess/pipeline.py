@@ -40,7 +40,7 @@ from artifacts.errors import UserError, run_main  # noqa: E402
 from artifacts.files import read_json, write_json  # noqa: E402
 from artifacts.stage import report_metrics  # noqa: E402
 from preprocess import decontaminate, minhash  # noqa: E402
-from preprocess.blocks import Block, Change, Collect, Deduplicate, Drop, Match, Read, Sign, Write  # noqa: E402
+from preprocess.blocks import Block, Change, Collect, Deduplicate, Drop, Match, Read, Sign, Write, die_with_parent  # noqa: E402
 from preprocess.clean import thresholds_of  # noqa: E402
 from preprocess.data_card import write_card  # noqa: E402
 from preprocess.download import SOURCES  # noqa: E402
@@ -137,10 +137,21 @@ def show_progress(folder: Path, name: str, tasks: int, ended: threading.Event) -
             shown = done
 
 
+def _manager() -> Any:
+    from multiprocess.managers import SyncManager
+
+    manager = SyncManager()
+    manager.start(initializer=die_with_parent)
+    return manager
+
+
 def run_local(settings: Settings, files: list[tuple[str, int]], folder: Path, workers: int) -> None:
     """Every stage on this machine, one after another; raises what the first failing task raised."""
+    import multiprocess
     from datatrove.executor import LocalPipelineExecutor
 
+    # the executor's manager process, too, ends with this one: it would wait for ever
+    multiprocess.Manager = _manager
     for name, tasks, blocks in stages(settings, files, folder):
         ended = threading.Event()
         threading.Thread(target=show_progress, args=(folder, name, tasks, ended), daemon=True).start()

@@ -33,11 +33,10 @@ CODE = re.compile(r"</?(?:code|tt|kbd|samp|nowiki|pre)\b[^<>]*>", re.I)
 TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")
 TABLE = re.compile(r"\{\|(?:(?!\{\||\|\}).)*\|\}", re.S)
 MAGIC = re.compile(r"__[A-Z\u4e00-\u9fff]{3,}__")
-# templates whose text belongs to the sentence, and which argument it is (from 1)
+# templates whose text belongs to the sentence, and which argument it is (from 1); of {{lang-…}}, {{link-…}} the first
 SPOKEN = {
     "lang": 2, "transl": 2, "link": 2, "tsl": 3, "le": 1, "nowrap": 1, "nobold": 1, "small": 1, "ruby": 1, "zh": 1,
-    "internal link helper": 1, "ill": 1, "illm": 1, "ilh": 1, "link-en": 1, "link-ja": 1, "link-de": 1, "link-fr": 1,
-    "link-ru": 1, "link-es": 1, "link-it": 1, "link-ko": 1, "link-la": 1, "link-pt": 1, "link-nl": 1, "langwithname": 3,
+    "internal link helper": 1, "ill": 1, "illm": 1, "ilh": 1, "langwithname": 3,
 }  # fmt: skip
 
 HEADING = re.compile(r"^[^。！？\n]{1,30}\.$\n?", re.M)  # WikiExtractor ends a heading with an ASCII full stop
@@ -164,7 +163,7 @@ def _say(match: re.Match[str]) -> str:
     if name == "bd":
         years = [year for year in (plain + [""] * 4)[:4:2]]
         return "－".join(years) if any(years) else ""
-    place = SPOKEN.get(name, 0)
+    place = SPOKEN.get(name, 1 if name.startswith(("lang-", "link-")) else 0)
     return plain[place - 1] if 0 < place <= len(plain) else ""
 
 
