@@ -45,12 +45,10 @@ from preprocess.clean import thresholds_of  # noqa: E402
 from preprocess.data_card import write_card  # noqa: E402
 from preprocess.download import SOURCES  # noqa: E402
 from preprocess.privacy import mask_rows  # noqa: E402
-from preprocess.quality import Thresholds, judge, normalise_rows  # noqa: E402
+from preprocess.quality import judge_rows, normalise_rows  # noqa: E402
 from preprocess.read import find_files, plan  # noqa: E402
 from preprocess.shapes import SHAPES, shape_of  # noqa: E402
 from preprocess.simplify import CONFIGS, simplify_rows  # noqa: E402
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,11 @@ class Settings:
     licence: str = "not stated"
 
 
-def judge_rows(rows: list[Row], thresholds: Thresholds) -> list[str | None]:
-    return judge([row["text"] for row in rows], thresholds)
-
-
 def prepare_blocks(settings: Settings, files: list[tuple[str, int]], folder: Path) -> list[Block]:
-    """The blocks of the first stage; each is a step of the data card."""
+    """The blocks of the first stage; each is a step of the data card.
+
+    Their functions come from other modules: what stands in this one, the program itself, cannot be pickled for Slurm.
+    """
     s = settings
     blocks: list[Block] = [
         Read(folder, plan(files, s.tasks), s.source, s.text_key, s.max_bad_share, s.max_record),

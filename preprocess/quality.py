@@ -188,3 +188,8 @@ def judge(texts: list[str], thresholds: Thresholds = Thresholds()) -> list[str |
         for index in np.flatnonzero(hit).tolist():
             reasons[index] = reason
     return reasons
+
+
+def judge_rows(rows: list[dict], thresholds: Thresholds) -> list[str | None]:
+    """`judge` of a batch of documents."""
+    return judge([row["text"] for row in rows], thresholds)
