@@ -7,23 +7,27 @@ the output (`*.dropped.jsonl.zst`) with their reason, so that a threshold can be
 
 The rule set `verse` keeps regular verse: 4 to 12 lines, all of five or all of seven characters, nothing lost. The
 kept text names its form first (`五绝：`, `七律：`), so that a model learns to obey a form before it is asked for one.
-The rule set `prose` is a first version: long enough, mostly Chinese, not one line over and over.
+The rule set `prose` is for running text of any kind: `preprocess.quality` holds its rules and their thresholds;
+`--set min_characters=50` replaces one.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import run_main
+from artifacts.errors import UserError, nearest, run_main
 from artifacts.files import read_jsonl, write_jsonl
 from artifacts.stage import report_metrics
+from preprocess.characters import is_chinese
+from preprocess.quality import Thresholds, judge, normalise_rows
 
 Document = dict[str, Any]
 
@@ -33,14 +37,7 @@ NUMERALS = {5: "五", 7: "七"}
 FORMS = {4: "绝", 8: "律"}  # by number of lines; verse of any other is called 古
 FORM = re.compile(r"^[五七][绝律古]：")
 
-PROSE_SHORTEST = 20  # characters
-PROSE_CHINESE_SHARE = 0.5  # of the characters that are not white space
-PROSE_REPEATED_LINES = 0.3  # share of lines that stand more than once
-
-
-def is_chinese(character: str) -> bool:
-    """Whether a character is a CJK unified ideograph of the basic block (Unicode U+4E00 to U+9FFF)."""
-    return "\u4e00" <= character <= "\u9fff"
+BATCH = 1024  # documents judged in one call
 
 
 def verse_lines(text: str) -> list[str]:
@@ -72,32 +69,47 @@ def verse(document: Document) -> str | None:
     return None
 
 
-def prose(document: Document) -> str | None:
-    """A first honest filter for running text; on keeping, the text is NFC and without control characters."""
-    text = unicodedata.normalize("NFC", document["text"])
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C").strip()
-    solid = [c for c in text if not c.isspace()]
-    if len(solid) < PROSE_SHORTEST:
-        return "too short"
-    if sum(map(is_chinese, solid)) < PROSE_CHINESE_SHARE * len(solid):
-        return "not mostly Chinese"
-    lines = Counter(line.strip() for line in text.splitlines() if line.strip())
-    if sum(count for count in lines.values() if count > 1) > PROSE_REPEATED_LINES * lines.total():
-        return "repeated lines"
-    document["text"] = text
-    return None
+def prose(document: Document, thresholds: Thresholds = Thresholds()) -> str | None:  # noqa: B008 (frozen)
+    """Judge one document of running text; its text is set in order (`preprocess.quality.normalised`)."""
+    normalise_rows([document])
+    return judge([document["text"]], thresholds)[0]
 
 
-RULES: dict[str, Callable[[Document], str | None]] = {"verse": verse, "prose": prose}
+RULES = ("verse", "prose")
 
 
-def clean(source: Path, rules: str, reasons: Counter[str]) -> Iterator[tuple[Document, str | None]]:
+def thresholds_of(settings: list[str]) -> Thresholds:
+    """`name=value` pairs over the defaults; raises UserError for a name or a value that cannot be."""
+    known = {field.name: type(field.default) for field in fields(Thresholds)}
+    changed: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in known:
+            raise UserError(f"--set {setting}: want NAME=VALUE{nearest(name, known)}; names: {', '.join(known)}")
+        try:
+            changed[name] = float(value) if known[name] is float else int(value)
+        except ValueError:
+            raise UserError(f"--set {setting}: {name} wants a number") from None
+    return replace(Thresholds(), **changed)
+
+
+def clean(
+    source: Path,
+    rules: str,
+    reasons: Counter[str],
+    thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
+) -> Iterator[tuple[Document, str | None]]:
     """Every document with the reason for dropping it, or None; `reasons` is counted up."""
-    rule = RULES[rules]
-    for document in read_jsonl(source):
-        reason = rule(document)
-        reasons[reason or "kept"] += 1
-        yield document, reason
+    documents = read_jsonl(source)
+    while batch := list(islice(documents, BATCH)):
+        if rules == "verse":
+            found = [verse(document) for document in batch]
+        else:
+            normalise_rows(batch)
+            found = judge([document["text"] for document in batch], thresholds)
+        for document, reason in zip(batch, found):
+            reasons[reason or "kept"] += 1
+            yield document, reason
 
 
 def dropped_path(output: Path) -> Path:
@@ -112,8 +124,10 @@ def split_out(rows: Iterator[tuple[Document, str | None]], output: Path) -> None
     from artifacts.files import atomic_file
 
     with ExitStack() as stack:
-        raw = stack.enter_context(stack.enter_context(atomic_file(dropped_path(output))).open("wb"))
-        dropped = stack.enter_context(zstandard.ZstdCompressor(level=3).stream_writer(raw))
+        path = dropped_path(output)
+        dropped: Any = stack.enter_context(stack.enter_context(atomic_file(path)).open("wb"))
+        if path.suffix == ".zst":
+            dropped = stack.enter_context(zstandard.ZstdCompressor(level=3).stream_writer(dropped))
 
         def kept() -> Iterator[Document]:
             for document, reason in rows:
@@ -130,9 +144,11 @@ def main() -> None:
     parser.add_argument("--input", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl.zst file")
     parser.add_argument("--rules", choices=RULES, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a threshold of `prose`")
     arguments = parser.parse_args()
     reasons: Counter[str] = Counter()
-    split_out(clean(arguments.input, arguments.rules, reasons), arguments.output)
+    thresholds = thresholds_of(arguments.set)
+    split_out(clean(arguments.input, arguments.rules, reasons, thresholds), arguments.output)
     report_metrics(documents_in=reasons.total(), documents=reasons.pop("kept", 0), dropped=dict(reasons))
 
 

@@ -1,116 +1,139 @@
 """A MediaWiki dump to clean documents, with WikiExtractor as a program.
 
-    python -m preprocess.extract_wiki --dump zhwiki-pages-articles.xml.bz2 --output corpus/zhwiki/extracted.jsonl.zst
+    python -m preprocess.extract_wiki --dump zhwiki-pages-articles-multistream.xml.bz2 --output zhwiki.jsonl \\
+        --processes 8
 
-Language-variant markup, `-{zh-hans:…; zh-hant:…}-`, is resolved before: WikiExtractor would leave it in the text, and
-OpenCC convert inside it. The Simplified variant is taken where there is one. After it, what templates leave behind
-(`（）`, `（；`) is mended, and redirects and pages without text are dropped.
+A multistream dump is divided at its streams: each process decompresses its part, makes the pages ready and pipes them
+through a WikiExtractor of its own (a program under the AGPL: started, never imported). What is made ready before
+(`preprocess.wiki_markup`): articles alone are passed on, language variants `-{…}-` and the rules of {{noteTA}} are
+resolved by the dump's own conversion groups, templates and tables go. Afterwards the text is mended.
+
+Conversion groups (`Module:CGroup/…`) may stand anywhere in the dump. With the index that is published beside it
+(`--index …-multistream-index.txt.bz2`) only their streams are read for them; without, the dump is read once before.
+The documents come in the order of the dump, whatever the number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import bz2
-import html
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
-from xml.etree import ElementTree
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import write_jsonl
-from artifacts.stage import report_metrics
+from artifacts.files import atomic_file
+from artifacts.stage import report_metrics, track
 from preprocess.download import source_file
+from preprocess.wiki_dump import CHUNK, PAGE_END, Part, divide, indexed_parts, pages, site_head
+from preprocess.wiki_markup import REDIRECT, Rules, group_name, group_rules, ready, resolve_variants, tidy
 
-VARIANT = re.compile(r"-\{(?:[A-Za-z|;\-]*\|)?((?:(?!-\{|\}-).)*)\}-", re.S)
-VARIANT_ORDER = ("zh-hans", "zh-cn", "zh-sg", "zh-my", "zh")
-REDIRECT = re.compile(r"^\s*#\s*(?:redirect|重定向)", re.I)
-EMPTY_BRACKETS = re.compile(r"[（(][\s；;，,、]*[）)]")
-HEADING = re.compile(r"^[^。！？\n]{1,30}\.$\n?", re.M)  # WikiExtractor ends a heading with an ASCII full stop
-LEADING_IN_BRACKETS = re.compile(r"([（(])[\s；;，,、]+")
+__all__ = ["prepare", "resolve_variants", "tidy"]
 
-
-def resolve_variant(match: re.Match[str]) -> str:
-    """The Simplified reading of one `-{…}-` (MediaWiki: Writing systems/Syntax); plain text in it stands for itself."""
-    content = html.unescape(match[1])
-    choices: dict[str, str] = {}
-    for part in content.split(";"):
-        name, colon, text = part.partition(":")
-        if colon and re.fullmatch(r"\s*zh(?:-\w+)?\s*", name):
-            choices[name.strip().lower()] = text.strip()
-    if not choices:
-        return match[1]
-    best = next((choices[name] for name in VARIANT_ORDER if name in choices), next(iter(choices.values())))
-    return html.escape(best, quote=False)
+FIELD = {name: re.compile(rf"<{name}>([^<]*)</{name}>".encode()) for name in ("title", "ns", "id")}
+TEXT = re.compile(rb"<text\b[^>]*?(/?)>(?:(.*?)</text>)?", re.S)
 
 
-def resolve_variants(text: str) -> str:
-    """Resolve every `-{…}-`, innermost first."""
-    while (resolved := VARIANT.sub(resolve_variant, text)) != text:
-        text = resolved
-    return text
+@dataclass
+class Counts:
+    pages: int = 0
+    articles: int = 0
+    redirects: int = 0
 
 
-def open_dump(dump: Path) -> IO[str]:
-    if dump.suffix == ".bz2":
-        return bz2.open(dump, "rt", encoding="utf-8")
-    return dump.open(encoding="utf-8")
+def articles(part: Part, groups: dict[str, Rules], counts: Counts) -> Iterator[bytes]:
+    """Articles made ready, as a dump that WikiExtractor reads; raises UserError when the dump is no whole XML."""
+    for block in pages(part):
+        if not block.endswith(PAGE_END):
+            if part.end == part.dump.stat().st_size:
+                _check_end(part, block, counts)
+            return
+        begin = block.find(b"<page>")
+        if begin < 0:
+            raise UserError(f"{part.dump} is not whole XML (a page that does not begin): download it again")
+        counts.pages += 1
+        title, space, number = (_field(name, block, begin) for name in ("title", "ns", "id"))
+        found = TEXT.search(block, begin)
+        if space not in (b"0", b"") or found is None or found[1]:
+            continue
+        try:
+            raw = (found[2] or b"").decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{part.dump} is not whole XML (page {number.decode()}: {error}): download it again"
+            ) from None
+        if block.find(b"<redirect", begin, found.start()) >= 0 or REDIRECT.match(raw):
+            counts.redirects += 1
+            continue
+        wikitext = raw.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
+        text = ready(wikitext, groups).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        counts.articles += 1
+        yield b"<page>\n<title>%b</title>\n<ns>0</ns>\n<id>%b</id>\n<revision>\n<id>1</id>\n" % (title, number)
+        yield b'<text xml:space="preserve">%b</text>\n</revision>\n</page>\n' % text.encode()
 
 
-def prepare(dump: Path, target: Path) -> int:
-    """Write the dump with variants resolved, page by page; returns the number of pages.
+def _field(name: str, block: bytes, begin: int) -> bytes:
+    found = FIELD[name].search(block, begin)
+    return found[1] if found else b""
+
+
+def _check_end(part: Part, block: bytes, counts: Counts) -> None:
+    if b"<page>" in block or not block.rstrip().endswith(b"</mediawiki>"):
+        raise UserError(f"{part.dump} is not whole XML (its end is missing): it is cut or damaged, download it again")
+    if not counts.pages and part.start == 0:
+        raise UserError(f"{part.dump} holds no <page>: it is not a MediaWiki dump")
+
+
+def prepare(dump: Path, target: Path, groups: dict[str, Rules] | None = None) -> int:
+    """Write the dump as WikiExtractor gets it; returns the number of pages that were read. For tests and inspection.
 
     Raises UserError when the dump is not there, not XML, cut short, or holds no page.
     """
-    pages = 0
-    try:
-        with open_dump(dump) as source, target.open("w", encoding="utf-8") as output:
-            parser: Any = ElementTree.XMLPullParser(["end"])
-            block: list[str] = []
-            for line in source:
-                parser.feed(line)
-                for _, element in parser.read_events():
-                    element.clear()
-                block.append(line)
-                if "</page>" in line:
-                    pages += 1
-                    output.write(resolve_variants("".join(block)))
-                    block = []
-            parser.close()
-            output.write("".join(block))
-    except FileNotFoundError:
-        raise UserError(f"{dump} does not exist: pass the path of a pages-articles dump") from None
-    except (ElementTree.ParseError, UnicodeDecodeError, EOFError) as error:
-        raise UserError(f"{dump} is not whole XML ({error}): it is cut or damaged, download it again") from None
-    except OSError as error:
-        if dump.suffix == ".bz2" and error.errno is None:
-            raise UserError(f"{dump} is not a whole bz2 file ({error}): download it again") from None
-        raise
-    if not pages:
-        raise UserError(f"{dump} holds no <page>: it is not a MediaWiki dump")
-    return pages
+    if not dump.exists():
+        raise UserError(f"{dump} does not exist: pass the path of a pages-articles dump")
+    counts = Counts()
+    with target.open("wb") as output:
+        output.write(site_head(dump))
+        for piece in articles(Part(dump, 0, dump.stat().st_size), groups or {}, counts):
+            output.write(piece)
+    return counts.pages
 
 
-def tidy(text: str) -> str:
-    """Mend what vanished templates leave in running text, and drop headings."""
-    text = HEADING.sub("", EMPTY_BRACKETS.sub("", html.unescape(text)))
-    return LEADING_IN_BRACKETS.sub(r"\1", text).strip()
+def find_groups(part: Part) -> dict[str, Rules]:
+    """Conversion groups that stand in a part of the dump."""
+    groups: dict[str, Rules] = {}
+    for block in pages(part):
+        if b":CGroup/" not in block:
+            continue
+        name = group_name(_field("title", block, max(block.find(b"<page>"), 0)).decode("utf-8", "replace"))
+        found = TEXT.search(block)
+        if name and found and found[2]:
+            text = found[2].decode("utf-8", "replace").replace("&lt;", "<").replace("&gt;", ">")
+            groups.setdefault(name, {}).update(group_rules(text.replace("&quot;", '"').replace("&amp;", "&")))
+    return groups
 
 
-def documents(prepared: Path, processes: int) -> Iterator[dict[str, Any]]:
-    """Documents as WikiExtractor gives them, tidied; raises UserError when it fails."""
+def documents(part: Part, groups: dict[str, Rules], counts: Counts) -> Iterator[dict[str, Any]]:
+    """A part's documents as WikiExtractor gives them, tidied; raises UserError when it fails."""
     import orjson
 
     command = [sys.executable, "-m", "wikiextractor.WikiExtractor", "--json", "--no-templates", "--discard_empty"]
-    command += ["--quiet", "--processes", str(processes), "-o", "-", str(prepared)]
+    command += ["--quiet", "--processes", "1", "-o", "-", "/dev/stdin"]
     print("$ " + " ".join(command), flush=True)
     with tempfile.TemporaryFile("w+") as errors:
-        program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-        assert program.stdout is not None
+        program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=CHUNK)
+        assert program.stdin is not None and program.stdout is not None
+        failed: list[Exception] = []
+        feeder = threading.Thread(target=_feed, args=(program.stdin, part, groups, counts, failed), daemon=True)
+        feeder.start()
         for line in program.stdout:
             page = orjson.loads(line)
             text = tidy(page["text"])
@@ -120,30 +143,87 @@ def documents(prepared: Path, processes: int) -> Iterator[dict[str, Any]]:
                     "text": text,
                     "metadata": {"title": page["title"], "url": page["url"]},
                 }
-        if program.wait() != 0:
+        feeder.join()
+        code = program.wait()
+        if failed:
+            raise failed[0]
+        if code != 0:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"WikiExtractor failed on {prepared}: {last}")
+            raise UserError(f"WikiExtractor failed on {part.dump}: {last}")
+
+
+def _feed(pipe: IO[bytes], part: Part, groups: dict[str, Rules], counts: Counts, failed: list[Exception]) -> None:
+    try:
+        with pipe:
+            pipe.write(site_head(part.dump))
+            for piece in articles(part, groups, counts):
+                pipe.write(piece)
+            pipe.write(b"</mediawiki>\n")
+    except BrokenPipeError:
+        pass  # it ended early: its exit code tells
+    except Exception as error:  # noqa: BLE001 (handed to the thread that waits)
+        failed.append(error)
+
+
+def extract_part(part: Part, groups: dict[str, Rules], target: Path) -> tuple[Counts, int]:
+    """Write a part's documents as JSON lines; returns what was read and how many were written."""
+    import orjson
+
+    counts, written = Counts(), 0
+    with target.open("wb") as output:
+        for row in documents(part, groups, counts):
+            output.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            written += 1
+    return counts, written
+
+
+def extract(dump: Path, output: Path, processes: int, index: Path | None = None) -> dict[str, int]:
+    """Extract a dump to one `.jsonl` or `.jsonl.zst` file; returns counts. Raises UserError as `prepare` does."""
+    import zstandard
+
+    if not dump.exists():
+        raise UserError(f"{dump} does not exist: pass the path of a pages-articles dump")
+    work = output.with_name(f".{output.name}.parts")  # a fixed name: what a kill leaves is written over
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    parts = divide(dump, processes)
+    total, written = Counts(), 0
+    try:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            groups: dict[str, Rules] = {}
+            for found in pool.map(find_groups, indexed_parts(dump, index) if index else parts):
+                for name, rules in found.items():
+                    groups.setdefault(name, {}).update(rules)
+            print(f"{len(groups)} conversion groups", flush=True)
+            targets = [work / f"{number:05d}.jsonl" for number in range(len(parts))]
+            done = pool.map(extract_part, parts, [groups] * len(parts), targets)
+            for counts, rows in track(done, len(parts), "parts"):
+                total = Counts(*(a + b for a, b in zip(vars(total).values(), vars(counts).values())))
+                written += rows
+        if not written:
+            raise UserError(f"{dump}: none of its {total.pages} pages has text (redirects and empty pages only)")
+        with atomic_file(output) as aside, aside.open("wb") as raw:
+            packed = output.suffix == ".zst"
+            stream = zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) if packed else raw
+            for target in targets:
+                with target.open("rb") as source:
+                    shutil.copyfileobj(source, stream, CHUNK)
+            if packed:
+                stream.close()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return {"pages": total.pages, "articles": total.articles, "redirects": total.redirects, "pages_with_text": written}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dump", type=Path, help=".xml or .xml.bz2; by default the sample of this repository")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--processes", type=int, default=1)
-    arguments = parser.parse_args()
-    dump = arguments.dump or source_file("zhwiki-sample")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    prepared = arguments.output.with_name(".prepared.xml")  # a fixed name: what a kill leaves is written over
-    try:
-        pages = prepare(dump, prepared)
-        # WikiExtractor's workers answer in any order; by id the result is the same every time
-        rows = sorted(documents(prepared, arguments.processes), key=lambda row: row["id"])
-    finally:
-        prepared.unlink(missing_ok=True)
-    if not rows:
-        raise UserError(f"{dump}: none of its {pages} pages has text (redirects and empty pages only)")
-    report_metrics(pages=pages, pages_with_text=write_jsonl(arguments.output, rows))
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
+    parser.add_argument("--processes", type=int, default=1, help="parts of the dump worked on at a time (default 1)")
+    parser.add_argument("--index", type=Path, help="the dump's multistream index, plain or .bz2")
+    a = parser.parse_args()
+    report_metrics(**extract(a.dump or source_file("zhwiki-sample"), a.output, max(1, a.processes), a.index))
 
 
 if __name__ == "__main__":
