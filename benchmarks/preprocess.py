@@ -80,7 +80,7 @@ def simplification(texts: list[str]) -> list[Row]:
         convert, whole = simplify.converter(config), "\n".join(texts)
         ours, alone = side_by_side(
             (size(texts), partial(in_turn, texts, partial(simplify.convert_many, config=config))),
-            (size(texts), lambda convert=convert, whole=whole: convert(whole)),
+            (size(texts), partial(convert, whole)),
         )
         found.append(row(f"simplification, {config}", ours, f"OpenCC on one string {alone:.3g}", 30))
     return found

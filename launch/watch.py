@@ -10,8 +10,6 @@ import math
 from collections import deque
 from typing import Any
 
-from torch.utils.data import Dataset
-
 from artifacts.errors import UserError
 from launch.training_log import first_loss_fault
 
@@ -21,8 +19,8 @@ SHOWN = 12  # documents named in a message
 LEARNT = 0.9  # of ln(vocabulary): weights that were imported must do better than this
 
 
-class Numbered(Dataset):
-    """A dataset that tells for each sample its number, by which `documents_of` finds where it came from."""
+class Numbered:
+    """A map-style dataset that tells for each sample its number, by which `documents_of` finds where it came from."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset, self.split = dataset, getattr(dataset, "split", None)
