@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from slurm_cluster import MISSING, available, slurm_cluster
 
 from artifacts.files import read_json, read_jsonl, sha256
 
@@ -195,29 +195,19 @@ def test_a_full_disk_is_told_and_the_rerun_finishes(whole, tmp_path):
 
 
 @pytest.mark.slurm
-@pytest.mark.skipif(not shutil.which("sbatch"), reason="needs Slurm")
-def test_slurm_gives_the_same_bytes(whole, tmp_path):
+@pytest.mark.skipif(not available(), reason=MISSING)
+def test_slurm_gives_the_same_bytes(whole, tmp_path, monkeypatch):
     source, folder = whole
-    partition = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, check=True).stdout.split()[
-        0
-    ]
-    site = (
-        "--executor",
-        "slurm",
-        "--partition",
-        partition,
-        "--workers",
-        "2",
-        "--time",
-        "00:10:00",
-        "--mem-per-cpu-gb",
-        "1",
-    )
-    submitted = run(source, tmp_path / "run", *site)
-    assert submitted.returncode == 0, submitted.stderr
-    deadline = time.monotonic() + 300
-    while len(list((tmp_path / "run/logs/deduplicate/completions").glob("*"))) < 5 and time.monotonic() < deadline:
-        time.sleep(1)
+    with slurm_cluster() as environment:
+        monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
+        options = ("--executor", "slurm", "--partition", "batch", "--workers", "2", "--time", "00:10:00")
+        submitted = run(source, tmp_path / "run", *options, "--mem-per-cpu-gb", "1")
+        assert submitted.returncode == 0, submitted.stderr
+        deadline = time.monotonic() + 300
+        while len(list((tmp_path / "run/logs/deduplicate/completions").glob("*"))) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(1)
     card = [sys.executable, "-m", "preprocess.data_card", "--folder", str(tmp_path / "run")]
     subprocess.run(card, cwd=REPOSITORY, check=True, capture_output=True)
     assert results(tmp_path / "run") == results(folder)
+    assert not list((tmp_path / "run").rglob("*.partial"))

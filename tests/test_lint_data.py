@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_qwen2 import make_tiny_qwen2
 
 from artifacts.errors import UserError
 from launch import chat_data, lint_data
-from tests.tiny_qwen2 import make_tiny_qwen2
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLES = REPOSITORY.parent / "shared" / "data"
