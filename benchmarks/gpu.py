@@ -27,7 +27,6 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import write_text
 from artifacts.layout import REPOSITORY, Run
 from benchmarks.machine import describe
-from benchmarks.made_up_data import copy_run
 from launch import estimate, pretrain
 from launch.recipe import flags, get, layout_of, load_recipe, whole
 from launch.training_log import read_history
@@ -52,12 +51,16 @@ def train(command: list[str], log: Path) -> None:
 
 def measure(model: str, training: str, hardware: str, steps: int, run: Path | None, sets: list[str], work: Path) -> Any:
     """One row: median step of the second half, and what follows from it."""
-    fixed = (f"train-iters={steps}", "log-interval=1", "save-interval=100000", "eval-iters=0")
+    fixed: tuple[str, ...] = (f"train-iters={steps}", "log-interval=1", "save-interval=100000", "eval-iters=0")
+    if get(load_recipe(model, training, hardware), "lr-warmup-iters"):
+        fixed = (*fixed, f"lr-warmup-iters={max(1, steps // 10)}")
     recipe = load_recipe(model, training, hardware, (*fixed, *sets))
     layout = layout_of(recipe)
     folder, log = work / f"{model}-{hardware}-{'real' if run else 'mock'}", work / "train.log"
     if run:
-        copy_run(run.resolve(), folder)
+        folder.mkdir(parents=True)
+        for part in ("tokenizer", "dataset"):  # a dataset may be very large
+            (folder / part).symlink_to(run.resolve() / part)
         rows = pretrain.vocabulary(Run(folder))
         options = [part for key in (*fixed, *sets) for part in ("--set", key)]
         command = [sys.executable, "-m", "launch.pretrain", "--model", model, "--training", training]

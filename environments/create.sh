@@ -20,7 +20,15 @@ stamp() { echo "$1 $(cat "environments/$1.lock" environments/create.sh environme
 wanted=$(stamp "$name")
 found=$(cat "$folder/.stamp" 2>/dev/null || true)
 if [ "$found" = "$wanted" ]; then exit 0; fi
-case "$name $found" in "train gpu"*) if [ "$found" = "$(stamp "${found%% *}")" ]; then exit 0; fi ;; esac
+case "$name $found" in
+  "train gpu"*)
+    if [ "$found" = "$(stamp "${found%% *}")" ]; then exit 0; fi
+    echo "error: .venv is ${found%% *}'s and its lock file has changed: run make env-${found%% *}, or remove .venv" >&2
+    exit 2 ;;
+esac
+if [ "$name" = gpu-te ] && ! command -v nvcc >/dev/null; then
+  echo "error: nvcc is not installed: Transformer Engine is built with CUDA 13's" >&2; exit 2
+fi
 start=$SECONDS
 
 command -v "$python" >/dev/null || { echo "error: $python is not installed; set PYTHON to one" >&2; exit 2; }
@@ -67,7 +75,6 @@ rm -rf "$folder"
 isolation=()
 if [ "$name" = gpu-te ]; then
   # built against the torch that is installed first
-  command -v nvcc >/dev/null || { echo "error: nvcc is not installed: Transformer Engine is built with CUDA 13's" >&2; exit 2; }
   grep -v '^transformer-engine-torch' "$lock" > "$folder/first.txt"
   .tools/bin/uv pip install -q --python "$folder/bin/python" --no-deps -r "$folder/first.txt"
   isolation=(--no-build-isolation)

@@ -17,7 +17,8 @@ LOOKED_AT = 1 << 26  # tokens of each source that are read, spread over it
 PIECES = 64
 SAMPLES = 2  # shown as text
 SHOWN = 160  # characters of each
-SAME_IDS = 0.95  # of a source's first ids that must come back when its text is encoded again
+DOCUMENTS, IDS = 20, 500  # first documents of a source that are decoded, and how much of each
+SAME_IDS = 0.9  # of their ids must come back when the text is encoded again
 BLEND_TOLERANCE = 0.01  # of all samples
 
 
@@ -50,20 +51,22 @@ def check_ids(indexed: Any, vocabulary: int, limit: int = LOOKED_AT) -> int:
 
 
 def check_text(indexed: Any, tokenizer: Any) -> None:
-    """Decode a source's first document and encode it again: ids of another tokenizer do not come back.
+    """Decode a source's first documents and encode them again: ids of another tokenizer do not come back.
 
     Raises:
         UserError: when they do not.
     """
-    ids = [int(i) for i in indexed[0][:512]]
-    end = tokenizer.eod
-    body = [i for i in ids if i != end]
-    again = tokenizer.tokenize(tokenizer.detokenize(body))
-    same = sum((Counter(body) & Counter(again)).values()) / max(len(body), 1)
-    if same < SAME_IDS:
+    special = set(getattr(tokenizer, "all_special_ids", None) or []) | {tokenizer.eod}
+    asked = same = 0
+    for number in range(min(len(indexed), DOCUMENTS)):
+        body = [int(i) for i in indexed[number][:IDS] if int(i) not in special]
+        if body:
+            again = tokenizer.tokenize(tokenizer.detokenize(body))
+            asked, same = asked + len(body), same + sum((Counter(body) & Counter(again)).values())
+    if same < SAME_IDS * asked:
         raise UserError(
-            f"{indexed.path_prefix}.bin was made with another tokenizer: of its first {len(body)} ids only {same:.0%} "
-            "come back when their text is encoded again; bin it again with this run's tokenizer"
+            f"{indexed.path_prefix}.bin was made with another tokenizer: of its first {asked} ids only "
+            f"{same / asked:.0%} come back when their text is encoded again; bin it again with this run's tokenizer"
         )
 
 
@@ -77,8 +80,6 @@ def check_blend(dataset: Any, weights: list[float] | None) -> list[float]:
     if len(parts) == 1:
         return [1.0]
     index = dataset.dataset_index
-    if index is None:  # a very large blend is mapped on demand
-        return []
     counts = np.bincount(index, minlength=len(parts)) / len(index)
     if weights:
         asked = np.array(weights) / sum(weights)
@@ -108,7 +109,7 @@ def look(train: Any, tokenizer: Any, vocabulary: int, weights: list[float] | Non
         indexed = part.dataset
         largest = check_ids(indexed, vocabulary)
         check_text(indexed, tokenizer)
-        share = f"{shares[number]:.2%} of the samples" if shares else "share not counted"
+        share = f"{shares[number]:.2%} of the samples"
         tokens = int(indexed.sequence_lengths.sum())
         print(
             f"data: {indexed.path_prefix}: {tokens:,} tokens, largest id {largest} < {vocabulary}, {share}", flush=True

@@ -207,6 +207,7 @@ def estimate(
             "processes": layout.world,
         },
         "gpu": asdict(known) if known else None,
+        "recompute": get(recipe, "recompute-granularity"),
         "memory_gb_per_gpu": parts.total / GB,
         "memory_gb_by_part": {name: value / GB for name, value in asdict(parts).items()},
         # beside the logits themselves, the loss holds them in fp32 for a moment: the peak that runs out first
@@ -252,10 +253,13 @@ def table(found: dict[str, Any]) -> str:
         rows.append(("time", "not estimated: the hardware file names no gpu (give one with --gpu)"))
     lines = [f"{name:<32}{value}" for name, value in rows]
     if card and found["memory_gb_per_gpu"] + found["loss_peak_gb"] > card["memory_gb"]:
-        lines.append(
-            f"It does not fit into {card['memory_gb']} GB: halve micro-batch-size, or --set recompute-granularity=full "
-            "--set recompute-method=uniform --set recompute-num-layers=1, or a smaller vocabulary."
-        )
+        ways = ["halve micro-batch-size", "a smaller vocabulary"]
+        if not found["recompute"]:
+            ways.insert(
+                1,
+                "--set recompute-granularity=full --set recompute-method=uniform --set recompute-num-layers=1",
+            )
+        lines.append(f"It does not fit into {card['memory_gb']} GB: {', or '.join(ways)}.")
     return "\n".join(lines)
 
 

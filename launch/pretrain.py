@@ -12,6 +12,7 @@ On several machines: the same command on each, with --node-rank 0, 1, … and --
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import math
 import os
@@ -20,6 +21,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,27 @@ from artifacts.layout import REPOSITORY, Run
 from artifacts.stage import report_metrics, report_unfinished
 from launch import checkpoints
 from launch.flags import validate
-from launch.recipe import Key, Layout, Recipe, describe, flags, get, layout_of, load_recipe, relative, whole
-from launch.training_log import check_learning, log_of, read_history
+from launch.recipe import (
+    Key,
+    Layout,
+    Recipe,
+    check_launcher_keys,
+    describe,
+    flags,
+    get,
+    layout_of,
+    load_recipe,
+    relative,
+    whole,
+)
+from launch.training_log import check_learning, log_of, logs_of, read_history
 
 WORKER = "launch/pretrain_worker.py"
 FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
 OURS = "error: "  # how a rank says what a user can mend
 PR_SET_PDEATHSIG = 1
+ONE_WISH = 5.0  # seconds in which several signals are one: a terminal's, a scheduler's and the runner's come together
+ASK_AGAIN = 2.0  # seconds between two askings of the ranks
 
 
 def run_flags(run: Run) -> list[str]:
@@ -70,6 +87,8 @@ def complete(recipe: Recipe, run: Run) -> Recipe:
         proof = read_json(Path(source) / "parity.json")
         if not proof.get("passed"):
             raise UserError(f"{source}/parity.json says that the import was not proved: import it again")
+        if "vocab_size" not in proof:
+            raise UserError(f"{source}/parity.json does not tell the model's vocabulary: import it again")
         rows, multiple = proof["padded_vocab_size"], whole(recipe, "tensor-model-parallel-size", 1)
         if rows % multiple:
             raise UserError(
@@ -119,6 +138,19 @@ def _ignore_and_follow(parent: int) -> None:
         os._exit(1)
 
 
+def only_one(run: Run) -> Any:
+    """Hold the run's training lock; UserError when another launcher holds it. A killed process holds nothing."""
+    import fcntl
+
+    run.folder.mkdir(parents=True, exist_ok=True)
+    lock = (run.folder / ".pretrain.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"{run.folder} is being trained by another process: wait for it, or stop it") from None
+    return lock
+
+
 def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
     """Run torchrun, its output to the terminal and appended to `log`.
 
@@ -128,7 +160,7 @@ def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
     Raises:
         UserError: training failed, with the line of the output that tells most.
     """
-    me, asked = os.getpid(), 0
+    me, asked, asked_at = os.getpid(), 0, 0.0
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -140,15 +172,24 @@ def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
         preexec_fn=lambda: _ignore_and_follow(me),  # noqa: PLW1509  # no thread was started
     )
 
+    def ask_ranks() -> None:
+        """Again and again: a rank that is still importing has no handler yet."""
+        while process.poll() is None:
+            for rank in ranks_under(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank, signal.SIGTERM)
+            time.sleep(ASK_AGAIN)
+
     def stop(number: int, frame: object) -> None:
-        nonlocal asked
-        asked += 1
+        nonlocal asked, asked_at
+        if asked and time.monotonic() - asked_at < ONE_WISH:
+            return
+        asked, asked_at = asked + 1, time.monotonic()
         if asked > 1:
             process.kill()
             return
         print("stopping: saving a checkpoint first; once more to end at once", flush=True)
-        for rank in ranks_under(process.pid):
-            os.kill(rank, signal.SIGTERM)
+        threading.Thread(target=ask_ranks, daemon=True).start()
 
     previous = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
     telling = ours = before = ""
@@ -184,8 +225,7 @@ def summary(run: Run, recipe: Recipe, layout: Layout) -> dict[str, Any]:
     """
     from launch.estimate import flops_per_token, gpu, model_of, padded_vocabulary
 
-    history = read_history(*(log_of(run.checkpoints, node) for node in range(layout.nodes)
-                             if log_of(run.checkpoints, node).exists()))  # fmt: skip
+    history = read_history(*logs_of(run.checkpoints))
     size = vocabulary(run)
     imported = get(recipe, "pretrained-checkpoint") is not None
     check_learning(history, size, not imported)
@@ -217,6 +257,7 @@ def main() -> int:
     parser.add_argument("--hardware", default="cpu", help="a file of megatron_configs/hardware/ (default cpu)")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the recipe")
+    parser.add_argument("--start-over", action="store_true", help="move another training's checkpoints aside")
     parser.add_argument(
         "--node-rank", type=int, default=0, metavar="N", help="which of nnodes machines this is, from 0"
     )
@@ -227,6 +268,7 @@ def main() -> int:
     arguments = parser.parse_args()
     run = Run(arguments.run)
     recipe = complete(load_recipe(arguments.model, arguments.training, arguments.hardware, arguments.set), run)
+    check_launcher_keys(recipe)
     layout = layout_of(recipe)
     megatron = flags(recipe) + run_flags(run)
     validate(megatron, layout)
@@ -243,10 +285,12 @@ def main() -> int:
             f"0-{layout.nodes - 1}"
         )
     if node == 0:
-        checkpoints.claim(run, recipe)
+        lock = only_one(run)  # noqa: F841  # held until this process ends
+        checkpoints.claim(run, recipe, arguments.start_over)
         checkpoints.use_newest_whole(run.checkpoints)
     iterations = whole(recipe, "train-iters")
-    if checkpoints.reached(run.checkpoints) >= iterations:
+    # of several machines none decides alone: what node 0 claims, the others may not see yet; Megatron ends by itself
+    if layout.nodes == 1 and checkpoints.reached(run.checkpoints) >= iterations:
         print(f"{run.checkpoints} is trained to iteration {iterations} already", flush=True)
     else:
         run.checkpoints.mkdir(parents=True, exist_ok=True)

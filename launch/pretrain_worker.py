@@ -11,9 +11,11 @@ launcher has to say beside Megatron's flags comes in the environment: MYLLM_STOP
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,10 @@ if ON_CPU:
     megatron_on_cpu.patch_torch()
 
 from artifacts.errors import UserError, run_main  # noqa: E402
-from launch.watch import LossWatch, Numbered  # noqa: E402
+from artifacts.megatron_adam import resume_with_plain_adam  # noqa: E402
+from launch.watch import LossWatch, Numbered, documents_of  # noqa: E402
 
+WAIT_FOR_CULPRIT = 3.0  # seconds
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 PR_SET_PDEATHSIG = 1
 
@@ -61,7 +65,7 @@ def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
     )
-    assert parallel_state.get_context_parallel_world_size() == 1, "context parallel needs Transformer Engine"
+    assert parallel_state.get_context_parallel_world_size() == 1, "context parallel is not served"
     return output, partial(loss_of, batch["loss_mask"], numbers)
 
 
@@ -75,23 +79,44 @@ def loss_of(loss_mask: Any, numbers: Any, per_token: Any) -> tuple[Any, Any, dic
     return loss, tokens, {"lm loss": torch.cat([loss.detach().view(1), tokens.view(1)])}
 
 
-_watch: LossWatch | None = None  # made at the first loss: only then is the number of micro batches known
+_watch: LossWatch | None = None
+_step: list[tuple[Any, Any, Any]] = []  # summed loss, tokens and sample numbers of the step's micro batches so far
 
 
 def look_at_loss(loss: Any, tokens: Any, numbers: Any) -> None:
-    """Hand a micro batch's mean loss to the watch; raises UserError where it stops the run."""
+    """Hand a step's loss to the watch when its last micro batch is through; raises UserError where it stops the run.
+
+    One sum and one maximum over the data-parallel ranks and one transfer to the CPU a step, whatever its micro batches.
+    """
+    from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import get_num_microbatches
     from megatron.training import get_args
 
     global _watch
     args = get_args()
+    _step.append((loss.detach(), tokens, numbers))
+    if len(_step) < get_num_microbatches():
+        return
+    sums = torch.stack([torch.stack([loss, tokens.float()]) for loss, tokens, _ in _step]).sum(0)
+    samples = [int(number) for _, _, numbers in _step for number in numbers]
+    _step.clear()
+    own = torch.nan_to_num(sums[0] / sums[1].clamp(min=1), nan=math.inf)
+    group, highest = parallel_state.get_data_parallel_group(), own.clone()
+    if parallel_state.get_data_parallel_world_size() > 1:
+        torch.distributed.all_reduce(sums, group=group)
+        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX, group=group)
+    total, count, mine, worst = torch.stack([*sums, own, highest]).tolist()
     if _watch is None:
         spike = os.environ.get("MYLLM_STOP_AT_SPIKE")
-        size = args.vocab_size or args.padded_vocab_size
         imported = bool(args.pretrained_checkpoint or args.finetune)
-        _watch = LossWatch(get_num_microbatches(), float(spike) if spike else None, size, imported)
-        _watch.dataset = _train
-    _watch.look(loss.item() / max(tokens.item(), 1), args.curr_iteration + 1, numbers.tolist())
+        size = args.vocab_size or args.padded_vocab_size
+        _watch = LossWatch(float(spike) if spike else None, size, imported, lambda found: documents_of(_train, found))
+    try:
+        _watch.look(total / max(count, 1), args.curr_iteration + 1, samples)
+    except UserError:
+        if mine < worst:
+            time.sleep(WAIT_FOR_CULPRIT)  # the rank whose batch it is speaks first
+        raise
 
 
 _train: Any = None  # Megatron's training dataset, to find documents in
@@ -148,6 +173,7 @@ def main() -> None:
     die_with_parent()
     if ON_CPU:
         megatron_on_cpu.patch_megatron()
+    resume_with_plain_adam()
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml
 from artifacts.layout import REPOSITORY
@@ -41,6 +43,9 @@ class Key:
 
 Recipe = dict[str, Key]
 
+# Megatron's ways to cut a model that the rank layout here does not know.
+UNSERVED = ("context-parallel-size", "num-virtual-stages-per-pipeline-rank", "expert-model-parallel-size")
+
 
 def names(kind: str) -> list[str]:
     """The recipes of a folder of megatron_configs/."""
@@ -68,7 +73,7 @@ def load_recipe(model: str, training: str, hardware: str, replaced: Iterable[str
         name, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"--set {assignment}: write it as key=value")
-        recipe[name] = Key({"true": True, "false": False, "null": None}.get(text, text), "--set")
+        recipe[name] = Key(yaml.safe_load(text), "--set")
     return recipe
 
 
@@ -79,14 +84,30 @@ def get(recipe: Recipe, name: str, default: Any = None) -> Any:
 
 
 def whole(recipe: Recipe, name: str, default: int | None = None) -> int:
-    """The value of a key as a whole number; UserError when it is none, or absent without a default."""
+    """The value of a key as a whole number above zero; UserError when it is none, or absent without a default."""
     value = get(recipe, name, default)
     if value is None:
         raise UserError(f"the recipe lacks {name}: set it in its file, or with --set {name}=…")
     try:
-        return int(value)
+        number = int(value)
     except (TypeError, ValueError):
         raise UserError(f"{recipe[name].source}: {name} is {value!r}, not a whole number") from None
+    if number < 1:
+        raise UserError(f"{recipe[name].source}: {name} is {number}; it must be at least 1")
+    return number
+
+
+def check_launcher_keys(recipe: Recipe) -> None:
+    """The launcher's own keys, told before anything runs: an unknown GPU, a limit that is no number."""
+    from launch.estimate import gpu
+
+    if name := get(recipe, "gpu"):
+        gpu(str(name))
+    try:
+        float(get(recipe, "stop-at-spike", 1.0))
+    except (TypeError, ValueError):
+        key = recipe["stop-at-spike"]
+        raise UserError(f"{key.source}: stop-at-spike is {key.value!r}, not a number") from None
 
 
 def flags(recipe: Recipe) -> list[str]:
@@ -133,15 +154,10 @@ def layout_of(recipe: Recipe) -> Layout:
     """
     tensor, pipeline = whole(recipe, "tensor-model-parallel-size", 1), whole(recipe, "pipeline-model-parallel-size", 1)
     nodes, per_node = whole(recipe, "nnodes", 1), whole(recipe, "nproc-per-node")
-    for key, value in (
-        ("nnodes", nodes),
-        ("nproc-per-node", per_node),
-        ("tensor-model-parallel-size", tensor),
-        ("pipeline-model-parallel-size", pipeline),
-        ("make-vocab-size-divisible-by", whole(recipe, "make-vocab-size-divisible-by", 128)),
-    ):
-        if value < 1:
-            raise UserError(f"{recipe[key].source}: {key} is {value}; it must be at least 1")
+    whole(recipe, "make-vocab-size-divisible-by", 128)
+    for key in UNSERVED:
+        if int(get(recipe, key, 1)) > 1:
+            raise UserError(f"{key} is not served by this launcher: --set {key}=null")
     world = nodes * per_node
     if world % (tensor * pipeline):
         raise UserError(
@@ -167,6 +183,11 @@ def layout_of(recipe: Recipe) -> Layout:
             f"an interleaved schedule needs a multiple of {pipeline} micro batches a step (pipeline parallel), not "
             f"{batch // (micro * layout.data)}: mend global-batch-size or micro-batch-size"
         )
+    warm_up = int(get(recipe, "lr-warmup-iters", 0))
+    if warm_up >= whole(recipe, "lr-decay-iters", whole(recipe, "train-iters")):
+        raise UserError(
+            f"lr-warmup-iters {warm_up} leaves no step of train-iters {whole(recipe, 'train-iters')} after it"
+        )
     length, longest = whole(recipe, "seq-length"), whole(recipe, "max-position-embeddings")
     if length > longest:
         raise UserError(f"seq-length {length} is longer than the model's max-position-embeddings {longest}")
@@ -175,8 +196,14 @@ def layout_of(recipe: Recipe) -> Layout:
 
 def _chunks(recipe: Recipe, layers: int, pipeline: int) -> int:
     """Chunks of layers on a pipeline stage; UserError when the layers cannot be cut so."""
-    each = get(recipe, "num-layers-per-virtual-pipeline-stage")
-    first, last = get(recipe, "decoder-first-pipeline-num-layers"), get(recipe, "decoder-last-pipeline-num-layers")
+    each, first, last = (
+        whole(recipe, key) if get(recipe, key) is not None else None
+        for key in (
+            "num-layers-per-virtual-pipeline-stage",
+            "decoder-first-pipeline-num-layers",
+            "decoder-last-pipeline-num-layers",
+        )
+    )
     if pipeline == 1:
         for key in (
             "num-layers-per-virtual-pipeline-stage",
@@ -188,7 +215,7 @@ def _chunks(recipe: Recipe, layers: int, pipeline: int) -> int:
                     f"{key} is for pipeline parallel, and pipeline-model-parallel-size is 1: --set {key}=null"
                 )
         return 1
-    inner = layers - int(first or 0) - int(last or 0)
+    inner = layers - (first or 0) - (last or 0)
     stages = pipeline - (first is not None) - (last is not None)
     if inner < stages or inner % max(stages, 1) or (not stages and inner):
         told = f" after {first or 0} on the first and {last or 0} on the last" if first or last else ""
@@ -197,9 +224,9 @@ def _chunks(recipe: Recipe, layers: int, pipeline: int) -> int:
         return 1
     if first is not None or last is not None:
         raise UserError("an interleaved schedule needs equal stages: --set decoder-first-pipeline-num-layers=null")
-    if layers // pipeline % int(each):
+    if layers // pipeline % each:
         raise UserError(f"{layers // pipeline} layers a stage cannot be cut into chunks of {each}")
-    return layers // pipeline // int(each)
+    return layers // pipeline // each
 
 
 def describe(recipe: Recipe, layout: Layout) -> str:

@@ -24,7 +24,14 @@ History = dict[str, list[list[float]]]
 
 def log_of(checkpoints: Path, node: int = 0) -> Path:
     """Where a machine's output goes; Megatron prints its iterations on the last rank, so on the last machine."""
-    return checkpoints / ("megatron.log" if node == 0 else f"megatron.node-{node}.log")
+    return checkpoints / "megatron.log" if node == 0 else checkpoints.parent / f"megatron.node-{node}.log"
+
+
+def logs_of(checkpoints: Path) -> list[Path]:
+    """The logs of all machines that took part in a run."""
+    return [
+        log for log in (log_of(checkpoints), *sorted(checkpoints.parent.glob("megatron.node-*.log"))) if log.exists()
+    ]
 
 
 def read_history(*logs: Path) -> History:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from artifacts.errors import UserError
@@ -50,48 +51,48 @@ def documents_of(dataset: Any, samples: list[int]) -> str:
 
 
 class LossWatch:
-    """Judge each micro batch's loss, and each step's mean.
+    """Judge each step's loss.
 
     Args:
-        micro_batches: micro batches a step on this rank.
         spike: nats above the mean of the last steps that stop the run; None: never.
         vocabulary: for the first loss of a run from nothing.
         imported: the run goes on from imported weights, whose first loss must be lower.
+        documents: names the documents of some samples.
     """
 
-    def __init__(self, micro_batches: int, spike: float | None, vocabulary: int, imported: bool = False) -> None:
-        self.micro_batches, self.spike = micro_batches, spike
-        self.vocabulary, self.imported = vocabulary, imported
+    def __init__(
+        self,
+        spike: float | None,
+        vocabulary: int,
+        imported: bool = False,
+        documents: Callable[[list[int]], str] = lambda samples: f"those of samples {samples}",
+    ) -> None:
+        self.spike, self.vocabulary, self.imported, self.documents = spike, vocabulary, imported, documents
         self.past: deque[float] = deque(maxlen=REMEMBERED)
-        self.sum, self.seen = 0.0, 0
-        self.samples: list[int] = []
-        self.dataset: Any = None
 
     def look(self, loss: float, step: int, samples: list[int]) -> None:
-        """Take in a micro batch's mean loss in nats, before the step's weights are changed.
+        """Take in a step's mean loss in nats, before its weights are changed.
+
+        Args:
+            samples: numbers of the samples that this rank had in the step.
 
         Raises:
             UserError: naming the step, the documents, and what to do.
         """
-        self.samples = samples if self.seen == 0 else self.samples + samples
         if not math.isfinite(loss):
             self._stop(step, samples, f"the loss is {loss}", "lower lr, lengthen the warm-up, or look at the documents")
-        self.sum, self.seen = self.sum + loss, self.seen + 1
-        if self.seen < self.micro_batches:
-            return
-        mean, self.sum, self.seen = self.sum / self.seen, 0.0, 0
         if step == 1:
-            self._first(mean)
+            self._first(loss)
         if self.spike is not None and len(self.past) >= NEEDED:
             usual = sum(self.past) / len(self.past)
-            if mean > usual + self.spike:
+            if loss > usual + self.spike:
                 self._stop(
                     step,
-                    self.samples,
-                    f"the loss rose to {mean:.3f} from a mean of {usual:.3f}",
+                    samples,
+                    f"the loss rose to {loss:.3f} from a mean of {usual:.3f}",
                     "lower lr, or look at the documents; stop-at-spike sets how much is too much",
                 )
-        self.past.append(mean)
+        self.past.append(loss)
 
     def _first(self, mean: float) -> None:
         uniform = math.log(self.vocabulary)
@@ -105,8 +106,7 @@ class LossWatch:
             )
 
     def _stop(self, step: int, samples: list[int], what: str, advice: str) -> None:
-        where = documents_of(self.dataset, samples) if self.dataset is not None else "unknown"
         raise UserError(
-            f"step {step}: {what}; the batch's documents are {where}. Nothing of this step was saved. {advice}; "
-            f"to leave the step out, --set iterations-to-skip={step}; the same command goes on from the last checkpoint"
+            f"step {step}: {what}; the batch's documents are {self.documents(samples)}. Nothing of this step was "
+            f"saved. {advice}; to leave steps out, --set 'iterations-to-skip=[{step}]'; the same command goes on"
         )

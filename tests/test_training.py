@@ -245,7 +245,7 @@ def test_a_loss_that_is_no_number_names_step_and_documents(data, tmp_path):
     run = fresh(data, tmp_path / "run")
     said = fail(command(run, *SHORT, "lr=1e30", "min-lr=0", "lr-warmup-fraction=null"))
     assert said.startswith("error: step 2: the loss is nan") or said.startswith("error: step 2: the loss is inf"), said
-    assert f"{run}/dataset/a: " in said and "iterations-to-skip=2" in said
+    assert f"{run}/dataset/a: " in said and "iterations-to-skip=[2]" in said
     assert checkpoints.reached(run / "checkpoints") == 0
 
 

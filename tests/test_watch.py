@@ -2,55 +2,54 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
 from artifacts.errors import UserError
 from artifacts.layout import Run
 from launch import checkpoints, training_log
-from launch.recipe import Key
+from launch.pretrain import complete
+from launch.recipe import Key, load_recipe
 from launch.watch import LossWatch
 
 
 def feed(watch: LossWatch, losses, first_step: int = 2) -> None:
     for step, loss in enumerate(losses, start=first_step):
-        for part in range(watch.micro_batches):
-            watch.look(loss, step, [step * 10 + part])
+        watch.look(loss, step, [step * 10])
 
 
 def test_a_loss_that_is_no_number_stops_at_once():
-    watch = LossWatch(2, None, 320)
-    watch.look(5.0, 7, [1])
-    with pytest.raises(UserError, match="step 7: the loss is nan.*--set iterations-to-skip=7"):
-        watch.look(math.nan, 7, [2])
+    with pytest.raises(UserError, match=r"step 7: the loss is nan.* samples \[1, 2\].*iterations-to-skip=\[7\]"):
+        LossWatch(None, 320).look(math.nan, 7, [1, 2])
 
 
 def test_a_spike_is_measured_against_the_steps_before():
-    watch = LossWatch(2, 2.0, 320)
+    watch = LossWatch(2.0, 320)
     feed(watch, [5.0 - step / 50 for step in range(60)])
     with pytest.raises(UserError, match="step 62: the loss rose to 7.000 from a mean of 4.4"):
         feed(watch, [7.0], 62)
 
 
 def test_a_rise_below_the_limit_passes_and_so_does_a_short_past():
-    watch = LossWatch(1, 2.0, 320)
+    watch = LossWatch(2.0, 320)
     feed(watch, [5.0] * 30 + [6.9, 5.0])
-    early = LossWatch(1, 2.0, 320)
+    early = LossWatch(2.0, 320)
     feed(early, [5.0] * 5 + [50.0])
 
 
 def test_the_first_loss_is_that_of_a_model_that_knows_nothing():
     uniform = math.log(320)
-    LossWatch(1, None, 320).look(uniform * 1.04, 1, [0])
+    LossWatch(None, 320).look(uniform * 1.04, 1, [0])
     with pytest.raises(UserError, match="not near ln"):
-        LossWatch(1, None, 320).look(uniform * 1.06, 1, [0])
+        LossWatch(None, 320).look(uniform * 1.06, 1, [0])
 
 
 def test_imported_weights_must_know_something():
     uniform = math.log(320)
-    LossWatch(1, None, 320, imported=True).look(uniform * 0.5, 1, [0])
+    LossWatch(None, 320, imported=True).look(uniform * 0.5, 1, [0])
     with pytest.raises(UserError, match="imported weights"):
-        LossWatch(1, None, 320, imported=True).look(uniform, 1, [0])
+        LossWatch(None, 320, imported=True).look(uniform, 1, [0])
 
 
 def line(iteration: int, loss: str) -> str:
@@ -135,6 +134,20 @@ def test_none_left_starts_over(saved, capsys):
     assert checkpoints.reached(saved) == 0 and "starts at iteration 0" in capsys.readouterr().out
 
 
+def test_a_tracker_that_was_cut_short_is_mended(saved):
+    (saved / checkpoints.LATEST).write_text("")
+    assert checkpoints.reached(saved) == 0
+    checkpoints.use_newest_whole(saved)
+    assert checkpoints.reached(saved) == 10
+
+
+def test_an_import_in_the_place_of_checkpoints_is_refused(saved):
+    (saved / "release").mkdir()
+    with pytest.raises(UserError, match="is an imported model"):
+        checkpoints.use_newest_whole(saved)
+    assert (saved / "iter_0000010").exists()
+
+
 @pytest.fixture
 def claimed(tmp_path):
     run = Run(tmp_path / "run")
@@ -158,6 +171,7 @@ def claimed(tmp_path):
 def test_the_same_training_elsewhere_is_the_same(claimed):
     run, recipe = claimed
     moved = {**recipe, "tensor-model-parallel-size": Key(2, "h"), "save-interval": Key(9, "t")}
+    moved |= {"lr": Key("1e0", "--set"), "log-params-norm": Key(True, "--set"), "bf16": Key(False, "--set")}
     checkpoints.claim(run, moved)
     assert checkpoints.reached(run.checkpoints) == 5
 
@@ -173,7 +187,10 @@ def test_another_training_moves_the_old_checkpoints_aside(claimed, capsys, chang
         (run.tokenizer / "tokenizer.json").write_text("[]")
     else:
         recipe = {**recipe, change: Key(8, "--set")}
-    checkpoints.claim(run, recipe)
+    with pytest.raises(UserError, match=f"holds iteration 5 of another training .{change} changed.: .*--start-over"):
+        checkpoints.claim(run, recipe)
+    assert checkpoints.reached(run.checkpoints) == 5
+    checkpoints.claim(run, recipe, start_over=True)
     assert checkpoints.reached(run.checkpoints) == 0
     assert checkpoints.reached(run.folder / "checkpoints.old-1") == 5
     assert f"({change} changed): moved to checkpoints.old-1" in capsys.readouterr().out
@@ -188,7 +205,18 @@ def test_a_longer_schedule_goes_on_where_asked(claimed):
 
 
 def test_the_other_form_of_the_optimizer_is_refused(claimed):
-    run, recipe = claimed
-    with pytest.raises(UserError, match="was saved without use-distributed-optimizer"):
-        checkpoints.claim(run, {**recipe, "use-distributed-optimizer": Key(True, "h")})
+    run, _ = claimed
+    plain = load_recipe("qwen2-tiny", "demo", "cpu")
+    shutil.rmtree(run.checkpoints)
+    checkpoints.claim(run, complete(plain, run))
+    (run.checkpoints / checkpoints.LATEST).write_text("5")
+    sharded = complete(load_recipe("qwen2-tiny", "demo", "cpu", ["use-distributed-optimizer=true"]), run)
+    with pytest.raises(UserError, match="was saved without use-distributed-optimizer.*use-distributed-optimizer=false"):
+        checkpoints.claim(run, sharded)
+    checkpoints.claim(run, complete(load_recipe("qwen2-tiny", "demo", "cpu", ["use-distributed-optimizer=false"]), run))
     assert checkpoints.reached(run.checkpoints) == 5
+
+
+def test_a_mistyped_run_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="blend.json does not exist"):
+        checkpoints.claim(Run(tmp_path / "nowhere"), {})
