@@ -94,7 +94,7 @@ def look_at_loss(loss: Any, tokens: Any, numbers: Any) -> None:
 
     global _watch
     args = get_args()
-    _step.append((loss.detach(), tokens, numbers))
+    _step.append((loss.detach().clone(), tokens.clone(), numbers))  # Megatron scales both in place
     if len(_step) < get_num_microbatches():
         return
     sums = torch.stack([torch.stack([loss, tokens.float()]) for loss, tokens, _ in _step]).sum(0)
