@@ -7,9 +7,10 @@
 Text: the poems of `chinese-poetry`, simplified (in the cache: `python -m preprocess.download --source chinese-poetry`),
 one a document (short) and joined to documents of about 20,000 characters (long), or --corpus. Binning is timed against
 Megatron's own way, a loop with the same parts as its `tools/preprocess_data.py` (a pool of workers that parse and
-tokenize with transformers, `IndexedDatasetBuilder` in the parent) at equal numbers of processes, and against gigatoken
-alone, which encodes the same texts in one process from memory, its start and import included as in the others. Every
-run is a process of its own, rounds are interleaved, figures are medians. Outputs are compared byte for byte.
+tokenize with transformers, `IndexedDatasetBuilder` in the parent) at equal numbers of processes: seconds of whole
+commands, start and gate included. And against gigatoken alone: the encoding only, of texts already in memory, in one
+thread with cold caches. Every run is a process of its own, rounds are interleaved, figures are medians, outputs are
+compared byte for byte.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from preprocess.tokenizer_probe import PROBES
 
 __all__ = ["bin_files", "load_tokenizer"]
 
-SAMPLE_BYTES = 1_000_000  # of JSONL, encoded with both engines before anything is written
+SAMPLE_BYTES = 500_000  # of JSONL, encoded with both engines before anything is written
 NAMED = 5  # broken rows that a shard names
 
 
