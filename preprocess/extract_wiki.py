@@ -60,9 +60,11 @@ def articles(part: Part, groups: dict[str, Rules], counts: Counts) -> Iterator[b
         if begin < 0:
             raise UserError(f"{part.dump} is not whole XML (a page that does not begin): download it again")
         counts.pages += 1
-        title, space, number = (_field(name, block, begin) for name in ("title", "ns", "id"))
+        if _field("ns", block, begin) not in (b"0", b""):
+            continue
+        title, number = _field("title", block, begin), _field("id", block, begin)
         found = TEXT.search(block, begin)
-        if space not in (b"0", b"") or found is None or found[1]:
+        if found is None or found[1]:
             continue
         try:
             raw = (found[2] or b"").decode()

@@ -19,6 +19,7 @@ VARIANT = re.compile(r"-\{((?:(?!-\{|\}-).)*)\}-", re.S)
 FLAGS = re.compile(r"\s*([A-Za-z\-;+\s]*)\|")
 CHOICE = re.compile(r"\s*(zh(?:-\w+)?)\s*:")
 RULE = re.compile(r"(?:[^\s'\"|{}=>;]+\s*=>\s*)?(?:zh(?:-\w+)?\s*:[^;|{}'\"\n]*;?[ \t]*)+")
+NOTE_BEGINS = re.compile(r"\{\{\s*noteTA", re.I)
 NOTE = re.compile(r"\{\{\s*noteTA\s*\|((?:[^{}]|\{\{[^{}]*\}\}|-\{[^{}]*\}-)*)\}\}", re.I)
 GROUP_TITLE = re.compile(r"^[^:]+:CGroup/(.+)$", re.I)
 REDIRECT = re.compile(r"^\s*#\s*(?:redirect|重定向)", re.I)
@@ -43,6 +44,8 @@ HEADING = re.compile(r"^[^。！？\n]{1,30}\.$\n?", re.M)  # WikiExtractor ends
 PLACEHOLDER = re.compile(r"(?:formula|codice)_\d+")
 LEFT_OVER = re.compile(r"-\{|\}-|\{\{+|\}\}+|\{\||\|\}|\[\[|\]\]|'{2,}|__[A-Z]+__|</?[a-z]+[^<>\n]{0,200}>")
 EMPTY_BRACKETS = re.compile(r"[（(][\s；;，,、：:]*[）)]|《\s*》|「\s*」|“\s*”")
+LEFT_OVER_BEGINS = ("{", "}", "[[", "]]", "''", "__", "<")
+EMPTY = ("（）", "()", "（)", "(）", "《", "「", "“", "（ ", "( ")  # brackets that may be empty; blanks after them too
 LEADING_IN_BRACKETS = re.compile(r"([（(])[\s；;，,、：:]+")
 TRAILING_IN_BRACKETS = re.compile(r"[\s；;，,、]+([）)])")
 DOUBLED = re.compile(r"([，、；：])[，、；]+|[，、；：]+([。！？])")
@@ -141,7 +144,7 @@ def resolve_variants(text: str, rules: Rules | None = None, shown: list[str] | N
         shown.append(said)
         return f"\x02{len(shown) - 1}\x03"
 
-    while (resolved := VARIANT.sub(resolve, text)) != text:
+    while "-{" in text and (resolved := VARIANT.sub(resolve, text)) != text:
         text = resolved
     return text
 
@@ -171,14 +174,17 @@ def ready(text: str, groups: dict[str, Rules]) -> str:
     """Wikitext with variants resolved and without what WikiExtractor would leave traces of."""
     if "<" in text:
         text = CODE.sub("", HIDDEN.sub("", COMMENT.sub("", text)))
-    rules = note_rules(text, groups) if "{{" in text else {}
+    rules: Rules = {}
+    if NOTE_BEGINS.search(text):
+        rules = note_rules(text, groups)
+        text = NOTE.sub("", text)
     shown: list[str] = []
     if "-{" in text:
         text = resolve_variants(text, rules, shown)
-    text = NOTE.sub("", text)
-    while (spoken := TEMPLATE.sub(_say, text)) != text:
+    # the look before each search costs a hundredth of it, and most texts need few
+    while "{{" in text and (spoken := TEMPLATE.sub(_say, text)) != text:
         text = spoken
-    while (cut := TABLE.sub("", text)) != text:
+    while "{|" in text and (cut := TABLE.sub("", text)) != text:
         text = cut
     text = apply_rules(MAGIC.sub("", text) if "__" in text else text, rules)
     return _restore(text, shown) if shown else text
@@ -186,10 +192,14 @@ def ready(text: str, groups: dict[str, Rules]) -> str:
 
 def tidy(text: str) -> str:
     """Mend what vanished markup leaves in running text, and drop headings."""
-    text = PLACEHOLDER.sub("", HEADING.sub("", html.unescape(text)))
-    text = LEFT_OVER.sub("", text)
-    text = TRAILING_IN_BRACKETS.sub(r"\1", LEADING_IN_BRACKETS.sub(r"\1", text))
-    while (mended := EMPTY_BRACKETS.sub("", text)) != text:
+    text = HEADING.sub("", html.unescape(text) if "&" in text else text)
+    if "_" in text:
+        text = PLACEHOLDER.sub("", text)
+    if any(mark in text for mark in LEFT_OVER_BEGINS):
+        text = LEFT_OVER.sub("", text)
+    if "（" in text or "(" in text:
+        text = TRAILING_IN_BRACKETS.sub(r"\1", LEADING_IN_BRACKETS.sub(r"\1", text))
+    while any(pair in text for pair in EMPTY) and (mended := EMPTY_BRACKETS.sub("", text)) != text:
         text = mended
     text = DOUBLED.sub(lambda match: match[1] or match[2], text)
     return BLANK_LINES.sub(lambda match: match[0].lstrip(" \t")[:2], text).strip()
