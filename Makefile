@@ -21,6 +21,10 @@ check: env-train  ## lint, format, types
 bench-converters: env-train  ## conversion of a random qwen2-1.5b against cp: seconds and peak memory (30 GB of disk)
 	.venv/bin/python -m benchmarks.converters
 
+bench-preprocess: env-train  ## corpus steps, tokenizer and binning against their peers (about 20 minutes)
+	.venv/bin/python -m benchmarks.preprocess --output benchmarks/preprocess.md
+	.venv/bin/python -m benchmarks.preprocess_tokens | tee benchmarks/preprocess_tokens.md
+
 bench-pretrain: env-train  ## launcher against bare Megatron, SDPA against unfused attention: benchmarks/pretrain.md
 	.venv/bin/python -m benchmarks.pretrain
 
@@ -38,5 +42,5 @@ lock: env-train  ## resolve the lock files anew from environments/*.in
 clean:  ## remove environments and built wheels; runs stay
 	rm -rf .venv .venv-eval .venv-serve .tools .wheels
 
-.PHONY: help demo test test-fast check bench-converters bench-pretrain bench-gpu envs env-train env-eval env-serve env-gpu \
+.PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-gpu envs env-train env-eval env-serve env-gpu \
 	env-gpu-te lock clean
