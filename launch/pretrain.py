@@ -21,7 +21,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,6 @@ FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one
 OURS = "error: "  # how a rank says what a user can mend
 PR_SET_PDEATHSIG = 1
 ONE_WISH = 5.0  # seconds in which several signals are one: a terminal's, a scheduler's and the runner's come together
-ASK_AGAIN = 2.0  # seconds between two askings of the ranks
 
 
 def run_flags(run: Run) -> list[str]:
@@ -130,9 +128,14 @@ def ranks_under(parent: int) -> list[int]:
 
 
 def _ignore_and_follow(parent: int) -> None:
-    """In torchrun, before it starts: leave SIGTERM and SIGINT to the ranks, and die with the one that started it."""
+    """In torchrun, before it starts: leave SIGTERM and SIGINT to the ranks, and die with the one that started it.
+
+    The ranks inherit that SIGTERM is blocked. One that comes while they still import waits for Megatron's handler: the
+    worker unblocks it when that is in place.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -172,14 +175,6 @@ def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
         preexec_fn=lambda: _ignore_and_follow(me),  # noqa: PLW1509  # no thread was started
     )
 
-    def ask_ranks() -> None:
-        """Again and again: a rank that is still importing has no handler yet."""
-        while process.poll() is None:
-            for rank in ranks_under(process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rank, signal.SIGTERM)
-            time.sleep(ASK_AGAIN)
-
     def stop(number: int, frame: object) -> None:
         nonlocal asked, asked_at
         if asked and time.monotonic() - asked_at < ONE_WISH:
@@ -189,7 +184,9 @@ def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
             process.kill()
             return
         print("stopping: saving a checkpoint first; once more to end at once", flush=True)
-        threading.Thread(target=ask_ranks, daemon=True).start()
+        for rank in ranks_under(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGTERM)
 
     previous = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
     telling = ours = before = ""

@@ -136,6 +136,7 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any,
 
     global _train
     args = get_args()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Megatron's handler is in place (launch.pretrain)
     tokenizer = build_tokenizer(args)
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(

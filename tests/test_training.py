@@ -20,6 +20,7 @@ from artifacts.files import read_json
 from benchmarks.made_up_data import bin_texts, copy_run, write_texts
 from converters.checkpoint import Checkpoint
 from launch import checkpoints
+from launch.pretrain import ranks_under
 from launch.training_log import ITERATION, log_of, read_history
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -208,21 +209,35 @@ def wait_for_step(process: subprocess.Popen, log: Path, step: int) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_0(data, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(signal.SIGTERM, 6), (signal.SIGINT, 6), (signal.SIGTERM, 0)],
+    ids=["TERM", "INT", "early TERM"],
+)
+def test_a_signal_saves_and_exits_0(data, tmp_path, number, step):
+    """Sent to the whole group, as a terminal does, and once more to the launcher, as `myllm run` does."""
     run = fresh(data, tmp_path / "run")
-    arguments = command(run, *SHORT, "train-iters=400")
     output = tmp_path / "output"
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            arguments, cwd=REPOSITORY, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            command(run, *SHORT, "train-iters=400"),
+            cwd=REPOSITORY,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    wait_for_step(process, log_of(run / "checkpoints"), 6)
-    os.killpg(process.pid, number)  # as a terminal or a scheduler does it: torchrun and all
+    if step:
+        wait_for_step(process, log_of(run / "checkpoints"), step)
+    else:  # the ranks are still importing
+        while not ranks_under(process.pid) or not any(ranks_under(child) for child in ranks_under(process.pid)):
+            assert process.poll() is None
+            time.sleep(0.05)
+    os.killpg(process.pid, number)
+    process.terminate()
     code, out = process.wait(timeout=120), output.read_text()
     assert code == 0, out[-2000:]
     reached = checkpoints.reached(run / "checkpoints")
-    assert 6 <= reached < 400 and f"stopped at iteration {reached} of 400, saved" in out
+    assert max(step, 1) <= reached < 400 and f"stopped at iteration {reached} of 400, saved" in out
     assert not checkpoints.damage(run / "checkpoints" / f"iter_{reached:07d}")
 
 
