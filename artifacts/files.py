@@ -111,12 +111,41 @@ def sha256(path: Path | str) -> str:
     return digest.hexdigest()
 
 
+def decompressed(path: Path | str) -> Iterator[bytes]:
+    """Pieces of the text of a zstd file of one or more frames; raises UserError when it is broken or cut off.
+
+    zstandard's own `stream_reader` ends at the cut as if the file were whole.
+    """
+    import zstandard
+
+    with open(path, "rb") as stream:
+        frame = None
+        try:
+            while piece := stream.read(CHUNK):
+                while piece:
+                    frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                    yield frame.decompress(piece)
+                    piece = frame.unused_data if frame.eof else b""
+                    frame = None if frame.eof else frame
+        except zstandard.ZstdError as error:
+            raise UserError(f"{path} is not a whole zstd file ({error}): delete it and make it again") from None
+        if frame is not None:
+            raise UserError(f"{path} is not a whole zstd file (it is cut off): delete it and make it again")
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines, without their ends, of text that comes in pieces."""
+    held = b""
+    for piece in pieces:
+        *whole, held = (held + piece).split(b"\n")
+        yield from whole
+    if held:
+        yield held
+
+
 def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
     """Rows of a `.jsonl` or `.jsonl.zst` file; raises UserError naming file and line when a row is broken."""
-    import io
-
     import orjson
-    import zstandard
 
     path = Path(path)
     try:
@@ -124,16 +153,11 @@ def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run the stage that makes it first") from None
     with raw:
-        try:
-            lines = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw)) if path.suffix == ".zst" else raw
-            for number, line in enumerate(lines, start=1):
-                try:
-                    row = orjson.loads(line)
-                except orjson.JSONDecodeError as error:
-                    raise UserError(f"{path} line {number} is not JSON ({error}): mend or remove that line") from None
-                yield row
-        except zstandard.ZstdError as error:
-            raise UserError(f"{path} is not a whole zstd file ({error}): delete it and make it again") from None
+        for number, line in enumerate(_lines(decompressed(path)) if path.suffix == ".zst" else raw, start=1):
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise UserError(f"{path} line {number} is not JSON ({error}): mend or remove that line") from None
 
 
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> int:

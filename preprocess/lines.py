@@ -1,7 +1,6 @@
 """Lines of `.jsonl` and `.jsonl.zst` files in large blocks, or of a byte range of one; nothing lost unnoticed.
 
-Used by `preprocess.binning` and `preprocess.tokenizer_sample`. A zstd file that was cut off is told as such: Python's
-`stream_reader` ends there as if the file were whole.
+Used by `preprocess.binning` and `preprocess.tokenizer_sample`.
 """
 
 from __future__ import annotations
@@ -10,28 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.errors import UserError
+from artifacts.files import decompressed
 
 READ = 8 << 20  # bytes of text at a time
-COMPRESSED = 1 << 20  # bytes of a zstd file at a time
-
-
-def decompressed(path: Path | str) -> Iterator[bytes]:
-    """Pieces of the text of a zstd file of one or more frames; raises UserError when it is broken or cut off."""
-    import zstandard
-
-    with open(path, "rb") as stream:
-        frame = None
-        try:
-            while piece := stream.read(COMPRESSED):
-                while piece:
-                    frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                    yield frame.decompress(piece)
-                    piece = frame.unused_data if frame.eof else b""
-                    frame = None if frame.eof else frame
-        except zstandard.ZstdError as error:
-            raise UserError(f"{path} is not a whole zstd file ({error}): delete it and make it again") from None
-        if frame is not None:
-            raise UserError(f"{path} is not a whole zstd file (it is cut off): delete it and make it again")
 
 
 def blocks(path: Path | str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, list[bytes]]]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 from collections import Counter
@@ -226,15 +227,18 @@ def qwen2_characters_per_token(texts: list[str]) -> float | None:
     return round(sum(map(len, texts)) / max(1, tokens), 4)
 
 
-def report_sources(by_source: dict[Path, list[str]], tokenizer: Any) -> dict[str, Any]:
-    """Characters per token by source, beside Qwen2's own, printed and returned."""
+def report_sources(by_source: dict[Path, list[str]], tokenizer: Any, beside: Path) -> dict[str, Any]:
+    """Characters per token by source, beside Qwen2's own, printed and returned.
+
+    Sources are named from the folder `beside`, so that the same run elsewhere writes the same bytes.
+    """
     report = {}
     for path, texts in by_source.items():
         some = texts[:: max(1, len(texts) // REPORTED)]
         ours, theirs = characters_per_token(some, tokenizer), qwen2_characters_per_token(some)
-        beside = f"Qwen2's own {theirs}" if theirs else f"Qwen2's own not known: no {cache_folder() / QWEN2_RANKS}"
-        print(f"{path}: {ours} characters per token ({beside})", flush=True)
-        report[str(path)] = {"characters_per_token": ours, "qwen2": theirs}
+        other = f"Qwen2's own {theirs}" if theirs else f"Qwen2's own not known: no {cache_folder() / QWEN2_RANKS}"
+        print(f"{path}: {ours} characters per token ({other})", flush=True)
+        report[os.path.relpath(path, beside)] = {"characters_per_token": ours, "qwen2": theirs}
     return report
 
 
@@ -275,7 +279,7 @@ def main() -> None:
     with atomic_folder(arguments.output) as folder:
         save(tokenizer, folder, style, arguments.model_max_length)
         evidence = tokenizer_probe.gate(folder, MODEL_TYPES[style], tuple(arguments.environments.split(",")))
-        sources = report_sources(by_source, tokenizer)
+        sources = report_sources(by_source, tokenizer, arguments.output.parent)
         write_json(folder / "report.json", {"style": style, "sample_bytes": taken, "sources": sources})
     report_metrics(
         vocab_size=tokenizer.get_vocab_size(),

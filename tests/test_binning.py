@@ -116,7 +116,7 @@ def test_shards_hold_every_line_once(tmp_path):
 
 def test_lines_of_compressed_files_of_many_frames(tmp_path, monkeypatch):
     monkeypatch.setattr("preprocess.lines.READ", 1000)
-    monkeypatch.setattr("preprocess.lines.COMPRESSED", 777)
+    monkeypatch.setattr("artifacts.files.CHUNK", 777)
     lines = [os.urandom(random.Random(i).randint(0, 300)).hex().encode() for i in range(300)]
     content = b"\n".join(lines)
     path = tmp_path / "f.zst"

@@ -246,3 +246,13 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(tmp_path):
     assert not output.exists()
     subprocess.run(command(output), cwd=REPOSITORY, check=True, capture_output=True)
     assert sha256(output) == sha256(whole)
+
+
+def test_a_zstd_file_that_was_cut_off_is_told(tmp_path):
+    path = tmp_path / "rows.jsonl.zst"
+    rows = [{"text": f"{number}" * 50} for number in range(5000)]
+    write_jsonl(path, rows)
+    assert list(read_jsonl(path)) == rows
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="is not a whole zstd file"):
+        list(read_jsonl(path))
