@@ -147,18 +147,18 @@ def test_every_layout_trains_the_same(data, starts, references, tmp_path, model,
     assert furthest(run, reference) <= 1e-5
 
 
-@pytest.mark.parametrize("layout", ["TP2", "PP2", "DP2"])
-def test_bf16_trains_the_same_up_to_its_own_rounding(data, starts, references, tmp_path, layout):
-    """bf16 keeps 8 bits: partial sums over ranks are rounded before they are added, so 6 digits cannot be asked for.
+@pytest.mark.parametrize(("layout", "digits"), [("PP2", 1e-6), ("DP2", 1e-6), ("TP2", 2**-8)])
+def test_bf16_trains_the_same(data, starts, references, tmp_path, layout, digits):
+    """To 6 digits where the same sums are rounded in the same places, as in pipeline and data parallel.
 
-    Each step's loss agrees to 2^-8; a layout that was wrong would be off by far more within five steps of lr 5e-3.
+    Tensor parallel rounds each rank's partial sum to bf16, 8 bits, before they are added: 6 digits cannot be asked for.
     """
     run = fresh(data, tmp_path / "run", starts("llama2-tiny", "bf16=true"))
     finish(command(run, *SHORT, "bf16=true", *LAYOUTS[layout], model="llama2-tiny"))
     found, wanted = losses(run), losses(references("llama2-tiny", "bf16=true"))
     print({step: found[step] - wanted[step] for step in found})
     for step in range(6, 11):
-        assert found[step] == pytest.approx(wanted[step], rel=2**-8)
+        assert found[step] == pytest.approx(wanted[step], rel=digits)
 
 
 def test_a_checkpoint_goes_through_every_layout(data, references, starts, tmp_path):
