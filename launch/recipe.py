@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml
 from artifacts.layout import REPOSITORY
@@ -58,6 +56,8 @@ def load_recipe(model: str, training: str, hardware: str, replaced: Iterable[str
     Raises:
         UserError: an unknown file, a key that two files set, or an assignment that is none.
     """
+    import yaml  # not before: `myllm --help` is to be quick
+
     recipe: Recipe = {}
     for kind, name in zip(KINDS, (model, training, hardware), strict=True):
         path = CONFIGS / kind / f"{name}.yaml"

@@ -156,7 +156,7 @@ def whole(tmp_path_factory):
     texts = ["春风明月夜，江山白云天。" * 3, "花鸟雨雪山水。"]
     made = tokenizer_maker.train(iter(texts), 280, split_characters=True)
     (work / "tokenizer").mkdir()
-    tokenizer_maker.save(made, work / "tokenizer", model_max_length=64)
+    tokenizer_maker.save(made, work / "tokenizer", "qwen2", model_max_length=64)
     size = export.tokenizer_ids(work / "tokenizer")["size"]
     random_model(work / "model", families.adapter("qwen2"), shape_of(vocab=size))
     shutil.copyfile(work / "tokenizer" / "tokenizer.json", work / "model" / "tokenizer.json")
