@@ -1,5 +1,6 @@
 # Two commands matter: `make demo` (raw text to a scored chat model, here, on a CPU) and `make test`.
 .DEFAULT_GOAL := help
+SHELL := /bin/bash -o pipefail
 PYTEST := .venv/bin/python -m pytest -q
 
 help:  ## this list
@@ -23,7 +24,7 @@ bench-converters: env-train  ## conversion of a random qwen2-1.5b against cp: se
 
 bench-preprocess: env-train  ## corpus steps, tokenizer and binning against their peers (about 20 minutes)
 	.venv/bin/python -m benchmarks.preprocess --output benchmarks/preprocess.md
-	.venv/bin/python -m benchmarks.preprocess_tokens | tee benchmarks/preprocess_tokens.md
+	.venv/bin/python -m benchmarks.preprocess_tokens | tee -a benchmarks/preprocess.md
 
 bench-pretrain: env-train  ## launcher against bare Megatron, SDPA against unfused attention: benchmarks/pretrain.md
 	.venv/bin/python -m benchmarks.pretrain

@@ -64,6 +64,20 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; raises UserError when another process does. A killed process holds nothing."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder} is in use by another run of this command: wait for it, or end it") from None
+        yield
+
+
 def write_text(path: Path | str, text: str) -> None:
     with atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")

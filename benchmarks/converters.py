@@ -22,7 +22,8 @@ from typing import Any
 
 from artifacts.errors import UserError, run_main
 from artifacts.layout import REPOSITORY
-from converters import checkpoint, export, families, import_hf, plan, vocabulary
+from artifacts.vocabulary import padded_size
+from converters import checkpoint, export, families, import_hf, plan
 from converters.rules import Shape
 
 SHAPES = {
@@ -43,7 +44,7 @@ def make_checkpoint(shape: Shape, adapter: Any, folder: Path, dtype: str) -> Non
     """A random checkpoint; one piece is in memory at a time."""
     import torch
 
-    padded = vocabulary.padded_size(shape.vocab, import_hf.DIVISIBLE_BY, RANKS)
+    padded = padded_size(shape.vocab, import_hf.DIVISIBLE_BY, RANKS)
     sizes = plan.megatron_shapes(adapter, shape, padded)
     torch.manual_seed(0)
     with checkpoint.Writer(folder / "iter_0000001", sizes, dtype) as writer:

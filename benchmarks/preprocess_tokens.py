@@ -136,7 +136,7 @@ def step_ours(source: str, tokenizer: str, prefix: str, workers: int) -> None:
     from preprocess.binning import bin_files
 
     size = os.path.getsize(source)
-    bin_files([Path(source)], Path(tokenizer), Path(prefix), workers, shard_bytes=max(1 << 20, -(-size // workers)))
+    bin_files([Path(source)], Path(tokenizer), Path(prefix), workers, shard_bytes=max(1 << 20, size // (4 * workers)))
 
 
 def step_raw(source: str, tokenizer: str, prefix: str, workers: int) -> None:
@@ -297,6 +297,7 @@ def main() -> None:
         texts = (json.loads(line)["text"] for _, lines in blocks(own) for line in lines) if own else poems()
         paths = write_corpora(texts, arguments.megabytes, scratch)
         names = ("gigatoken", "tokenizers", "transformers", "megatron-core", "numpy")
+        print("\n## Tokenizer and binning\n\n`python -m benchmarks.preprocess_tokens`\n")
         print(
             f"{os.cpu_count()} cores, Python {platform.python_version()}, "
             + ", ".join(f"{name} {version(name)}" for name in names)

@@ -16,7 +16,8 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import atomic_folder, read_json, write_json
 from artifacts.stage import report_metrics, track
-from converters import checkpoint, families, parity, plan, safetensors_files, vocabulary
+from artifacts.vocabulary import padded_size
+from converters import checkpoint, families, parity, plan, safetensors_files
 from converters.export import EVIDENCE, check_output
 from converters.rules import VOCABULARY_ROWS, Shape
 
@@ -84,7 +85,7 @@ def import_folder(
     shape = adapter.shape_of(config)
     stored = safetensors_files.contents(model)
     dtype = check_weights(stored, adapter, shape, model)
-    padded = vocabulary.padded_size(shape.vocab, divisible_by, tensor_parallel)
+    padded = padded_size(shape.vocab, divisible_by, tensor_parallel)
     described = families.megatron_arguments(shape, padded, divisible_by, tensor_parallel)
     failed = output.with_name(output.name + ".parity-failed.json")
     failed.unlink(missing_ok=True)

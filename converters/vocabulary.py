@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifacts.errors import UserError
+from artifacts.vocabulary import padded_size
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,6 @@ class Vocabulary:
     tokenizer: int
     hugging_face: int
     padded: int
-
-
-def padded_size(size: int, divisible_by: int, tensor_parallel: int) -> int:
-    """Rows of Megatron's embedding: `size` up to a multiple of `divisible_by` x tensor parallel.
-
-    Rule: `vocab_size_with_padding` of megatron-core 0.19.2, flag `--make-vocab-size-divisible-by`.
-    """
-    multiple = divisible_by * tensor_parallel
-    return -(-size // multiple) * multiple
 
 
 def of_checkpoint(arguments: Any, tokenizer: int) -> Vocabulary:

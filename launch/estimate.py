@@ -16,6 +16,7 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml
+from artifacts.vocabulary import padded_size
 from launch.recipe import Layout, Recipe, get, layout_of, load_recipe, names, whole
 
 GPUS = "launch/gpus.yaml"
@@ -162,8 +163,7 @@ def memory(recipe: Recipe, model: Model, layout: Layout) -> Memory:
 
 def padded_vocabulary(recipe: Recipe, vocab: int, tensor: int) -> int:
     """Rows of the embedding in a run: a multiple of --make-vocab-size-divisible-by x tensor parallel."""
-    multiple = whole(recipe, "make-vocab-size-divisible-by", 128) * tensor
-    return -(-vocab // multiple) * multiple
+    return padded_size(vocab, whole(recipe, "make-vocab-size-divisible-by", 128), tensor)
 
 
 def estimate(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import math
 import os
 import re
@@ -28,6 +27,7 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import read_json
 from artifacts.layout import REPOSITORY, Run
+from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, report_unfinished
 from launch import checkpoints
 from launch.flags import validate
@@ -49,7 +49,6 @@ from launch.training_log import check_learning, log_of, logs_of, read_history
 WORKER = "launch/pretrain_worker.py"
 FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
 OURS = "error: "  # how a rank says what a user can mend
-PR_SET_PDEATHSIG = 1
 ONE_WISH = 5.0  # seconds in which several signals are one: a terminal's, a scheduler's and the runner's come together
 
 
@@ -136,9 +135,7 @@ def _ignore_and_follow(parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with_parent(parent)
 
 
 def only_one(run: Run) -> Any:

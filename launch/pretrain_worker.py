@@ -10,7 +10,6 @@ launcher has to say beside Megatron's flags comes in the environment: MYLLM_STOP
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import signal
@@ -32,17 +31,11 @@ if ON_CPU:
 
 from artifacts.errors import UserError, run_main  # noqa: E402
 from artifacts.megatron_adam import resume_with_plain_adam  # noqa: E402
+from artifacts.processes import die_with_parent  # noqa: E402
 from launch.watch import LossWatch, Numbered, documents_of  # noqa: E402
 
 WAIT_FOR_CULPRIT = 3.0  # seconds
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this rank when torchrun dies (prctl(2)): it runs in a session of its own, so a
-    `kill -9` of the launcher's process group would leave it training, and writing checkpoints, alone."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
@@ -171,7 +164,7 @@ datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron: call i
 
 
 def main() -> None:
-    die_with_parent()
+    die_with_parent()  # torchrun gives a rank a session of its own: a kill of the launcher's group would spare it
     if ON_CPU:
         megatron_on_cpu.patch_megatron()
     resume_with_plain_adam()

@@ -20,13 +20,13 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import atomic_file, read_json, sha256, write_json
+from artifacts.files import atomic_file, only_run, read_json, sha256, write_json
+from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, track
 from preprocess.encoding import ENGINES, Encoder, load_encoder, load_tokenizer
 from preprocess.indexed import merge, part
@@ -128,14 +128,6 @@ def encode_shard(shard: Shard, encoder: Encoder, key: str, folder: Path, number:
     write_json(part(folder, number, "json"), {"rows": rows, "broken": broken, "named": named})
 
 
-def die_with_parent() -> None:
-    """Ask Linux to end this worker when the command is killed, or it would go on writing beside the next run."""
-    import ctypes
-    import signal
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 def start_worker(settings: Settings, folder: str) -> None:
     global _work
     die_with_parent()
@@ -169,32 +161,18 @@ def encode_shards(
     pool = ProcessPoolExecutor(
         min(workers, len(tasks)), get_context("spawn"), initializer=start_worker, initargs=(settings, str(folder))
     )
-    with pool:
-        futures = [pool.submit(worker_shard, task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"a worker of {folder} was killed (out of memory?): run again with fewer --workers; "
-                "what is done is kept"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; raises UserError when another process does. A killed process holds nothing."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is in use by another run of this command: wait for it, or end it") from None
-        yield
+    futures = [pool.submit(worker_shard, task) for task in tasks]
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"a worker of {folder} was killed (out of memory?): run again with fewer --workers; what is done is kept"
+        ) from None
+    except BaseException:
+        pool.shutdown(cancel_futures=True)  # nobody writes into the folder once this run lets go of it
+        raise
+    pool.shutdown(wait=False)  # workers take a third of a second to leave; the merge begins meanwhile
 
 
 def plan_of(shards: list[Shard], settings: Settings) -> dict[str, Any]:

@@ -4,11 +4,14 @@
         --valid poems-valid --test poems-test
     python -m preprocess.blend --folder dataset --tokenizer tokenizer --train wiki:3 --train poems:1 \\
         --train-tokens 10e9 --valid wiki-valid --test wiki-test       # three tokens of wiki for one of poems
+    python -m preprocess.blend --folder dataset --tokenizer tokenizer --train wiki:2x --train web:0.5x \\
+        --valid wiki-valid --test wiki-test                           # all of wiki twice, half of the web
 
 Writes `blend.json` in the form that `--per-split-data-args-path` takes: for each split a list of weight and prefix.
 Without weights a source's weight is its share of tokens, so that each is read once an epoch. With `PREFIX:WEIGHT`, for
 every source of a split, weights are shares of what is read; then sources are read to different depths, and
-`blend_report.json` tells the tokens of each and, for a run of --train-tokens, how many times each is read.
+`blend_report.json` tells the tokens of each and, for a run of --train-tokens, how many times each is read. With
+`PREFIX:TIMESx` it is the other way round: how many times each is to be read decides the weights and the run's tokens.
 """
 
 from __future__ import annotations
@@ -30,24 +33,26 @@ IDS_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a split; `weight` None where it was not given."""
+    """One source of a split; `weight` None where none was given. `epochs`: the weight is times of reading it."""
 
     name: str
     weight: float | None
+    epochs: bool = False
 
 
 def parse_part(given: str) -> Part:
-    """`NAME` or `NAME:WEIGHT`; raises UserError when the weight is no positive number."""
+    """`NAME`, `NAME:WEIGHT` or `NAME:TIMESx`; raises UserError when that is no positive number."""
     name, colon, weight = given.rpartition(":")
     if not colon:
         return Part(given, None)
+    epochs = weight.endswith("x")
     try:
-        value = float(weight)
+        value = float(weight.removesuffix("x"))
     except ValueError:
         value = 0.0
     if not name or not 0 < value < float("inf"):
-        raise UserError(f"{given!r}: give PREFIX or PREFIX:WEIGHT, the weight a positive number")
-    return Part(name, value)
+        raise UserError(f"{given!r}: give PREFIX, PREFIX:WEIGHT or PREFIX:TIMESx, with a positive number")
+    return Part(name, value, epochs)
 
 
 def shares(split: str, parts: list[Part], tokens: dict[str, int]) -> list[float]:
@@ -60,7 +65,11 @@ def shares(split: str, parts: list[Part], tokens: dict[str, int]) -> list[float]
     if given and len(given) < len(parts):
         bare = next(part.name for part in parts if part.weight is None)
         raise UserError(f"--{split} {bare} has no weight while others have: give all of them one, or none")
-    weights = given or [float(tokens[name]) for name in names]
+    if len({part.epochs for part in parts}) > 1:
+        raise UserError(f"--{split} mixes weights and times of reading (…x): give all of them one or the other")
+    weights = given or [1.0] * len(parts)
+    if not given or parts[0].epochs:
+        weights = [weight * tokens[name] for weight, name in zip(weights, names)]
     return [weight / sum(weights) for weight in weights]
 
 
@@ -108,7 +117,11 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     for split in SPLITS:
         parser.add_argument(
-            f"--{split}", action="append", required=True, metavar="PREFIX[:WEIGHT]", help="in the folder; repeatable"
+            f"--{split}",
+            action="append",
+            required=True,
+            metavar="PREFIX[:WEIGHT|:TIMESx]",
+            help="in the folder; repeatable",
         )
     parser.add_argument("--train-tokens", type=float, help="of the run, to tell how often each source is read")
     arguments = parser.parse_args()
@@ -126,6 +139,15 @@ def main() -> None:
         weights = shares(split, parts[split], tokens)
         read: float | None = arguments.train_tokens if split == "train" else None
         total = sum(tokens[part.name] for part in parts[split])
+        if split == "train" and parts[split][0].epochs:
+            asked = sum(tokens[part.name] * part.weight for part in parts[split] if part.weight)
+            if read is None:
+                read = asked
+                print(f"read so often, these are {asked:,.0f} tokens: the length of the run")
+            elif abs(read / asked - 1) > 0.01:
+                raise UserError(
+                    f"--train-tokens {read:g}, but read as often as asked the sources give {asked:,.0f}: leave it out"
+                )
         print(f"{split}: {total:,} tokens")
         report[split] = {"tokens": total, "sources": {}}
         blend[split] = []

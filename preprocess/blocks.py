@@ -7,9 +7,7 @@ drops is written with the reason to `dropped/STEP/TASK.jsonl.zst`. Files are who
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -24,6 +22,7 @@ import multiprocess
 from datatrove.pipeline.base import PipelineStep
 
 from artifacts.files import atomic_file
+from artifacts.processes import die_with_parent
 from preprocess import minhash
 from preprocess.data_card import Report, write_report
 from preprocess.read import Piece, Problems, records
@@ -34,18 +33,11 @@ Batches = Iterator[list[Row]]
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 4096, 500_000
 LEVEL = 3  # of zstandard
-_PR_SET_PDEATHSIG = 1
 
 # datatrove shows every task's log on stderr, tracebacks of user errors too; the log files under logs/ keep all of it
 if "SLURM_JOB_ID" not in os.environ:
     datatrove_logging.sys = SimpleNamespace(stderr=open(os.devnull, "w"))  # type: ignore[attr-defined]
     datatrove_logging.setup_default_logger()
-
-
-def die_with_parent() -> None:
-    """A worker whose executor was killed ends too: left alone, it would write the files that the next run writes."""
-    if multiprocess.parent_process() is not None and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
@@ -100,7 +92,8 @@ class Block(PipelineStep):
         raise NotImplementedError
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
-        die_with_parent()
+        if multiprocess.parent_process() is not None:  # a worker of the local executor
+            die_with_parent()
         report = Report()
         started = time.monotonic()
         for rows in self.work(data, rank, report):

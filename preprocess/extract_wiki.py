@@ -9,8 +9,9 @@ through a WikiExtractor of its own (a program under the AGPL: started, never imp
 resolved by the dump's own conversion groups, templates and tables go. Afterwards the text is mended.
 
 Conversion groups (`Module:CGroup/…`) may stand anywhere in the dump. With the index that is published beside it
-(`--index …-multistream-index.txt.bz2`) only their streams are read for them; without, the dump is read once before.
-The documents come in the order of the dump, whatever the number of processes.
+(`…-multistream-index.txt.bz2`: found where it lies beside the dump, or given with --index) only their streams are read
+for them; without, the dump is read once before. The documents come in the order of the dump, whatever the number of
+processes. Parts that are done lie in `.OUTPUT.parts/` until all are: killed and run again, only the others are made.
 """
 
 from __future__ import annotations
@@ -25,20 +26,23 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import atomic_file
+from artifacts.files import atomic_file, only_run, read_json, write_json
+from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, track
 from preprocess.download import source_file
-from preprocess.wiki_dump import CHUNK, PAGE_END, Part, divide, indexed_parts, pages, site_head
+from preprocess.wiki_dump import CHUNK, PAGE_END, Part, divide, index_beside, indexed_parts, pages, site_head
 from preprocess.wiki_markup import REDIRECT, Rules, group_name, group_rules, ready, resolve_variants, tidy
 
 __all__ = ["prepare", "resolve_variants", "tidy"]
 
 FIELD = {name: re.compile(rf"<{name}>([^<]*)</{name}>".encode()) for name in ("title", "ns", "id")}
+PART_BYTES = 32 << 20  # of a compressed dump: some 100,000 short articles, a minute or two of one process
 TEXT = re.compile(rb"<text\b[^>]*?(/?)>(?:(.*?)</text>)?", re.S)
 
 
@@ -168,62 +172,109 @@ def _feed(pipe: IO[bytes], part: Part, groups: dict[str, Rules], counts: Counts,
         failed.append(error)
 
 
-def extract_part(part: Part, groups: dict[str, Rules], target: Path) -> tuple[Counts, int]:
-    """Write a part's documents as JSON lines; returns what was read and how many were written."""
+def extract_part(task: tuple[int, Part], groups: dict[str, Rules], folder: Path) -> int:
+    """Write a part's documents as JSON lines, and then, which marks it done, what was counted; returns its number."""
     import orjson
 
+    number, part = task
     counts, written = Counts(), 0
-    with target.open("wb") as output:
+    with atomic_file(folder / f"{number:05d}.jsonl") as aside, aside.open("wb") as output:
         for row in documents(part, groups, counts):
             output.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
             written += 1
-    return counts, written
+    write_json(folder / f"{number:05d}.json", {**vars(counts), "pages_with_text": written})
+    return number
+
+
+def claim(folder: Path, parts: list[Part]) -> None:
+    """Keep the finished parts of `folder` only where they were made from this very dump, divided in the same way."""
+    dump = parts[0].dump
+    found = dump.stat()
+    plan = {"dump": str(dump.resolve()), "bytes": found.st_size, "changed": found.st_mtime_ns}
+    plan["starts"] = [part.start for part in parts]
+    path = folder / "plan.json"
+    if path.exists() and read_json(path) == plan:
+        return
+    for old in folder.iterdir():
+        if old.name != "lock":
+            old.unlink()
+    write_json(path, plan)
+
+
+def all_groups(pool: ProcessPoolExecutor, parts: list[Part], index: Path | None, folder: Path) -> dict[str, Rules]:
+    """The dump's conversion groups, kept in `folder` for the next time."""
+    path = folder / "groups.json"
+    if not path.exists():
+        groups: dict[str, Rules] = {}
+        dump = parts[0].dump
+        places = indexed_parts(dump, index) if index else parts
+        for found in track(pool.map(find_groups, places), len(places), "parts looked through for conversion groups"):
+            for name, rules in found.items():
+                groups.setdefault(name, {}).update(rules)
+        write_json(path, groups)
+    return read_json(path)
 
 
 def extract(dump: Path, output: Path, processes: int, index: Path | None = None) -> dict[str, int]:
     """Extract a dump to one `.jsonl` or `.jsonl.zst` file; returns counts. Raises UserError as `prepare` does."""
-    import zstandard
-
+    if dump.is_dir():
+        dumps = sorted(dump.glob("*.xml.bz2"))
+        if len(dumps) != 1:
+            raise UserError(f"{dump} holds {len(dumps)} files *.xml.bz2: pass the path of one dump")
+        dump = dumps[0]
     if not dump.exists():
         raise UserError(f"{dump} does not exist: pass the path of a pages-articles dump")
-    work = output.with_name(f".{output.name}.parts")  # a fixed name: what a kill leaves is written over
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    parts = divide(dump, processes)
-    total, written = Counts(), 0
-    try:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            groups: dict[str, Rules] = {}
-            for found in pool.map(find_groups, indexed_parts(dump, index) if index else parts):
-                for name, rules in found.items():
-                    groups.setdefault(name, {}).update(rules)
-            print(f"{len(groups)} conversion groups", flush=True)
-            targets = [work / f"{number:05d}.jsonl" for number in range(len(parts))]
-            done = pool.map(extract_part, parts, [groups] * len(parts), targets)
-            for counts, rows in track(done, len(parts), "parts"):
-                total = Counts(*(a + b for a, b in zip(vars(total).values(), vars(counts).values())))
-                written += rows
-        if not written:
-            raise UserError(f"{dump}: none of its {total.pages} pages has text (redirects and empty pages only)")
-        with atomic_file(output) as aside, aside.open("wb") as raw:
-            packed = output.suffix == ".zst"
-            stream = zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) if packed else raw
-            for target in targets:
-                with target.open("rb") as source:
-                    shutil.copyfileobj(source, stream, CHUNK)
-            if packed:
-                stream.close()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return {"pages": total.pages, "articles": total.articles, "redirects": total.redirects, "pages_with_text": written}
+    folder = output.with_name(f".{output.name}.parts")
+    parts = divide(dump, max(processes, -(-dump.stat().st_size // PART_BYTES)))
+    index = index or index_beside(dump)
+    with only_run(folder):
+        claim(folder, parts)
+        todo = [task for task in enumerate(parts) if not (folder / f"{task[0]:05d}.json").exists()]
+        if len(todo) < len(parts):
+            print(f"{len(parts) - len(todo)} of {len(parts)} parts are done already", flush=True)
+        try:
+            with ProcessPoolExecutor(processes, get_context("spawn"), initializer=die_with_parent) as pool:
+                groups = all_groups(pool, parts, index, folder)
+                print(f"{len(groups)} conversion groups", flush=True)
+                done = pool.map(partial(extract_part, groups=groups, folder=folder), todo)
+                for _ in track(done, len(todo), "parts"):
+                    pass
+            marks = [read_json(folder / f"{number:05d}.json") for number in range(len(parts))]
+            total = {name: sum(mark[name] for mark in marks) for name in marks[0]}
+            if not total["pages_with_text"]:
+                raise UserError(f"{dump}: none of its {total['pages']} pages has text (redirects and empty pages only)")
+        except UserError:  # of the dump itself: nothing of it is worth keeping
+            shutil.rmtree(folder)
+            raise
+        join([folder / f"{number:05d}.jsonl" for number in range(len(parts))], output)
+    shutil.rmtree(folder)
+    return total
+
+
+def join(pieces: list[Path], output: Path) -> None:
+    """Put JSON lines together, compressed where `output` ends in .zst."""
+    import zstandard
+
+    with atomic_file(output) as aside, aside.open("wb") as raw:
+        packed = output.suffix == ".zst"
+        stream = zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) if packed else raw
+        for piece in pieces:
+            with piece.open("rb") as source:
+                shutil.copyfileobj(source, stream, CHUNK)
+        if packed:
+            stream.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dump", type=Path, help=".xml or .xml.bz2; by default the sample of this repository")
+    parser.add_argument(
+        "--dump",
+        type=Path,
+        help=".xml or .xml.bz2, or the folder that a download made (default: this project's sample)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     parser.add_argument("--processes", type=int, default=1, help="parts of the dump worked on at a time (default 1)")
-    parser.add_argument("--index", type=Path, help="the dump's multistream index, plain or .bz2")
+    parser.add_argument("--index", type=Path, help="the dump's multistream index, plain or .bz2 (default: beside it)")
     a = parser.parse_args()
     report_metrics(**extract(a.dump or source_file("zhwiki-sample"), a.output, max(1, a.processes), a.index))
 

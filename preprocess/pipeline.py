@@ -1,6 +1,7 @@
 """From raw source files to clean, deduplicated shards: one command, a datatrove pipeline, one task a shard.
 
-    python -m preprocess.pipeline --source c4_zh --input 'c4-zh/*.jsonl.gz' --output-folder corpus/c4_zh --tasks 8
+    python -m preprocess.pipeline --source c4_zh --output-folder corpus/c4_zh --tasks 8     # what was downloaded
+    python -m preprocess.pipeline --source jsonl --input 'mine/*.jsonl.gz' --output-folder corpus/mine --tasks 8
     python -m preprocess.pipeline --source wudao --input WuDaoCorpus2.0_base_200G --output-folder corpus/wudao \\
         --executor slurm --partition cpu --tasks 512 --workers 128
 
@@ -37,13 +38,14 @@ for _name in ("batch_bucket_files", "create_bucket", "list_bucket_tree"):
         setattr(huggingface_hub, _name, None)
 
 from artifacts.errors import UserError, run_main  # noqa: E402
-from artifacts.files import read_json, write_json  # noqa: E402
+from artifacts.files import read_json, read_yaml, write_json  # noqa: E402
+from artifacts.processes import die_with_parent  # noqa: E402
 from artifacts.stage import report_metrics  # noqa: E402
 from preprocess import decontaminate, minhash  # noqa: E402
-from preprocess.blocks import Block, Change, Collect, Deduplicate, Drop, Match, Read, Sign, Write, die_with_parent  # noqa: E402
+from preprocess.blocks import Block, Change, Collect, Deduplicate, Drop, Match, Read, Sign, Write  # noqa: E402
 from preprocess.clean import thresholds_of  # noqa: E402
 from preprocess.data_card import write_card  # noqa: E402
-from preprocess.download import SOURCES  # noqa: E402
+from preprocess.download import SOURCES, load_source, source_file  # noqa: E402
 from preprocess.privacy import mask_rows  # noqa: E402
 from preprocess.quality import judge_rows, normalise_rows  # noqa: E402
 from preprocess.read import find_files, plan  # noqa: E402
@@ -188,19 +190,34 @@ def submit_slurm(
     print(f"submitted; when the last job is done: python -m preprocess.data_card --folder {folder}", flush=True)
 
 
-def licence_of(source: str) -> str:
-    """The licence that `sources.yaml` states, under the source's name with hyphens or underscores."""
-    from artifacts.files import read_yaml
+def known_as(source: str) -> str | None:
+    """The name in `sources.yaml` of the corpus that this --source reads; None for files of the user's own."""
+    entries = read_yaml(SOURCES)
+    return source if source in entries else next((n for n, entry in entries.items() if entry["reader"] == source), None)
 
-    known = {name.replace("-", "_"): entry for name, entry in read_yaml(SOURCES).items()}
-    return str((known.get(source) or {}).get("licence", "not stated"))
+
+def licence_of(source: str) -> str:
+    """The licence that `sources.yaml` states."""
+    name = known_as(source)
+    return str(load_source(name)["licence"]) if name else Settings.licence
+
+
+def downloaded(source: str) -> str:
+    """Where a downloaded corpus lies; raises UserError when it was not downloaded, or is not one of `sources.yaml`."""
+    name = known_as(source)
+    if name is None or source == "zhwiki":
+        raise UserError(f"--source {source} wants --input: a file, folder or glob")
+    path = source_file(name)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: `python -m preprocess.download --source {name}`, or pass --input")
+    return str(path)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
     add("--source", required=True, help=f"what the records look like: {', '.join(SHAPES)}")
-    add("--input", action="append", required=True, help="file, folder or glob, any fsspec path; may be repeated")
+    add("--input", action="append", help="file, folder or glob, any fsspec path; repeatable (default: the download)")
     add("--output-folder", type=Path, required=True)
     add("--text-key", help="with --source jsonl: the key that holds the text (default text)")
     add("--tasks", type=int, default=4, help="shards (default 4); part of what the result depends on")
@@ -226,11 +243,12 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     a = parse()
     shape = shape_of(a.source, a.text_key)
+    inputs = a.input or [downloaded(a.source)]
     if a.tasks < 1 or a.workers < 1:
         raise UserError("--tasks and --workers want 1 or more")
     settings = Settings(
         source=a.source,
-        inputs=a.input,
+        inputs=inputs,
         tasks=a.tasks,
         text_key=a.text_key,
         simplify=a.simplify or shape.simplify,
@@ -244,7 +262,7 @@ def main() -> None:
         licence=a.licence or licence_of(a.source),
     )
     folder = a.output_folder.resolve()
-    files = find_files(a.input)
+    files = find_files(inputs)
     if settings.evaluation:
         decontaminate.index_of(settings.evaluation)  # a missing set is told now, not by every task
     claim(settings, files, folder)

@@ -100,6 +100,12 @@ def site_head(dump: Path) -> bytes:
     return b"<mediawiki>\n<siteinfo>\n<base>https://zh.wikipedia.org/wiki/</base>\n</siteinfo>\n"
 
 
+def index_beside(dump: Path) -> Path | None:
+    """`X-index.txt.bz2` of `X.xml.bz2`, as a multistream dump and its index are published, where it lies beside it."""
+    index = dump.with_name(dump.name.removesuffix(".bz2").removesuffix(".xml") + "-index.txt.bz2")
+    return index if index.exists() else None
+
+
 def indexed_parts(dump: Path, index: Path) -> list[Part]:
     """The streams that hold conversion groups, by the index published with the dump (`offset:page id:title` lines)."""
     offsets: list[int] = []

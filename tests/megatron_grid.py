@@ -20,7 +20,8 @@ megatron_on_cpu.patch_torch()
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-from converters import checkpoint, vocabulary  # noqa: E402
+from artifacts.vocabulary import padded_size  # noqa: E402
+from converters import checkpoint  # noqa: E402
 from converters.megatron_forward import build  # noqa: E402
 
 
@@ -58,7 +59,7 @@ def main():
             source = checkpoint.latest_iteration(work / name / "imported")
             arguments = checkpoint.arguments(source)
             arguments.tensor_model_parallel_size = tensor
-            arguments.padded_vocab_size = vocabulary.padded_size(arguments.vocab_size, 128, tensor)
+            arguments.padded_vocab_size = padded_size(arguments.vocab_size, 128, tensor)
             model = build(arguments, tensor, pipeline)
             loaded = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(source))
             model.load_state_dict(loaded["model"])

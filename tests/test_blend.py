@@ -62,6 +62,16 @@ def test_weights_and_epochs(data):
     assert "more than 4 readings" in result.stdout
 
 
+def test_times_of_reading_decide_weights_and_length(data):
+    result = run(data, "--train", "a:1x", "--train", "b:2.5x", "--valid", "b", "--test", "c")
+    assert result.returncode == 0, result.stderr
+    report = read_json(data / "blend_report.json")["train"]["sources"]
+    assert [row["epochs"] for row in report.values()] == [1.0, 2.5]
+    asked = report["a"]["tokens"] + 2.5 * report["b"]["tokens"]
+    assert report["b"]["weight"] == pytest.approx(2.5 * report["b"]["tokens"] / asked)
+    assert f"these are {asked:,.0f} tokens" in result.stdout
+
+
 def test_megatron_takes_the_blend(data):
     run(data, "--train", "a:1", "--train", "b:3", "--valid", "b", "--test", "c")
     script = (
@@ -84,8 +94,10 @@ def test_megatron_takes_the_blend(data):
     [
         (["--train", "a:1", "--train", "b"], "--train b has no weight while others have"),
         (["--train", "a", "--train", "a"], "--train a is given twice"),
-        (["--train", "a:-1"], "the weight a positive number"),
-        (["--train", "a:x"], "the weight a positive number"),
+        (["--train", "a:-1"], "with a positive number"),
+        (["--train", "a:x"], "with a positive number"),
+        (["--train", "a:1", "--train", "b:1x"], "mixes weights and times of reading"),
+        (["--train", "a:1x", "--train-tokens", "1e6"], "read as often as asked the sources give 330: leave it out"),
         (["--train", "none"], "none.idx does not exist: bin it first"),
         (["--train", "empty"], "empty.bin is empty"),
     ],

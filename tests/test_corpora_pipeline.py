@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from slurm_cluster import MISSING, available, slurm_cluster
 
-from artifacts.files import read_json, read_jsonl, sha256
+from artifacts.errors import UserError
+from artifacts.files import read_json, read_jsonl, sha256, write_json
+from preprocess import data_card
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SENTENCES = [
@@ -61,7 +63,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 def results(folder: Path) -> dict[str, str]:
     """Hashes of everything that a run hands on."""
-    files = [*folder.glob("shards/*"), *folder.glob("dropped/*/*"), folder / "data_card.json", folder / "data_card.md"]
+    files = [*folder.glob("shards/*"), *folder.glob("dropped/*/*"), *folder.glob("data_card.*")]
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
@@ -92,7 +94,25 @@ def test_the_card_adds_up(whole):
     dropped = [row for path in (folder / "dropped/deduplicate").glob("*") for row in read_jsonl(path)]
     assert len(dropped) == sum(steps["deduplicate"]["dropped"].values()) and all(row["repeats"] for row in dropped)
     assert "车站旁的书店卖旧书" in "".join(row["text"] for row in rows)
-    assert "advert" in (folder / "data_card.md").read_text()
+    assert "advert" in (folder / "data_card.md").read_text() and "<svg" in (folder / "data_card.svg").read_text()
+    assert sum(steps["deduplicate"]["lengths"].values()) == len(rows)
+
+
+def test_the_card_tells_the_tokens_of_what_was_binned(whole, tmp_path):
+    _, folder = whole
+    copied = tmp_path / "run"
+    copied.mkdir()
+    for name in ("settings.json", "reports"):
+        (copied / name).symlink_to(folder / name)
+    documents = read_json(folder / "data_card.json")["documents"]
+    report = tmp_path / "mine.binning.json"
+    write_json(report, {"documents": documents, "tokens": documents * 101})
+    card = data_card.write_card(copied, [report])
+    assert card["characters_per_token"] == round(card["characters"] / (100 * documents), 3)
+    assert f"{documents * 101:,} tokens" in (copied / "data_card.md").read_text()
+    write_json(report, [])
+    with pytest.raises(UserError, match="mine.binning.json is no report of preprocess.binning"):
+        data_card.write_card(copied, [report])
 
 
 def test_one_worker_gives_the_same_bytes(whole, tmp_path):

@@ -127,6 +127,37 @@ def test_a_multistream_dump_becomes_clean_text(tmp_path, processes, index):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dump.xml.bz2", "index.txt", "out.jsonl"]
 
 
+def test_what_is_done_is_kept_and_a_changed_dump_is_not_mixed_in(tmp_path, monkeypatch):
+    dump, output = tmp_path / "dump.xml.bz2", tmp_path / "out.jsonl"
+    packed = [bz2.compress(text.encode()) for text in streams()]
+    dump.write_bytes(b"".join(packed))
+    extract_wiki.extract(dump, output, 3)
+    whole = output.read_bytes()
+    output.unlink()
+
+    def full(pieces, target):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(extract_wiki, "join", full)
+        extract_wiki.extract(dump, output, 3)
+    folder = tmp_path / ".out.jsonl.parts"
+    (folder / "00001.json").unlink()  # as if it had been killed in this part
+    kept = (folder / "00000.jsonl").stat().st_mtime_ns
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(extract_wiki, "join", full)
+        extract_wiki.extract(dump, output, 3)
+    assert (folder / "00000.jsonl").stat().st_mtime_ns == kept
+    extract_wiki.extract(dump, output, 3)
+    assert output.read_bytes() == whole and not folder.exists()
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(extract_wiki, "join", full)
+        extract_wiki.extract(dump, output, 3)
+    dump.write_bytes(packed[0] + packed[2] + packed[-1])
+    assert extract_wiki.extract(dump, output, 3)["pages"] == 9
+
+
 def test_parts_are_whole_streams_that_together_are_the_dump(tmp_path):
     dump = tmp_path / "dump.xml.bz2"
     texts = [f"<page>{i}</page>" * 2000 for i in range(30)]

@@ -19,6 +19,7 @@ from artifacts.errors import UserError
 from artifacts.files import read_yaml
 from preprocess import download
 from preprocess.http_download import Wanted, fetch, retry_after
+from preprocess.shapes import SHAPES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -351,12 +352,12 @@ def test_own_files_and_folders_are_linked(tmp_path, monkeypatch):
 
 
 def test_every_source_is_described():
-    readers = {"wiki_dump", "json_list", "baidu_baike", "c4_jsonl", "wudao_list", "jsonl", "parquet", "poems"}
+    readers = {"wiki_dump", "poems", "instructions", *SHAPES}
     entries = read_yaml(download.SOURCES)
     assert len(entries) == 9
     for name, source in entries.items():
         assert source["kind"] in {"npm", "file", "url", "hub", "own"} and source["licence"], name
-        assert source["reader"] in readers and source.get("script") in (None, "t2s", "tw2s"), name
+        assert source["reader"] in readers, name
         assert source["kind"] not in ("url", "hub") or source["files"], name
         assert download.source_file(name).name
     assert len(download.expand(entries["c4-zh"]["files"][0])) == 1024

@@ -1,0 +1,22 @@
+"""Processes that end with the one that started them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask Linux to kill this process when its parent dies: left alone, it would write the files of the next run.
+
+    For a child to call: an `initializer` of a pool, or a `preexec_fn`. To Linux the parent is the *thread* that started
+    it. `parent` is the process id it should have: when that one is dead already, the child ends here.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
