@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.files import read_json, sha256
+from launch import model_probe
 from launch.checkpoints import LATEST
 from launch.training_log import log_of, read_history
 
@@ -69,6 +70,14 @@ def test_every_stage_ran_and_every_gate_passed(whole_run):
     page = (whole_run / "report.html").read_text()
     assert page.count("<svg") == 6, "loss, throughput, gradient norm, rate, SFT, DPO"
     assert not re.search(r"<script|<link|src=", page), "the page must need nothing beside itself"
+
+
+@pytest.mark.parametrize("model", ["base", "sft", "dpo"])
+def test_exports_are_the_same_in_transformers_4_and_5(whole_run, model):
+    found = model_probe.compare(whole_run / "models" / model)
+    assert [version.split(".")[0] for version in found["transformers"]] == ["4", "5"]
+    assert found["eos_token"] == ("<|endoftext|>" if model == "base" else "<|im_end|>")
+    assert len(found["eos_token_id"]) == (1 if model == "base" else 2)
 
 
 def test_it_learned_something(whole_run):
