@@ -152,8 +152,8 @@ def test_bf16_trains_the_same(data, starts, references, tmp_path, layout, digits
     """To 6 digits where the same sums are rounded in the same places, as in pipeline and data parallel.
 
     Tensor parallel rounds each rank's partial sum to bf16, 8 bits, before they are added: 6 digits cannot be asked for.
-    Of Megatron's flags that might help, softmax and gradients in float32 change nothing (the sums are the matmuls'), and
-    its local layers take neither a float32 residual nor sequence parallel with torch's norm.
+    Of Megatron's flags that might help, softmax and gradients in float32 change nothing (the sums are the matmuls'),
+    and its local layers take neither a float32 residual nor sequence parallel with torch's norm.
     """
     run = fresh(data, tmp_path / "run", starts("llama2-tiny", "bf16=true"))
     finish(command(run, *SHORT, "bf16=true", *LAYOUTS[layout], model="llama2-tiny"))
