@@ -3,7 +3,7 @@
 The file's keys are those of TRL's own script (`trl grpo --config X.yaml` reads the same file): GRPOConfig, ModelConfig,
 `dataset_name`, `reward_funcs`, `reward_model_name_or_path`. What this runner adds to that script: it resumes from the
 newest checkpoint, evaluates before the first step and after the last one, prints progress, and leaves its results
-where LLaMA-Factory's stages leave theirs (trainer_state.json, train_results.json, eval_results.json).
+where LLaMA-Factory's stages leave theirs (trainer_state.json, train_results.json).
 Method: Shao et al. 2024, arXiv 2402.03300.
 """
 
@@ -82,9 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     result = trainer.train(resume_from_checkpoint=newest)
     trainer.save_model()
     trainer.save_metrics("train", result.metrics, combined=False)
-    trainer.save_state()
     if training.do_eval:
-        trainer.save_metrics("eval", trainer.evaluate(), combined=False)
+        trainer.evaluate()  # what it finds goes to the log alone, rewards and all
+    trainer.save_state()
     return 0
 
 

@@ -8,6 +8,7 @@ cannot evaluate, are the means of the first and the last tenth of its training s
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from launch.lint_data import Findings
 from launch.posttrain_job import Job
 
 CURVE_POINTS = 200
+REWARD = re.compile(r"eval_rewards/.+/mean")  # TRL's name of one reward's mean over held-out answers
 Curve = list[list[float]]
 # What a stage is to move (a metric with `_before` and `_after`), and whether upwards.
 MEASURES = {
@@ -39,7 +41,7 @@ EVALUATED = {
     "eval_completions/mean_length": ("eval_answer_tokens", 1),
 }
 TRAINED = {"rewards/accuracies": ("reward_accuracy", 100), "reward": ("reward", 1), "kl": ("kl", 1)}
-PPO_TAGS = {"objective/kl": "kl", "ppo/mean_scores": "reward"}  # of TRL 0.9.6's TensorBoard events
+PPO_TAGS = {"objective/kl": "kl", "env/reward_mean": "reward"}  # of TRL 0.9.6's TensorBoard events
 
 
 def thin(curve: Curve, points: int = CURVE_POINTS) -> Curve:
@@ -101,9 +103,9 @@ def training_metrics(job: Job, data: dict[str, Findings], resumed_at: int, secon
             metrics |= {f"{name}_after": points[-1][1], f"{name}_curve": thin(points)}
             if points[0][0] == 0:
                 metrics[f"{name}_before"] = points[0][1]
-    for key in sorted({key for entry in history for key in entry if key.startswith("eval_rewards/launch.")}):
-        points = curve_of(history, key)
-        metrics[f"{key}_before"], metrics[f"{key}_after"] = points[0][1], points[-1][1]
+    for key in sorted({key for entry in history for key in entry if REWARD.fullmatch(key)}):
+        points, name = curve_of(history, key), "eval_" + key.split("/")[1].rpartition(".")[2]
+        metrics |= {f"{name}_before": points[0][1], f"{name}_after": points[-1][1]}
     trained = {name: curve_of(history, key, factor) for key, (name, factor) in TRAINED.items()}
     if job.stage == "ppo":
         trained |= {n: c for n, c in tensorboard_curves(job.work / "tracking", PPO_TAGS).items() if c}
