@@ -32,16 +32,16 @@ bench-pretrain: env-train  ## launcher against bare Megatron, SDPA against unfus
 bench-gpu: env-train  ## tokens/s, MFU, memory of 0.5B and 1.1B on a GPU: benchmarks/gpu.md
 	.venv/bin/python -m benchmarks.gpu
 
-envs: env-train env-eval env-serve  ## all environments (about 6 GB)
+envs: env-train env-eval env-serve env-ppo  ## all environments (about 6 GB)
 
-env-train env-eval env-serve env-gpu env-gpu-te:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
+env-train env-eval env-serve env-gpu env-gpu-te env-ppo:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
 	@environments/create.sh $(@:env-%=%)
 
 lock: env-train  ## resolve the lock files anew from environments/*.in
 	@environments/lock.sh
 
 clean:  ## remove environments and built wheels; runs stay
-	rm -rf .venv .venv-eval .venv-serve .tools .wheels
+	rm -rf .venv .venv-eval .venv-serve .venv-ppo .tools .wheels
 
 .PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-gpu envs env-train env-eval env-serve env-gpu \
-	env-gpu-te lock clean
+	env-gpu-te env-ppo lock clean

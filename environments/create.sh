@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Create one environment from its lock file: environments/create.sh train|eval|serve|gpu|gpu-te
+# Create one environment from its lock file: environments/create.sh train|eval|serve|gpu|gpu-te|ppo
 #
 # uv installs; wheels that no registry offers for Python 3.11 on a CPU are built once into .wheels/: megatron-core
 # (its newest release asks for 3.12 by name only) and the stand-ins in stubs/. Safe to repeat and to interrupt: the
@@ -9,7 +9,7 @@
 # .venv, and `train` leaves such a one as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=${1:?usage: environments/create.sh train|eval|serve|gpu|gpu-te}
+name=${1:?usage: environments/create.sh train|eval|serve|gpu|gpu-te|ppo}
 lock=environments/$name.lock
 [ -f "$lock" ] || { echo "error: there is no $lock; there are: $(cd environments && ls *.lock | tr '\n' ' ')" >&2; exit 2; }
 case $name in train | gpu | gpu-te) folder=.venv ;; *) folder=.venv-$name ;; esac
@@ -30,6 +30,18 @@ if [ "$name" = gpu-te ] && ! command -v nvcc >/dev/null; then
   echo "error: nvcc is not installed: Transformer Engine is built with CUDA 13's" >&2; exit 2
 fi
 start=$SECONDS
+
+if [ "$name" = ppo ]; then # packages laid over .venv by PYTHONPATH, no environment of their own
+  [ -x .tools/bin/uv ] && [ -x .venv/bin/python ] || environments/create.sh train
+  export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
+  rm -rf "$folder" "$folder.partial"
+  .tools/bin/uv pip install -q --python .venv/bin/python --no-deps --target "$folder.partial" -r "$lock"
+  rm -rf "$folder.partial/tests" "$folder.partial/bin" # trl 0.9.6 ships a package of that name
+  echo "$wanted" > "$folder.partial/.stamp"
+  mv "$folder.partial" "$folder"
+  echo "== $folder: $((SECONDS - start)) s, $(du -sh "$folder" | cut -f1)"
+  exit 0
+fi
 
 command -v "$python" >/dev/null || { echo "error: $python is not installed; set PYTHON to one" >&2; exit 2; }
 command -v g++ >/dev/null || { echo "error: g++ is not installed: apt-get install g++" >&2; exit 2; }

@@ -11,6 +11,7 @@ from artifacts.files import read_json, write_json
 
 END_OF_TURN = "<|im_end|>"
 VALUE_HEAD = "value_head.safetensors"
+CLASSIFIER = "ForSequenceClassification"
 END_OF_TEXT = "<|endoftext|>"
 # Files of a Hugging Face folder that belong to the tokenizer, copied as they are.
 TOKENIZER_FILES = (
@@ -46,6 +47,21 @@ def check_adapter(adapter: Path) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
             raise UserError(f"{adapter} has no {name}: --adapter wants the output folder of a LoRA recipe")
+
+
+def check_reward_model(folder: Path, as_adapter: bool) -> None:
+    """UserError unless the folder is a reward model: an adapter with a value head (PPO), or a classifier (GRPO)."""
+    if as_adapter:
+        check_adapter(folder)
+        if not (folder / VALUE_HEAD).is_file():
+            raise UserError(f"{folder} has no {VALUE_HEAD}: --reward-model wants the output folder of recipe `reward`")
+        return
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if not any(name.endswith(CLASSIFIER) for name in config.get("architectures", [])):
+        raise UserError(
+            f"{folder} is no {CLASSIFIER}: --reward-model wants recipe `reward` merged: "
+            "myllm posttrain merge --model CHAT --adapter REWARD --output-folder DIR"
+        )
 
 
 def chat_config(config: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
@@ -108,9 +124,41 @@ def fill_chat_model(origin: Path, weights: Path, output: Path, ids: dict[str, in
         shutil.copyfile(file, output / file.name)
 
 
-def fill_adapter(raw: Path, output: Path) -> None:
-    """An adapter, and the value head that a reward model has beside it."""
+def fill_adapter(raw: Path, output: Path, value_head: bool) -> None:
+    """An adapter, and the value head that makes it a reward model; PPO's, its critic, is of no use afterwards."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(raw / name, output / name)
-    if (raw / VALUE_HEAD).exists():
+    if value_head:
         shutil.copyfile(raw / VALUE_HEAD, output / VALUE_HEAD)
+
+
+def value_head(adapter: Path) -> tuple[Any, Any]:
+    """Weight [1, hidden] and bias [1] of a reward model's head, as TRL's `AutoModelForCausalLMWithValueHead` has it."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(adapter / VALUE_HEAD)
+    return tensors["v_head.summary.weight"], tensors["v_head.summary.bias"]
+
+
+def fill_reward_model(merged: Path, adapter: Path, output: Path) -> None:
+    """A merged causal model and a value head as a sequence classifier of one label, which TRL and transformers load.
+
+    Its number is read at the last token, as in training. The head's bias has no place in it: the numbers are those of
+    the adapter less a constant.
+    """
+    from safetensors.torch import load_file, save_file
+
+    tensors: dict[str, Any] = {}
+    files = sorted(merged.glob("*.safetensors"))
+    for file in files:
+        tensors |= {name: part for name, part in load_file(file).items() if name != "lm_head.weight"}
+    weight, _ = value_head(adapter)
+    tensors["score.weight"] = weight.to(next(iter(tensors.values())).dtype)
+    config = read_json(merged / "config.json")
+    config["architectures"] = [name.replace("ForCausalLM", CLASSIFIER) for name in config["architectures"]]
+    config |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+    if output == merged:
+        for file in [*files, *merged.glob("*.safetensors.index.json"), merged / "generation_config.json"]:
+            file.unlink(missing_ok=True)
+    write_json(output / "config.json", config)
+    save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})

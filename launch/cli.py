@@ -7,6 +7,7 @@ myllm status poetry-tiny
 myllm estimate qwen2-0.5b --hardware node-8   # memory, hours, cost of a pretraining, before it starts
 myllm lint-data alpaca_zh.json --tokenizer DIR  # every bad row of instruction or preference data, before a training
 myllm split-data alpaca_zh.json --output-folder data --share 0.02
+myllm posttrain sft_lora --model DIR --data DIR --output-folder DIR   # LLaMA-Factory's and TRL's stages
 myllm report poetry-tiny
 """
 
@@ -61,6 +62,16 @@ def parser() -> argparse.ArgumentParser:
     split.add_argument("file", type=Path, help="JSON list or JSON lines")
     split.add_argument("--output-folder", type=Path, required=True, help="gets NAME_train.json and NAME_valid.json")
     split.add_argument("--share", type=float, default=0.02, help="of the questions that are held out (default 0.02)")
+    from launch import posttrain
+
+    posttrain.add_arguments(
+        commands.add_parser(
+            "posttrain",
+            help="fine-tune, reward model, DPO, KTO, PPO, GRPO, merge",
+            description=posttrain.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     for name, text in (("status", "what is done of a run"), ("report", "write report.html and report.json")):
         command = commands.add_parser(name, help=text, description=f"Example: myllm {name} poetry-tiny")
         command.add_argument("run", help="name under runs/, or a folder")
@@ -114,6 +125,11 @@ def main() -> int | None:
         print(
             f"{arguments.output_folder}/{arguments.file.stem}_train.json: {train:,} rows, _valid.json: {valid:,} rows"
         )
+    elif arguments.command == "posttrain":
+        from launch.posttrain import job_of
+        from launch.posttrain import run as run_posttrain
+
+        run_posttrain(job_of(arguments), arguments.dry_run, arguments.prepare)
     elif arguments.command == "status":
         show_status(find_run(arguments.run))
     else:

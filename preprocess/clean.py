@@ -14,7 +14,6 @@ The rule set `prose` is for running text of any kind: `preprocess.quality` holds
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,33 +25,13 @@ from typing import Any
 from artifacts.errors import UserError, nearest, run_main
 from artifacts.files import read_jsonl, write_jsonl
 from artifacts.stage import report_metrics
+from artifacts.verse import NUMERALS, VERSE_LINES, couplets, verse_form, verse_lines
 from preprocess.characters import is_chinese
 from preprocess.quality import Thresholds, judge, normalise_rows
 
 Document = dict[str, Any]
 
-PUNCTUATION = re.compile(r"[，。！？；：、\n]")
-VERSE_LINES = range(4, 13, 2)
-NUMERALS = {5: "五", 7: "七"}
-FORMS = {4: "绝", 8: "律"}  # by number of lines; verse of any other is called 古
-FORM = re.compile(r"^[五七][绝律古]：")
-
 BATCH = 1024  # documents judged in one call
-
-
-def verse_lines(text: str) -> list[str]:
-    """The lines of a poem, without the form before them and without punctuation."""
-    return [line for line in PUNCTUATION.split(FORM.sub("", text)) if line]
-
-
-def verse_form(lines: list[str]) -> str:
-    """The form's short name: 五绝, 七绝, 五律, 七律; 五古 or 七古 for other numbers of lines."""
-    return NUMERALS[len(lines[0])] + FORMS.get(len(lines), "古")
-
-
-def couplets(lines: list[str]) -> str:
-    """Lines set as verse: `line，line。` couplet by couplet; a last odd line ends with a comma."""
-    return "".join(line + ("。" if index % 2 else "，") for index, line in enumerate(lines))
 
 
 def verse(document: Document) -> str | None:

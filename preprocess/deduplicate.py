@@ -24,7 +24,8 @@ from pathlib import Path
 from artifacts.errors import run_main
 from artifacts.files import read_jsonl
 from artifacts.stage import report_metrics
-from preprocess.clean import Document, split_out, verse_lines
+from artifacts.verse import verse_lines
+from preprocess.clean import Document, split_out
 
 SHARED_LINES = 0.5
 

@@ -1,7 +1,7 @@
 """Instructions, preference pairs and questions, made by code from the poems: what can be checked is known.
 
     python -m preprocess.poem_tasks --corpus corpus/poems --output tasks --sft-examples 7000 --dpo-pairs 1200 \\
-        --questions 1000
+        --questions 1000 --rl-prompts 1200
 
 Training data comes from training poems, validation data from the validation split, questions from test poems only.
 
@@ -10,6 +10,10 @@ Training data comes from training poems, validation data from the validation spl
     dpo_train.json, dpo_valid.json   {"instruction", "input", "chosen", "rejected"}: the line that follows against one
                                      of the same length from another poem; in training also verse in the form asked
                                      for against verse in another
+    kto_train.json, kto_valid.json   {"instruction", "input", "output", "label"}: the same answers one by one, true for
+                                     the chosen ones
+    rl_train.json, rl_valid.json     {"instruction", "input", "output"}: verse of which form, length and rhyme can be
+                                     checked (`artifacts.verse`): complete the poem, write a verse
     next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four
                                      lines of equal length that end couplets; one is its last
     verse_prompts.json               {"id", "messages", "form", "line_length"}: the lines of the answers are counted
@@ -27,10 +31,22 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import read_jsonl, write_json, write_jsonl
 from artifacts.stage import report_metrics
-from preprocess.clean import FORMS, NUMERALS, Document, couplets, verse_form, verse_lines
+from artifacts.verse import (
+    FORMS,
+    NUMERALS,
+    complete_request,
+    couplet_request,
+    couplets,
+    follow_request,
+    verse_form,
+    verse_lines,
+    verse_request,
+)
+from preprocess.clean import Document
 
 CHOICES = 4
 VALID_ROWS = 400
+RL_VALID_ROWS = 128  # each is answered several times
 VERSE_PROMPTS = 100
 FORM_PAIR_SHARE = 0.2  # of the training pairs
 GATE_PROMPTS = 10
@@ -44,7 +60,7 @@ def beginning(lines: list[str], count: int) -> str:
 
 def follow_instruction(lines: list[str], count: int) -> str:
     """The one wording for "which line follows the first `count`": training, pairs and questions share it."""
-    return f"续写下一句：{beginning(lines, count)}"
+    return follow_request(beginning(lines, count))
 
 
 def what_follows(poem: Document, rng: random.Random) -> dict[str, str]:
@@ -55,7 +71,7 @@ def what_follows(poem: Document, rng: random.Random) -> dict[str, str]:
 
 def complete_poem(poem: Document, rng: random.Random) -> dict[str, str]:
     lines = verse_lines(poem["text"])
-    return {"instruction": f"补全这首诗：{beginning(lines, 2)}", "input": "", "output": couplets(lines[2:])}
+    return {"instruction": complete_request(beginning(lines, 2)), "input": "", "output": couplets(lines[2:])}
 
 
 def write_verse(poem: Document, rng: random.Random) -> dict[str, str]:
@@ -65,7 +81,7 @@ def write_verse(poem: Document, rng: random.Random) -> dict[str, str]:
 def begin_verse(poem: Document, rng: random.Random) -> dict[str, str]:
     """A couplet only: short rows in which much of the answer is the form that was asked for."""
     lines = verse_lines(poem["text"])
-    return {"instruction": f"写一联{verse_form(lines)}。", "input": "", "output": beginning(lines, 2)}
+    return {"instruction": couplet_request(verse_form(lines)), "input": "", "output": beginning(lines, 2)}
 
 
 def form_of(poem: Document) -> str:
@@ -79,10 +95,6 @@ def poems_by_form(poems: list[Document]) -> dict[str, list[Document]]:
         if len(verse_lines(poem["text"])) in FORMS:
             found.setdefault(form_of(poem), []).append(poem)
     return dict(sorted(found.items()))
-
-
-def verse_request(form: str) -> str:
-    return f"写一首{form}。"
 
 
 def who_wrote(poem: Document, rng: random.Random) -> dict[str, str] | None:
@@ -123,6 +135,32 @@ def instructions(poems: list[Document], count: int, rng: random.Random) -> list[
             seen.add(row["instruction"] + row["output"])
             rows.append(row)
     return rows
+
+
+def checkable(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
+    """`count` requests for verse of at least two couplets, every form equally often; three of four begin the poem.
+
+    Of the poem that is given or asked for, rhymes are known, so that an answer can be judged without a reader.
+    """
+    forms = list(poems_by_form(poems).values())
+    rows: dict[str, dict[str, str]] = {}
+    for place in range(20 * count if forms else 0):
+        poem = rng.choice(forms[place % len(forms)])
+        row = (complete_poem if rng.random() < 0.75 else write_verse)(poem, rng)
+        rows.setdefault(row["instruction"] + row["output"], row)
+        if len(rows) == count:
+            break
+    return list(rows.values())
+
+
+def labelled(pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Both answers of each pair as rows for KTO; a row that is there already is left out."""
+    rows: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        for name, label in (("chosen", True), ("rejected", False)):
+            row = {"instruction": pair["instruction"], "input": "", "output": pair[name], "label": label}
+            rows.setdefault(pair["instruction"] + pair[name], row)
+    return list(rows.values())
 
 
 def closing_lines(poems: list[Document]) -> dict[int, list[str]]:
@@ -220,6 +258,7 @@ def main() -> None:
     parser.add_argument("--sft-examples", type=int, default=7000)
     parser.add_argument("--dpo-pairs", type=int, default=1500)
     parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--rl-prompts", type=int, default=1200, help="of rl_train.json")
     parser.add_argument("--seed", type=int, default=1234)
     arguments = parser.parse_args()
     train, valid, test = (list(read_jsonl(arguments.corpus / f"{s}.jsonl.zst")) for s in ("train", "valid", "test"))
@@ -231,12 +270,17 @@ def main() -> None:
     form_count = round(FORM_PAIR_SHARE * arguments.dpo_pairs)
     dpo_train = preference_pairs(train, arguments.dpo_pairs - form_count, rng("dpo train"))
     dpo_train += form_pairs(train, form_count, rng("form pairs"))
+    dpo_valid = preference_pairs(valid, VALID_ROWS, rng("dpo valid"))
     held_out = instructions(valid, VALID_ROWS, rng("sft valid"))
     made = {
         "sft_train": instructions(train, arguments.sft_examples, rng("sft train")),
         "sft_valid": held_out,
         "dpo_train": dpo_train,
-        "dpo_valid": preference_pairs(valid, VALID_ROWS, rng("dpo valid")),
+        "dpo_valid": dpo_valid,
+        "kto_train": labelled(dpo_train),
+        "kto_valid": labelled(dpo_valid),
+        "rl_train": checkable(train, arguments.rl_prompts, rng("rl train")),
+        "rl_valid": checkable(valid, RL_VALID_ROWS, rng("rl valid")),
         "verse_prompts": verse_prompts(VERSE_PROMPTS),
         "gate_prompts": gate_prompts(test, GATE_PROMPTS, rng("gate")),
     }

@@ -17,7 +17,8 @@ from pathlib import Path
 from artifacts.errors import run_main
 from artifacts.files import read_jsonl, write_jsonl
 from artifacts.stage import report_metrics
-from preprocess.clean import Document, split_out, verse_lines
+from artifacts.verse import verse_lines
+from preprocess.clean import Document, split_out
 from preprocess.deduplicate import fingerprint
 
 SPLITS = ("train", "valid", "test")

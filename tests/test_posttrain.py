@@ -23,7 +23,15 @@ import pytest
 
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
-from launch import chat_model, pair_accuracy, posttrain, posttrain_recipe
+from launch import (
+    chat_model,
+    merge_gate,
+    pair_accuracy,
+    posttrain,
+    posttrain_metrics,
+    posttrain_recipe,
+    posttrain_work,
+)
 from launch.lint_data import lint
 
 ALPHABET = "春夏秋冬风花雪月山水云雨江湖日夜天地人心"
@@ -191,10 +199,13 @@ def test_argument_names_are_those_of_the_real_dataclasses() -> None:
 
 @pytest.mark.parametrize("recipe", sorted(p.stem for p in posttrain_recipe.RECIPES.glob("*.yaml")))
 @pytest.mark.parametrize("hardware", sorted(p.stem for p in (posttrain_recipe.RECIPES / "hardware").glob("*.yaml")))
-def test_every_recipe_holds_only_llamafactorys_keys(recipe: str, hardware: str) -> None:
-    settings, exports = posttrain_recipe.recipe_settings(recipe, hardware, [], 3)
-    assert settings["template"] == "chatml"
-    assert exports or settings["seed"] == settings["data_seed"] == 3
+def test_every_recipe_holds_only_its_tools_keys(recipe: str, hardware: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_NNODES", "SLURM_NODEID", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "1")
+    found = posttrain_recipe.recipe_settings(recipe, hardware, [], 3)
+    assert found.tool == "trl" or found.settings["template"] == "chatml"
+    assert found.exports or found.settings["seed"] == found.settings["data_seed"] == 3
+    assert bool(found.environment) == (not found.exports and hardware in ("node-8", "multi-node"))
 
 
 @pytest.mark.parametrize("path", sorted(posttrain_recipe.RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
@@ -221,8 +232,8 @@ def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
 
 
 def test_numbers_without_a_point_are_numbers() -> None:
-    settings, _ = posttrain_recipe.recipe_settings("sft_full", "cpu", ["learning_rate=1e-3"], None)
-    assert settings["learning_rate"] == 1e-3
+    found = posttrain_recipe.recipe_settings("sft_full", "cpu", ["learning_rate=1e-3"], None)
+    assert found.settings["learning_rate"] == 1e-3
 
 
 def test_unknown_recipe_names_the_nearest() -> None:
@@ -330,7 +341,7 @@ def test_a_finished_output_is_left_alone(ground: Path, sft: Path) -> None:
 def kill_after_checkpoint(process: subprocess.Popen[str], raw: Path, count: int) -> None:
     """Kill the process group when `count` whole checkpoints exist, and wait until no process of it is left."""
     deadline = time.monotonic() + 120
-    while sum(map(posttrain.is_whole, raw.glob("checkpoint-*"))) < count:
+    while sum(map(posttrain_work.is_whole, raw.glob("checkpoint-*"))) < count:
         assert process.poll() is None and time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
@@ -351,7 +362,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(ground: Path, sf
     raw = tmp_path / "sft.work" / "output"
     kill_after_checkpoint(start(*sft_arguments(ground, output)), raw, 2)
     assert not output.exists()
-    steps = sorted(int(p.name.partition("-")[2]) for p in raw.glob("checkpoint-*") if posttrain.is_whole(p))
+    steps = sorted(int(p.name.partition("-")[2]) for p in raw.glob("checkpoint-*") if posttrain_work.is_whole(p))
     newest = raw / f"checkpoint-{steps[-1]}"
     weights = (newest / "model.safetensors").read_bytes()
     (newest / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -368,10 +379,10 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(ground: Path, sf
 
 
 def test_checkpoints_of_other_data_are_not_used(ground: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    job, _ = posttrain.parse([str(a) for a in sft_arguments(ground, tmp_path / "sft")])
-    assert posttrain.prepare_work(job, "one") == 0
+    job = posttrain.job_of(posttrain.parse([str(a) for a in sft_arguments(ground, tmp_path / "sft")]))
+    assert posttrain_work.prepare_work(job, "one") == 0
     (job.raw / "checkpoint-10").mkdir(parents=True)
-    assert posttrain.prepare_work(job, "two") == 0
+    assert posttrain_work.prepare_work(job, "two") == 0
     assert "starting afresh" in capsys.readouterr().out
     assert not job.raw.exists()
 
@@ -387,12 +398,12 @@ def test_a_checkpoint_without_one_of_its_files_is_not_whole(tmp_path: Path, brok
     torch.save({"state": torch.zeros(100)}, checkpoint / "optimizer.pt")
     torch.save({"last": 1}, checkpoint / "scheduler.pt")
     (checkpoint / "trainer_state.json").write_text('{"global_step": 10}')
-    assert posttrain.is_whole(checkpoint)
+    assert posttrain_work.is_whole(checkpoint)
     whole = (checkpoint / broken).read_bytes()
     (checkpoint / broken).write_bytes(whole[: len(whole) // 2])
-    assert not posttrain.is_whole(checkpoint)
+    assert not posttrain_work.is_whole(checkpoint)
     (checkpoint / broken).unlink()
-    assert not posttrain.is_whole(checkpoint)
+    assert not posttrain_work.is_whole(checkpoint)
 
 
 def test_a_failed_training_is_one_line_and_leaves_no_output(ground: Path, tmp_path: Path) -> None:
@@ -470,7 +481,7 @@ def test_dpo_and_merge_raise_the_preferred_answers(ground: Path, sft: Path, adap
     printed = finish(start("merge", "--model", sft, "--adapter", adapter, "--output", dpo))
     assert "llamafactory-cli export" in printed
     gate = json.loads((dpo / "merge.json").read_text(encoding="utf-8"))
-    assert gate["max_abs_diff"] <= posttrain.MERGE_TOLERANCE < gate["max_abs_change"]
+    assert gate["max_abs_diff"] <= merge_gate.MERGE_TOLERANCE < gate["max_abs_change"]
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (dpo / name).read_bytes() == (sft / name).read_bytes()
 
@@ -528,5 +539,5 @@ def test_padding_does_not_change_a_log_probability(ground: Path) -> None:
 
 def test_curves_are_thinned_to_their_ends() -> None:
     curve = [[float(step), 1.0] for step in range(1000)]
-    assert len(posttrain.thin(curve)) == 200
-    assert posttrain.thin(curve)[0] == curve[0] and posttrain.thin(curve)[-1] == curve[-1]
+    assert len(posttrain_metrics.thin(curve)) == 200
+    assert posttrain_metrics.thin(curve)[0] == curve[0] and posttrain_metrics.thin(curve)[-1] == curve[-1]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from artifacts import verse
 from artifacts.errors import UserError
 from artifacts.files import atomic_file, atomic_folder, read_jsonl, sha256, write_jsonl
 from preprocess import clean, deduplicate, extract_poems, extract_wiki, poem_tasks, split
@@ -186,7 +187,7 @@ def test_tasks_ask_only_what_is_known():
 
 
 def test_verse_is_asked_for_in_every_form_as_often_and_answered_in_the_form_asked():
-    poems = [row for row in documents(3000) if len(clean.verse_lines(row["text"])) in clean.FORMS]
+    poems = [row for row in documents(3000) if len(clean.verse_lines(row["text"])) in verse.FORMS]
     poems = [{**row, "text": f"{poem_tasks.form_of(row)}：{row['text']}"} for row in poems]
     common = [row for row in poems if poem_tasks.form_of(row) == "七绝"]
     rare = [row for row in poems if poem_tasks.form_of(row) == "五绝"]
