@@ -32,6 +32,12 @@ bench-pretrain: env-train  ## launcher against bare Megatron, SDPA against unfus
 bench-gpu: env-train  ## tokens/s, MFU, memory of 0.5B and 1.1B on a GPU: benchmarks/gpu.md
 	.venv/bin/python -m benchmarks.gpu
 
+results: envs  ## every post-training stage with three seeds, on a finished demo: docs/results-poetry-tiny.md
+	.venv/bin/python -m benchmarks.results_poetry_tiny
+
+test-slow: envs  ## the slow tests alone: every stage of training, serving and scoring on the CPU
+	$(PYTEST) -m slow
+
 envs: env-train env-eval env-serve env-ppo  ## all environments (about 6 GB)
 
 env-train env-eval env-serve env-gpu env-gpu-te env-ppo:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
@@ -43,5 +49,5 @@ lock: env-train  ## resolve the lock files anew from environments/*.in
 clean:  ## remove environments and built wheels; runs stay
 	rm -rf .venv .venv-eval .venv-serve .venv-ppo .tools .wheels
 
-.PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-gpu envs env-train env-eval env-serve env-gpu \
+.PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-gpu results test-slow envs env-train env-eval env-serve env-gpu \
 	env-gpu-te env-ppo lock clean

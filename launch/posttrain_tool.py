@@ -49,8 +49,10 @@ def added_environment(job: Job) -> dict[str, str]:
 
 def child_environment(job: Job) -> dict[str, str]:
     """The tool's environment; it keeps compiled bytecode, without which every start costs 10 s more."""
+    programs = str(Path(sys.executable).parent)  # LLaMA-Factory starts `torchrun` by name, activated or not
     environment = {
         **os.environ,
+        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
         **added_environment(job),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
