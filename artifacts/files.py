@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from artifacts.errors import UserError
 
@@ -125,26 +125,34 @@ def sha256(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def decompressed(path: Path | str) -> Iterator[bytes]:
-    """Pieces of the text of a zstd file of one or more frames; raises UserError when it is broken or cut off.
+def zstd_pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    """Pieces of the text of a zstd stream of one or more frames; raises EOFError when it is broken or cut off.
 
     zstandard's own `stream_reader` ends at the cut as if the file were whole.
     """
     import zstandard
 
+    frame = None
+    try:
+        while piece := stream.read(CHUNK):
+            while piece:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(piece)
+                piece = frame.unused_data if frame.eof else b""
+                frame = None if frame.eof else frame
+    except zstandard.ZstdError as error:
+        raise EOFError(str(error)) from None
+    if frame is not None:
+        raise EOFError("it is cut off: the last zstd frame does not end")
+
+
+def decompressed(path: Path | str) -> Iterator[bytes]:
+    """Pieces of the text of a zstd file; raises UserError when it is broken or cut off."""
     with open(path, "rb") as stream:
-        frame = None
         try:
-            while piece := stream.read(CHUNK):
-                while piece:
-                    frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                    yield frame.decompress(piece)
-                    piece = frame.unused_data if frame.eof else b""
-                    frame = None if frame.eof else frame
-        except zstandard.ZstdError as error:
+            yield from zstd_pieces(stream)
+        except EOFError as error:
             raise UserError(f"{path} is not a whole zstd file ({error}): delete it and make it again") from None
-        if frame is not None:
-            raise UserError(f"{path} is not a whole zstd file (it is cut off): delete it and make it again")
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:

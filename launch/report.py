@@ -107,6 +107,23 @@ def gates(run: Run) -> dict[str, Any]:
     return result
 
 
+def datasets(run: Run) -> list[dict[str, Any]]:
+    """A row for each source of each split: documents, tokens, weight; none before the stage that blends them."""
+    path = run.dataset / "blend_report.json"
+    if not path.exists():
+        return []
+    return [
+        {"split": split, "source": source, **row}
+        for split, found in read_json(path).items()
+        for source, row in found["sources"].items()
+    ]
+
+
+def data_cards(run: Run) -> list[tuple[str, str]]:
+    """Source and figure of every corpus that `preprocess.pipeline` made in this run."""
+    return [(path.parent.name, path.read_text(encoding="utf-8")) for path in run.corpus.glob("*/data_card.svg")]
+
+
 def versions() -> dict[str, str]:
     """Versions of the tools, each from the environment that runs it; what is not installed is left out."""
     found = {}
@@ -207,6 +224,7 @@ def write_report(run: Run) -> None:
         "stages": stages,
         "gates": gates(run),
         "scores": scores(run),
+        "datasets": datasets(run),
         "versions": versions(),
     }
     write_json(run.folder / "report.json", report)
@@ -217,6 +235,7 @@ def write_report(run: Run) -> None:
         .render(
             report=report,
             plots=plots(stages),
+            cards=data_cards(run),
             samples=read_json(samples) if samples.exists() else {},
             shown=shown,
             total_seconds=sum(stage["seconds"] for stage in stages),

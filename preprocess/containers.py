@@ -14,6 +14,8 @@ from typing import IO, Any, cast
 
 import fsspec
 
+from artifacts.files import zstd_pieces
+
 CHUNK = 4 << 20  # bytes read at once
 TABLES = (".parquet", ".arrow")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
@@ -48,28 +50,18 @@ class ZstdStream:
     """`read` of a zstd file of any number of frames; unlike zstandard's own reader it notices a frame cut short."""
 
     def __init__(self, raw: IO[bytes]) -> None:
-        self.raw = raw
+        self.pieces = zstd_pieces(raw)
         self.ready = b""
-        self.frame: Any = None
 
     def read(self, size: int) -> bytes:
-        import zstandard
-
-        while len(self.ready) < size:
-            packed = self.frame.unused_data if self.frame and self.frame.eof else b""
-            packed = packed or self.raw.read(max(size // 4, 1 << 16))
-            if not packed:
-                if self.frame and not self.frame.eof:
-                    raise EOFError("the last zstd frame does not end")
-                break
-            if self.frame is None or self.frame.eof:
-                self.frame = zstandard.ZstdDecompressor().decompressobj()
-            try:
-                self.ready += self.frame.decompress(packed)
-            except zstandard.ZstdError as error:
-                raise EOFError(str(error)) from None
-        taken, self.ready = self.ready[:size], self.ready[size:]
-        return taken
+        held = [self.ready]
+        length = len(self.ready)
+        while length < size and (piece := next(self.pieces, None)) is not None:
+            held.append(piece)
+            length += len(piece)
+        whole = b"".join(held)
+        self.ready = whole[size:]
+        return whole[:size]
 
 
 def first_byte(path: str) -> bytes:

@@ -66,6 +66,7 @@ def test_every_stage_ran_and_every_gate_passed(whole_run):
     assert {("sft", "preference_pairs"), ("dpo", "preference_pairs"), ("dpo", "verse_form")} <= found
     for score in report["scores"]:
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 100 and score["n"] > 0
+    assert {row["source"] for row in report["datasets"]} >= {"poems-train", "poems-valid", "zhwiki-sample-train"}
     assert {"megatron-core", "llamafactory", "vllm", "opencompass"} <= set(report["versions"])
     page = (whole_run / "report.html").read_text()
     assert page.count("<svg") == 6, "loss, throughput, gradient norm, rate, SFT, DPO"
