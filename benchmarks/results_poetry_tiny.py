@@ -22,6 +22,7 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, write_text
 from artifacts.layout import REPOSITORY, Run
+from artifacts.processes import die_with_parent
 from benchmarks.machine import describe
 from launch import model_probe
 
@@ -71,7 +72,9 @@ def do(*command: object) -> None:
     """Run a command of the project, printing it; raises UserError when it fails."""
     words = [str(word) for word in command]
     print("$ " + shlex.join(words), flush=True)
-    result = subprocess.run([sys.executable, *words[1:]], cwd=REPOSITORY, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *words[1:]]
+    result = subprocess.run(command, cwd=REPOSITORY, env=variables, preexec_fn=die_with_parent)
     if result.returncode:
         raise UserError(f"`{shlex.join(words)}` failed, see above")
 
