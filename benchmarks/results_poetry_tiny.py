@@ -73,8 +73,7 @@ def do(*command: object) -> None:
     words = [str(word) for word in command]
     print("$ " + shlex.join(words), flush=True)
     variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *words[1:]]
-    result = subprocess.run(command, cwd=REPOSITORY, env=variables, preexec_fn=die_with_parent)
+    result = subprocess.run([sys.executable, *words[1:]], cwd=REPOSITORY, env=variables, preexec_fn=die_with_parent)
     if result.returncode:
         raise UserError(f"`{shlex.join(words)}` failed, see above")
 

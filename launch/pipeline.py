@@ -12,7 +12,7 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml, sha256
-from artifacts.layout import REPOSITORY
+from artifacts.layout import REPOSITORY, cache_folder
 
 PIPELINES = REPOSITORY / "launch" / "pipelines"
 PIPELINE_KEYS = ("name", "description", "values", "stages")
@@ -80,6 +80,7 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
         values[key] = value
     folder = run.resolve()
     values["run"] = str(folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder)
+    values["cache"] = str(cache_folder())
     stages: list[Stage] = []
     for stage_name, entry in content["stages"].items():
         check_keys(f"{where}, stage {stage_name}", entry, STAGE_KEYS)

@@ -1,13 +1,16 @@
 """Tokenize documents into a Megatron indexed dataset: `PREFIX.bin` (token ids) and `PREFIX.idx` (where each lies).
 
     python -m preprocess.binning --input F.jsonl --tokenizer tokenizer --output-prefix dataset/poems-train
-    python -m preprocess.binning --input a.jsonl.zst --input b.jsonl.zst --tokenizer T --output-prefix P --workers 8
+    python -m preprocess.binning --input corpus/c4/shards --split train --tokenizer T --output-prefix dataset/c4-train
 
 Each non-empty document ends with the end-of-text id. A literal special token in the text is not one: it is encoded
 as ordinary characters, so that a web page cannot end a document. The files are byte-identical to what Megatron-LM's
 `tools/preprocess_data.py --append-eod` writes for text without such literals (format: `megatron/core/datasets/
 indexed_dataset.py`): ids are uint16 below 65,500 entries, else int32; an empty document adds no sequence but
 repeats the document index.
+
+With --split only documents of that split are taken, told apart by a hash of their ids as in `preprocess.split`: the
+same shards give train, valid and test without a copy of the corpus.
 
 The input is cut into shards, a shard is one task, and finished ones lie in `.PREFIX.shards/` until all are merged. The
 bytes do not depend on the number of workers, nor on how often the command was killed and run again. A `.jsonl` is cut
@@ -30,7 +33,8 @@ from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, track
 from preprocess.encoding import ENGINES, Encoder, load_encoder, load_tokenizer
 from preprocess.indexed import merge, part
-from preprocess.lines import blocks
+from preprocess.lines import blocks, files_of
+from preprocess.split import SPLITS, split_of
 from preprocess.tokenizer_probe import PROBES
 
 __all__ = ["bin_files", "load_tokenizer"]
@@ -49,12 +53,26 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Which documents are taken: those of `name`, when `valid` and `test` are the shares of the two others."""
+
+    name: str
+    valid: float
+    test: float
+
+    def holds(self, row: dict[str, Any], text: str) -> bool:
+        """By the row's `id`; by its text where it has none."""
+        return split_of(str(row.get("id", text)), self.valid, self.test) == self.name
+
+
+@dataclass(frozen=True)
 class Settings:
     """What decides the bytes, beside the inputs."""
 
     tokenizer: str
     engine: str  # as asked for, or "tokenizers" once gigatoken was found not to serve
     key: str
+    split: Split | None = None
 
 
 def cut(paths: list[Path], shard_bytes: int) -> list[Shard]:
@@ -73,21 +91,23 @@ def cut(paths: list[Path], shard_bytes: int) -> list[Shard]:
     return shards
 
 
-def texts_of(lines: list[bytes], key: str) -> tuple[list[str], list[tuple[int, str]]]:
-    """Texts of JSONL rows, and (index, reason) of rows that have none; blank lines are neither."""
+def texts_of(lines: list[bytes], key: str, split: Split | None = None) -> tuple[list[str], list[tuple[int, str]]]:
+    """Texts of JSONL rows of a split, and (index, reason) of rows that have none; blank lines are neither."""
     import orjson
 
     texts, broken = [], []
     for index, line in enumerate(lines):
         try:
-            text = orjson.loads(line)[key]
+            row = orjson.loads(line)
+            text = row[key]
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
             if line.strip():
                 not_json = isinstance(error, orjson.JSONDecodeError)
                 broken.append((index, f"is not JSON ({error})" if not_json else f"has no {key!r}"))
             continue
         if isinstance(text, str):
-            texts.append(text)
+            if split is None or split.holds(row, text):
+                texts.append(text)
         else:
             broken.append((index, f"has a {key!r} that is no string"))
     return texts, broken
@@ -105,7 +125,7 @@ def line_number(path: str, offset: int, index: int) -> str:
     return f"line {count + index + 1}"
 
 
-def encode_shard(shard: Shard, encoder: Encoder, key: str, folder: Path, number: int) -> None:
+def encode_shard(shard: Shard, encoder: Encoder, settings: Settings, folder: Path, number: int) -> None:
     """Write a shard's ids (`.bin`) and its documents' lengths (`.npy`, int32); `.json`, written last, marks it done."""
     import numpy as np
 
@@ -114,7 +134,7 @@ def encode_shard(shard: Shard, encoder: Encoder, key: str, folder: Path, number:
     broken = rows = 0
     with atomic_file(part(folder, number, "bin")) as aside, aside.open("wb") as stream:
         for offset, lines in blocks(shard.path, shard.start, shard.end):
-            texts, bad = texts_of(lines, key)
+            texts, bad = texts_of(lines, settings.key, settings.split)
             rows += len(texts) + len(bad)
             broken += len(bad)
             for index, reason in bad[: NAMED - len(named)]:
@@ -132,16 +152,16 @@ def start_worker(settings: Settings, folder: str) -> None:
     global _work
     die_with_parent()
     encoder = load_encoder(Path(settings.tokenizer), settings.engine)
-    _work = (encoder, settings.key, Path(folder))
+    _work = (encoder, settings, Path(folder))
 
 
-_work: tuple[Encoder, str, Path]  # a worker's own, set once by `start_worker`
+_work: tuple[Encoder, Settings, Path]  # a worker's own, set once by `start_worker`
 
 
 def worker_shard(task: tuple[int, Shard]) -> int:
     number, shard = task
-    encoder, key, folder = _work
-    encode_shard(shard, encoder, key, folder, number)
+    encoder, settings, folder = _work
+    encode_shard(shard, encoder, settings, folder, number)
     return number
 
 
@@ -151,7 +171,7 @@ def encode_shards(
     """Numbers of shards as they are done, in this process or in `workers` others."""
     if workers == 1 or len(tasks) <= 1:
         for number, shard in tasks:
-            encode_shard(shard, encoder, settings.key, folder, number)
+            encode_shard(shard, encoder, settings, folder, number)
             yield number
         return
     from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -183,6 +203,7 @@ def plan_of(shards: list[Shard], settings: Settings) -> dict[str, Any]:
         "shards": [asdict(shard) for shard in shards],
         "tokenizer_sha256": sha256(Path(settings.tokenizer) / "tokenizer.json"),
         "key": settings.key,
+        "split": asdict(settings.split) if settings.split else None,
     }
 
 
@@ -218,6 +239,7 @@ def bin_files(
     key: str = "text",
     shard_bytes: int = 64 << 20,
     broken_allowed: float = 0.0,
+    split: Split | None = None,
 ) -> dict[str, Any]:
     """Bin JSONL files; returns documents, tokens, broken rows, the engine and how many shards were found done.
 
@@ -228,7 +250,7 @@ def bin_files(
     folder = prefix.with_name(f".{prefix.name}.shards")
     with only_run(folder):
         encoder = load_encoder(tokenizer, engine, sample_texts(shards, key))
-        settings = Settings(str(tokenizer), encoder.name, key)
+        settings = Settings(str(tokenizer), encoder.name, key, split)
         plan = {**plan_of(shards, settings), "engine": encoder.name}
         plan_file, report_file = folder / "plan.json", prefix.with_name(prefix.name + ".binning.json")
         if is_done(prefix, report_file, plan):
@@ -270,7 +292,9 @@ def bin_files(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, action="append", required=True, help="JSONL or .zst; may be repeated")
+    parser.add_argument(
+        "--input", type=Path, action="append", required=True, help="JSONL, .zst, or a folder of them; repeatable"
+    )
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     parser.add_argument("--output-prefix", type=Path, required=True, help="of the .bin and .idx files")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
@@ -278,13 +302,19 @@ def main() -> None:
     parser.add_argument("--key", default="text", help="of a row's text (default text)")
     parser.add_argument("--shard-megabytes", type=int, default=64, help="of a .jsonl in one task (default 64)")
     parser.add_argument("--broken-allowed", type=float, default=0.0, help="share of rows without text (default 0)")
+    parser.add_argument("--split", choices=SPLITS, help="take the documents of this split alone")
+    parser.add_argument("--valid", type=float, default=0.001, help="with --split: the share of valid (default 0.001)")
+    parser.add_argument("--test", type=float, default=0.001, help="with --split: the share of test (default 0.001)")
     arguments = parser.parse_args()
+    if not (arguments.valid >= 0 and arguments.test >= 0 and arguments.valid + arguments.test < 1):
+        raise UserError("--valid and --test are shares: not negative, together below 1")
+    split = Split(arguments.split, arguments.valid, arguments.test) if arguments.split else None
     if arguments.workers < 1 or arguments.shard_megabytes < 1:
         raise UserError("--workers and --shard-megabytes are at least 1")
     prefix = arguments.output_prefix
     report = bin_files(
-        arguments.input, arguments.tokenizer, prefix, arguments.workers, arguments.engine, arguments.key,
-        arguments.shard_megabytes << 20, arguments.broken_allowed,
+        [file for given in arguments.input for file in files_of(given)], arguments.tokenizer, prefix, arguments.workers,
+        arguments.engine, arguments.key, arguments.shard_megabytes << 20, arguments.broken_allowed, split,
     )  # fmt: skip
     print(f"{prefix}: {report['documents']:,} documents, {report['tokens']:,} tokens, {report['engine']}")
     report_metrics(**{prefix.name: {name: report[name] for name in ("documents", "tokens", "broken_rows", "engine")}})

@@ -14,6 +14,21 @@ from artifacts.files import decompressed
 READ = 8 << 20  # bytes of text at a time
 
 
+def files_of(given: Path) -> list[Path]:
+    """The file itself, or what a folder of shards holds: its `.jsonl` and `.jsonl.zst`, by name.
+
+    Raises UserError when there is nothing.
+    """
+    if given.is_dir():
+        found = sorted([*given.glob("*.jsonl"), *given.glob("*.jsonl.zst")])
+        if not found:
+            raise UserError(f"{given} holds no .jsonl and no .jsonl.zst: run the stage that makes them first")
+        return found
+    if not given.is_file():
+        raise UserError(f"{given} does not exist: run the stage that makes it first")
+    return [given]
+
+
 def blocks(path: Path | str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, list[bytes]]]:
     """(offset in the text, lines without their ends) of about `READ` bytes, for the lines that start in [start, end).
 

@@ -246,7 +246,9 @@ def main() -> None:
     from preprocess import tokenizer_probe, tokenizer_sample
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, action="append", required=True, help="JSONL with `text`; may be repeated")
+    parser.add_argument(
+        "--input", type=Path, action="append", required=True, help="JSONL, or folder of shards; repeatable"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--vocab-size", type=int, required=True, help="special tokens included")
     parser.add_argument("--style", choices=STYLES, default="qwen2")

@@ -8,10 +8,11 @@ is read once and never held; lines that are kept are thinned evenly whenever the
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.errors import UserError
-from preprocess.lines import blocks
+from preprocess.lines import blocks, files_of
 
 LONGEST_DOCUMENT = 1 << 20  # bytes of its line; of a longer one only the beginning is taken
 # Peak bytes of memory for each byte of sample, all words distinct, and of a process without any: upper ends of what
@@ -50,19 +51,24 @@ def text_of(path: Path, line: bytes, number: int) -> str:
     return text
 
 
+def lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
+    return enumerate((line for _, lines in blocks(file) for line in lines), start=1)
+
+
 def thinned(path: Path, share: int) -> list[str]:
-    """Texts of a file, at most `share` bytes in the order of the file: all of them, or evenly chosen ones.
+    """Texts of a source, at most `share` bytes in its order: all of them, or evenly chosen ones.
 
     Lines are chosen by a low-discrepancy sequence (multiples of the golden ratio modulo 1, below a rate that falls as
-    often as the share overflows), so they are spread over the file, the same ones every time, and fill nine tenths of
-    the share. Memory is the share and one line. Raises UserError naming file and line of a chosen row that is broken.
+    often as the share overflows), so they are spread over the source, the same ones every time, and fill nine tenths
+    of the share. Memory is the share and one line. Raises UserError naming file and line of a broken row.
     """
     rate, kept, held = 1.0, [], 0
-    for number, line in enumerate(line for _, lines in blocks(path) for line in lines):
+    rows = ((file, row, line) for file in files_of(path) for row, line in lines_of(file))
+    for number, (file, row, line) in enumerate(rows):
         place = number * GOLDEN % 1.0
         if place >= rate or not line.strip():
             continue
-        text = text_of(path, line, number + 1)
+        text = text_of(file, line, row)
         if len(line) > LONGEST_DOCUMENT:
             text = text[: LONGEST_DOCUMENT // 3]
         kept.append((place, text, len(text.encode())))
@@ -76,11 +82,9 @@ def thinned(path: Path, share: int) -> list[str]:
 
 def sample(paths: list[Path], sample_bytes: int) -> dict[Path, list[str]]:
     """Texts by source: an equal share each, and what small sources leave goes to the larger ones."""
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise UserError(f"{missing[0]} does not exist: run the stage that makes it first")
+    sizes = {path: sum(os.path.getsize(file) for file in files_of(path)) for path in paths}
     left, found = sample_bytes, {}
-    by_size = sorted(dict.fromkeys(paths), key=os.path.getsize)
+    by_size = sorted(sizes, key=lambda path: sizes[path])
     for index, path in enumerate(by_size):
         found[path] = thinned(path, left // (len(by_size) - index))
         left -= sum(len(text.encode()) for text in found[path])

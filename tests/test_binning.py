@@ -18,6 +18,7 @@ from preprocess import tokenizer
 from preprocess.binning import bin_files, cut
 from preprocess.encoding import load_encoder, load_tokenizer
 from preprocess.lines import blocks
+from preprocess.split import split_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHARACTERS = "春风明月夜江山白云天人间花鸟雨雪山水长空秋色远寒松竹酒愁归客楼台草木清高深照流"
@@ -222,3 +223,21 @@ def test_killed_and_run_again_gives_the_same_bytes_and_redoes_no_shard(folder, t
     assert read_json(tmp_path / "x.binning.json")["shards_found_done"] == len(done)
     again = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
     assert "nothing to do" in again
+
+
+def test_splits_of_a_folder_of_shards_are_apart_and_together_the_whole(folder, tmp_path):
+    shards = tmp_path / "shards"
+    rows = [{"id": f"d{i}", "text": f"春风{i}，明月{i}。"} for i in range(400)]
+    write_jsonl(shards / "00000.jsonl.zst", rows[:250])
+    write_jsonl(shards / "00001.jsonl", rows[250:])
+    counts = {}
+    for split in ("train", "valid", "test", None):
+        prefix = tmp_path / f"{split}"
+        command = [sys.executable, "-m", "preprocess.binning", "--input", str(shards), "--tokenizer", str(folder)]
+        command += ["--output-prefix", str(prefix), "--workers", "1"]
+        command += ["--split", split, "--valid", "0.1", "--test", "0.2"] if split else []
+        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+        counts[split] = read_json(tmp_path / f"{split}.binning.json")["documents"]
+    assert counts["valid"] == sum(split_of(row["id"], 0.1, 0.2) == "valid" for row in rows) > 20
+    assert counts["test"] == sum(split_of(row["id"], 0.1, 0.2) == "test" for row in rows) > 40
+    assert counts["train"] + counts["valid"] + counts["test"] == counts[None] == 400
