@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     split.add_argument("file", type=Path, help="JSON list or JSON lines")
     split.add_argument("--output-folder", type=Path, required=True, help="gets NAME_train.json and NAME_valid.json")
     split.add_argument("--share", type=float, default=0.02, help="of the questions that are held out (default 0.02)")
+    split.add_argument("--drop-faulty", action="store_true", help="leave out faulty and repeated rows, and say which")
     from launch import posttrain
 
     posttrain.add_arguments(
@@ -121,10 +122,11 @@ def main() -> int | None:
     elif arguments.command == "split-data":
         from launch.lint_data import split
 
-        train, valid = split(arguments.file, arguments.output_folder, arguments.share)
-        print(
-            f"{arguments.output_folder}/{arguments.file.stem}_train.json: {train:,} rows, _valid.json: {valid:,} rows"
-        )
+        train, valid, dropped = split(arguments.file, arguments.output_folder, arguments.share, arguments.drop_faulty)
+        name = f"{arguments.output_folder}/{arguments.file.stem}"
+        print(f"{name}_train.json: {train:,} rows, _valid.json: {valid:,} rows")
+        if dropped:
+            print(f"{name}_dropped.json: {dropped:,} rows that were left out, with the fault of each")
     elif arguments.command == "posttrain":
         from launch.posttrain import job_of
         from launch.posttrain import run as run_posttrain

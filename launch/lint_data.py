@@ -24,6 +24,7 @@ from launch.chat_data import Example, Fault, Form, form_of, read_row, rows
 NGRAM = 13  # characters that an evaluation item and a row must share to count as a leak, as in decontamination
 SHOWN = 20  # faults printed of each file
 END_OF_TURN = "<|im_end|>"
+MEND = "mend or remove it, or leave such rows out with `myllm split-data --drop-faulty`"
 KIND_NAMES = {"sft": "instructions", "pairs": "preference pairs", "kto": "labelled answers"}
 
 
@@ -46,7 +47,7 @@ class Findings:
         if self.faults:
             number, fault = self.faults[0]
             more = f" (and {len(self.faults) - 1:,} more bad rows)" if len(self.faults) > 1 else ""
-            raise UserError(f"{self.path}: row {number} {fault}{more}: mend or remove it")
+            raise UserError(f"{self.path}: row {number} {fault}{more}: {MEND}")
 
 
 def bare(text: str) -> str:
@@ -236,33 +237,43 @@ def run(given: argparse.Namespace) -> None:
         found.refuse()
 
 
-def split(path: Path, folder: Path, share: float) -> tuple[int, int]:
+def split(path: Path, folder: Path, share: float, drop_faulty: bool = False) -> tuple[int, int, int]:
     """Divide a file into `<name>_train.json` and `<name>_valid.json` by the hash of each question.
 
     The same question falls into the same part whatever else the file holds, now and when it grows.
 
     Args:
         share: of the questions that are held out, 0-1.
+        drop_faulty: leave out what the linter would name, repeats too, and write it to `<name>_dropped.json`.
 
     Returns:
-        How many rows each part has.
+        How many rows each part has, and how many were left out.
 
     Raises:
         UserError: a row is faulty, naming it; or a part would be empty.
     """
-    from artifacts.files import write_text
+    from artifacts.files import write_json, write_text
 
     form = form_of(path)
     parts: tuple[list[Any], list[Any]] = ([], [])
+    dropped: list[dict[str, Any]] = []
+    first: dict[str, int] = {}
     for number, row in rows(path):
         try:
             example = read_row(row, form)
+            if drop_faulty and first.setdefault(example.key, number) != number:
+                raise Fault(f"repeats row {first[example.key]}")
         except Fault as fault:
-            raise UserError(f"{path}: row {number} {fault}: mend or remove it") from None
+            if not drop_faulty:
+                raise UserError(f"{path}: row {number} {fault}: {MEND}") from None
+            dropped.append({"row": number, "fault": str(fault), "content": row})
+            continue
         parts[int(example.prompt_key[:8], 16) < share * 2**32].append(row)
     if not parts[0] or not parts[1]:
         raise UserError(f"{path}: {len(parts[0])} rows to train on and {len(parts[1])} held out: change --share")
     for name, part in zip(("train", "valid"), parts, strict=True):
         text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in part) + "\n]\n"
         write_text(folder / f"{path.stem}_{name}.json", text)
-    return len(parts[0]), len(parts[1])
+    if dropped:
+        write_json(folder / f"{path.stem}_dropped.json", dropped)
+    return len(parts[0]), len(parts[1]), len(dropped)

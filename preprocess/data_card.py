@@ -147,7 +147,7 @@ def figure(card: dict[str, Any]) -> str:
     reasons: Counter[str] = Counter()
     for report in steps.values():
         reasons.update(report["dropped"])
-    drawn, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.4))
+    drawn, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
     left.barh(list(steps), [report["characters_out"] / 1e6 for report in steps.values()], color="#2563eb")
     left.invert_yaxis()
     left.set_title("after each step")

@@ -176,7 +176,7 @@ def test_the_split_goes_by_the_question_and_stays(tmp_path):
     rows = [{"instruction": f"问{i % 150}", "input": "", "output": f"答{i}"} for i in range(300)]
     few, many = write(tmp_path / "few.json", *rows[:200]), write(tmp_path / "many.json", *rows, lines=True)
     for path in (few, many):
-        train, valid = lint_data.split(path, tmp_path / "out", 0.2)
+        train, valid, _ = lint_data.split(path, tmp_path / "out", 0.2)
         assert valid and train + valid == len(json.loads(few.read_text()) if path == few else rows)
 
     def questions(name: str) -> set[str]:
@@ -201,7 +201,7 @@ def test_the_command(tmp_path, folder):
     bad = write(tmp_path / "bad.json", GOOD["alpaca"], {"instruction": "a"})
     result = myllm("lint-data", good, bad)
     assert result.returncode == 2
-    assert result.stderr == f"error: {bad}: row 2 lacks the field 'output': mend or remove it\n"
+    assert result.stderr == f"error: {bad}: row 2 lacks the field 'output': {lint_data.MEND}\n"
 
 
 @pytest.mark.skipif(not SAMPLES.exists(), reason="sample data beside the checkout")
@@ -252,3 +252,17 @@ print("COUNTS " + json.dumps(counts))
     assert result.returncode == 0, result.stderr[-3000:]
     line = next(line for line in result.stdout.splitlines() if line.startswith("COUNTS "))
     assert json.loads(line.removeprefix("COUNTS ")) == {name: [1, True] for name in described}
+
+
+def test_faulty_and_repeated_rows_are_left_out_when_asked(tmp_path):
+    made = [{"instruction": f"问题{i}", "input": "", "output": f"回答{i}"} for i in range(50)]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([*made, made[3], {"instruction": "空", "input": "", "output": ""}], ensure_ascii=False))
+    with pytest.raises(UserError, match="row 52 .*--drop-faulty"):
+        lint_data.split(path, tmp_path / "out", 0.2)
+    train, valid, dropped = lint_data.split(path, tmp_path / "out", 0.2, drop_faulty=True)
+    assert (train + valid, dropped) == (50, 2)
+    told = json.loads((tmp_path / "out" / "mine_dropped.json").read_text())
+    assert [row["row"] for row in told] == [51, 52] and told[0]["fault"] == "repeats row 4"
+    for name in ("train", "valid"):
+        assert not lint_data.lint(tmp_path / "out" / f"mine_{name}.json").faults
