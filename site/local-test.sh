@@ -10,6 +10,7 @@ declare -A OPTIONS=(
 )
 export MYLLM_RESTARTS=3
 export MYLLM_PREFLIGHT=yes
+export MYLLM_PREFLIGHT_OPTIONS="--slow-share 0.1 --min-disk-gb 1"   # its nodes share two cores
 export OMP_NUM_THREADS=1   # its nodes share two cores
 site_setup() {
   :

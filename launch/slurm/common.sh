@@ -43,6 +43,14 @@ each_node() {
   "${command[@]}"
 }
 
+# preflight FOLDER OUTPUT NODES [OPTIONS…]: ends the job where a node is not fit.
+preflight() {
+  local folder=$1 output=$2 nodes=$3; shift 3
+  # shellcheck disable=SC2086  # a list of words
+  each_node "$nodes" "$python" -m launch.preflight --folder "$folder" --output "$output" ${MYLLM_PREFLIGHT_OPTIONS:-} "$@" ||
+    fail "the nodes are not fit (see above); --exclude=NODE in the site's OPTIONS leaves one out"
+}
+
 # Whether every node of the job still answers.
 nodes_answer() {
   timeout 90 srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
