@@ -60,16 +60,16 @@ def stages_known() -> set[str]:
 
 
 def read_site(name: str) -> Site:
-    """Read and check `site/<name>.sh`.
+    """Read and check `site/<name>.sh`, or another file where the name ends in `.sh`.
 
     Raises:
         UserError: it is missing, is no bash, still holds a placeholder, or OPTIONS name an unknown stage.
     """
-    path = SITES / f"{name}.sh"
+    path = Path(name).resolve() if name.endswith(".sh") else SITES / f"{name}.sh"
     if not path.exists():
         known = sorted(p.stem for p in SITES.glob("*.sh"))
         raise UserError(f"there is no site {name!r}{nearest(name, known)}; site/ holds {', '.join(known)}")
-    where = f"site/{path.name}"
+    where = f"site/{path.name}" if path.parent == SITES else str(path)
     done = subprocess.run(["bash", "-c", READ, "bash", str(path)], capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no output"])[-1]

@@ -252,7 +252,7 @@ def submit_pipeline(
         try:
             scheduler.test_only(job.options, [str(REPOSITORY / SCRIPT)], environment)
         except UserError as error:
-            raise UserError(f"{error} (stage {job.stage}, site/{site.path.name})") from None
+            raise UserError(f"{error} (stage {job.stage}, site file {site.path})") from None
     freeze(pipeline, run, site, number)
     return _submit(planned, run, number, environment, known, after)
 

@@ -1,5 +1,6 @@
 # What the job scripts share; sourced by them with $root, the folder of the code, set.
 # shellcheck shell=bash
+root=${root:?set it before sourcing this}
 
 warned=
 trap 'warned=yes' USR1  # Slurm's warning before the time limit; supervise acts on it
