@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
         command.add_argument("--run-folder", type=Path, help="by default runs/<pipeline>")
-    submit.add_argument("--site", required=True, help="a file of site/, or FILE.sh: partition, account, limits, container")
+    submit.add_argument("--site", required=True, help="a file of site/, or FILE.sh: partition, account, limits")
     submit.add_argument(
         "--after", action="append", type=int, default=[], metavar="JOB", help="wait for this job's success; repeatable"
     )

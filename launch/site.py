@@ -16,7 +16,7 @@ SITES = REPOSITORY / "site"
 EVERY = "all"  # the entry of OPTIONS that is every job's
 PLACEHOLDER = "CHANGE_ME"
 READ = """
-set -eu
+set -e
 source "$1"
 env -0
 printf 'OPTIONS\\0'

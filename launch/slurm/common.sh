@@ -9,9 +9,11 @@ fail() { echo "error: $*" >&2; exit 1; }
 
 # begin_job SITE FOLDER: the site's settings and modules; what the job was started with goes to FOLDER.
 begin_job() {
+  set +u  # a site's lines and its modules need not be so strict
   # shellcheck source=/dev/null
   if [ -n "$1" ]; then source "$1"; fi
   if declare -F site_setup >/dev/null; then site_setup; fi
+  set -u
   cd "$root" || fail "$root is not there on $(hostname): the run must lie on a disk that all nodes share"
   python=$root/.venv/bin/python
   local first address
