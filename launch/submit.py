@@ -308,7 +308,8 @@ def describe(entry: Submitted, job: scheduler.Job) -> str:
 
 def cancel_run(run: Run) -> list[int]:
     """Cancel every job of a run that waits or runs; returns their ids."""
-    alive = [job.id for job in scheduler.find_jobs(job.id for job in submitted_jobs(run)).values() if job.alive]
+    found = scheduler.find_jobs(job.id for job in submitted_jobs(run)).values()
+    alive = [job.id for job in found if job.alive and job.state != "COMPLETING"]
     if alive:
         scheduler.cancel(alive)
     return alive

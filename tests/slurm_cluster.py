@@ -53,6 +53,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 EnforcePartLimits=ALL
+MinJobAge=3600
 SlurmctldTimeout=30
 SlurmdTimeout=10
 KillWait=5

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -128,16 +128,33 @@ def losses(run: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def chain(cluster, tmp_path_factory) -> tuple[Path, dict[str, list[int]]]:
-    """The whole pipeline, submitted and finished."""
-    run = tmp_path_factory.mktemp("slurm") / "chain"
-    jobs = submit(cluster, run)
-    wait(
-        lambda: state(cluster, jobs["report"][0]) not in ("PENDING", "RUNNING"),
-        480,
-        lambda: myllm(cluster, "status", str(run)),
-    )
-    return run, jobs
+def chain(cluster, tmp_path_factory) -> Iterator[tuple[Path, dict[str, list[int]], Path]]:
+    """The whole pipeline, submitted and finished; its jobs; and the same run here, as far as the bytes are compared."""
+    folder = tmp_path_factory.mktemp("slurm")
+    run, here = folder / "slurm" / "chain", folder / "here" / "chain"
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "run",
+        "poetry-tiny",
+        "--run-folder",
+        str(here),
+        *SETS,
+        "--to",
+        "sft",
+    ]
+    with (folder / "here.out").open("wb") as output:
+        beside = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output)
+    try:
+        jobs = submit(cluster, run)
+        over = ("COMPLETED", "FAILED", "CANCELLED")
+        wait(lambda: state(cluster, jobs["report"][0]) in over, 1200, lambda: myllm(cluster, "status", str(run)))
+        assert beside.wait(600) == 0, read(folder / "here.out")
+        yield run, jobs, here
+    finally:
+        beside.terminate()
+        beside.wait()
 
 
 def data_of(run: Path, folder: Path) -> Path:
@@ -148,14 +165,12 @@ def data_of(run: Path, folder: Path) -> Path:
     return folder
 
 
-def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, chain, tmp_path):
-    run, jobs = chain
+def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, chain):
+    run, jobs, other = chain
     status = myllm(cluster, "status", str(run))
     assert status.count(" done ") == status.count("COMPLETED") == len(jobs) == 15, status
     assert read_json(run / "report.json")["gates"]["serve"]["identical"] > 0
     assert (run / "slurm/1/revision.txt").read_text().startswith("revision ")
-    other = tmp_path / "chain"
-    myllm(cluster, "run", "poetry-tiny", "--run-folder", str(other), *SETS, "--to", "sft")
     for part in ("corpus", "tokenizer", "tasks"):
         assert sha256(other / part) == sha256(run / part), part
     files = [*other.glob("dataset/*.bin"), *other.glob("dataset/*.idx"), *other.glob("models/*/*.safetensors")]
@@ -215,7 +230,7 @@ def hit(cluster: dict[str, str], run: Path, job: int, iterations: int) -> None:
 
 @pytest.mark.parametrize("requeue", [True, False], ids=["requeued", "singleton"])
 def test_warned_it_saves_and_the_chain_goes_on(cluster, chain, site, requeue):
-    run, _ = chain
+    run = chain[0]
     lines = () if requeue else ("export SBATCH_NO_REQUEUE=1 MYLLM_RESTARTS=2",)
     for old in [*run.glob("checkpoints*")]:
         shutil.rmtree(old)

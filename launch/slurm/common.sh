@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 root=${root:?set it before sourcing this}
 
-warned=
+warned='' pid=''
 trap 'warned=yes' USR1  # Slurm's warning before the time limit; supervise acts on it
 
 fail() { echo "error: $*" >&2; exit 1; }
@@ -79,12 +79,24 @@ go_on() {
   wait
 }
 
+# Ask the processes of the job's steps, not this script, to end. A step that has not started yet is waited for.
+ask_to_end() {
+  while kill -0 "$pid" 2>/dev/null; do
+    if squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -qE '\.[0-9]+$'; then
+      echo "warned: the time limit is near; saving"
+      scancel --signal=TERM "$SLURM_JOB_ID"
+      break
+    fi
+    sleep 1
+  done
+}
+
 # supervise OUTCOME NODES LEFT COMMAND…: run a stage; OUTCOME, which it writes, says how it ended, not its exit code.
 #
 # Warned by USR1 (--signal) before the time limit, or by SIGTERM when preempted: the trainer saves, then it goes on in
 # the next life of the job, only if a newer checkpoint was written. What fails on nodes that answer ends the chain.
 supervise() {
-  local outcome=$1 nodes=$2 left=$3 asked='' found pid
+  local outcome=$1 nodes=$2 left=$3 found
   shift 3
   if [ "${SLURM_RESTART_COUNT:-0}" -gt "${MYLLM_RESTARTS:-10}" ]; then
     fail "restarted ${SLURM_RESTART_COUNT} times, more often than MYLLM_RESTARTS=${MYLLM_RESTARTS:-10} allows"
@@ -93,17 +105,9 @@ supervise() {
   rm -f "$outcome"
   each_node "$nodes" "$@" &
   pid=$!
-  while kill -0 "$pid" 2>/dev/null; do
-    if [ -z "$warned" ] || [ -n "$asked" ]; then
-      wait "$pid" || true  # a trap ends it early
-    elif squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -qE '\.[0-9]+$'; then
-      echo "warned: the time limit is near; saving"
-      scancel --signal=TERM "$SLURM_JOB_ID"  # the steps' processes, not this script
-      asked=yes
-    else
-      sleep 1  # the step has not started
-    fi
-  done
+  trap 'trap "" USR1; ask_to_end' USR1
+  if [ -n "$warned" ]; then trap '' USR1; ask_to_end; fi
+  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done  # a trap ends it early
   found=$(cat "$outcome" 2>/dev/null || echo lost)
   case $found in
     done*) return 0 ;;
