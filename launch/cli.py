@@ -99,7 +99,11 @@ def show_status(run: Run) -> None:
     from launch.runner import read_manifest
     from launch.submit import describe, states
 
-    jobs = states(run)
+    jobs, unknown = {}, ""
+    try:
+        jobs = states(run)
+    except UserError as error:  # away from the cluster what is done can be told all the same
+        unknown = str(error)
     for stage in read_json(run.folder / "pipeline.json")["stages"]:
         manifest = read_manifest(run, stage)
         if manifest is None:
@@ -107,6 +111,8 @@ def show_status(run: Run) -> None:
         else:
             line = f"{stage:<12} {manifest.status:<7} {manifest.seconds:7.1f} s  {manifest.peak_memory_mb:7.0f} MB"
         print(f"{line:<44} {describe(*jobs[stage])}" if stage in jobs else line)
+    if unknown:
+        print(f"states of its jobs: {unknown}")
 
 
 def main() -> int | None:

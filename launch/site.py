@@ -15,6 +15,7 @@ from launch.pipeline import PIPELINES
 SITES = REPOSITORY / "site"
 EVERY = "all"  # the entry of OPTIONS that is every job's
 PLACEHOLDER = "CHANGE_ME"
+OURS = ("--nodes", "--job-name", "--output", "--chdir", "--dependency", "--kill-on-invalid-dep")  # `myllm submit` sets
 READ = """
 set -e
 source "$1"
@@ -82,10 +83,16 @@ def read_site(name: str) -> Site:
     left += [f"OPTIONS[{key}]" for key, value in options.items() if any(PLACEHOLDER in word for word in value)]
     if left:
         raise UserError(f"{where}: {', '.join(left)} still says {PLACEHOLDER}: fill it in, or take the line out")
-    known_stages = {EVERY, "preflight", *stages_known()}
-    for key in options:
+    known_stages = {EVERY, *stages_known()}
+    for key, words in options.items():
         if key not in known_stages:
             raise UserError(f"{where}: OPTIONS[{key}] is no stage's{nearest(key, known_stages)}")
+        for word in words:
+            if word.partition("=")[0] in OURS:
+                raise UserError(
+                    f"{where}: OPTIONS[{key}] sets {word.partition('=')[0]}, which myllm submit sets itself (nodes are "
+                    "nnodes of the hardware recipe)"
+                )
     signal = environment.get("SBATCH_SIGNAL", "B:USR1@300")
     if not re.fullmatch(r"B:(SIG)?USR1@\d+", signal):
         raise UserError(f"{where}: SBATCH_SIGNAL is {signal!r}; write B:USR1@SECONDS, which the job script knows")

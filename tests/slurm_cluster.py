@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo")
-MISSING = "needs Slurm: apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
+MISSING = "needs root and Slurm: apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
 SECONDS = 30.0  # that the cluster may take to come up
 
 CONFIGURATION = """ClusterName=throwaway

@@ -86,6 +86,7 @@ def test_the_sites_of_the_repository_are_read():
     ("text", "message"),
     [
         ("declare -A OPTIONS=([pretrian]=--mem=1)", r"OPTIONS\[pretrian\] is no stage's \(did you mean 'pretrain'"),
+        ("declare -A OPTIONS=([pretrain]=--nodes=4)", "sets --nodes, which myllm submit sets itself"),
         ("if then", "cannot be read by bash: .*syntax error"),
         ("false", "cannot be read by bash"),
         ("export SBATCH_SIGNAL=TERM@60", "write B:USR1@SECONDS"),
@@ -309,3 +310,14 @@ def test_jobs_of_a_run_are_told_with_their_state(tmp_path, monkeypatch, capsys):
     assert submit.describe(*submit.states(run)["sft"]) == "job 8 FAILED: l"
     assert submit.cancel_run(run) == []
     assert read_json(submit.jobs_file(run)) == entries
+
+
+def test_away_from_the_cluster_what_is_done_is_told_all_the_same(tmp_path):
+    write_json(tmp_path / "pipeline.json", {"pipeline": "poetry-tiny", "stages": ["sft"]})
+    write_json(tmp_path / "slurm/jobs.json", [{"id": 5, "stage": "sft", "submission": 1, "log": "l"}])
+    command = [sys.executable, "-m", "launch.cli", "status", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "PATH": "/nowhere"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("sft          not done\nstates of its jobs: squeue is not installed here")
