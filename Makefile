@@ -9,11 +9,15 @@ help:  ## this list
 demo: envs  ## raw text -> scored chat model: runs/poetry-tiny/report.html
 	.venv/bin/myllm run poetry-tiny
 
-test: envs  ## every test, a shortened run of the whole pipeline among them
-	$(PYTEST)
+test: envs  ## every test but Slurm's, a shortened run of the whole pipeline among them
+	$(PYTEST) -m "not slurm"
 
 test-fast: env-train  ## the tests that take seconds
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not slurm"
+
+test-slurm: envs  ## the tests on a throw-away Slurm (as root it installs Slurm's packages)
+	@tests/install_slurm.sh
+	$(PYTEST) -m slurm
 
 check: env-train  ## lint, format, types
 	.venv/bin/ruff check .
@@ -36,7 +40,7 @@ results: envs  ## every post-training stage with three seeds, on a finished demo
 	.venv/bin/python -m benchmarks.results_poetry_tiny
 
 test-slow: envs  ## the slow tests alone: every stage of training, serving and scoring on the CPU
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not slurm"
 
 envs: env-train env-eval env-serve env-ppo  ## all environments (about 6 GB)
 
@@ -49,5 +53,5 @@ lock: env-train  ## resolve the lock files anew from environments/*.in
 clean:  ## remove environments and built wheels; runs stay
 	rm -rf .venv .venv-eval .venv-serve .venv-ppo .tools .wheels
 
-.PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-gpu results test-slow envs env-train env-eval env-serve env-gpu \
+.PHONY: help demo test test-fast test-slurm check bench-converters bench-preprocess bench-pretrain bench-gpu results test-slow envs env-train env-eval env-serve env-gpu \
 	env-gpu-te env-ppo lock clean

@@ -11,10 +11,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:?usage: environments/create.sh train|eval|serve|gpu|gpu-te|ppo}
 lock=environments/$name.lock
-[ -f "$lock" ] || { echo "error: there is no $lock; there are: $(cd environments && ls *.lock | tr '\n' ' ')" >&2; exit 2; }
+[ -f "$lock" ] || { echo "error: there is no $lock; there are: $(cd environments && echo *.lock)" >&2; exit 2; }
 case $name in train | gpu | gpu-te) folder=.venv ;; *) folder=.venv-$name ;; esac
 case $name in gpu*) python=${PYTHON:-python3.12} ;; *) python=${PYTHON:-python3.11} ;; esac
-megatron=megatron-core==0.19.2
+megatron="megatron-core==0.19.2"
 
 stamp() { echo "$1 $(cat "environments/$1.lock" environments/create.sh environments/stubs/*/* | sha256sum)"; }
 wanted=$(stamp "$name")

@@ -3,7 +3,8 @@
 # own builds of torch, whatever machine resolves them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for name in ${*:-train eval serve gpu gpu-te}; do
+if [ $# -eq 0 ]; then set -- train eval serve gpu gpu-te; fi
+for name in "$@"; do
   lock=environments/$name.lock
   links=.wheels${PIP_FIND_LINKS:+,${PIP_FIND_LINKS// /,}}
   target=(--python-version 3.11)

@@ -3,6 +3,8 @@
 myllm run poetry-tiny                         # here, every stage; again: only what is missing
 myllm run poetry-tiny --from sft --to score   # some stages
 myllm run poetry-tiny --dry-run               # print the commands, run nothing
+myllm submit poetry-tiny --site mine          # the same stages as a chain of Slurm jobs
+myllm cancel poetry-tiny                      # its jobs
 myllm status poetry-tiny
 myllm estimate qwen2-0.5b --hardware node-8   # memory, hours, cost of a pretraining, before it starts
 myllm lint-data alpaca_zh.json --tokenizer DIR  # every bad row of instruction or preference data, before a training
@@ -28,14 +30,24 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run", help="run a pipeline's stages", description="Example: myllm run poetry-tiny --to convert"
     )
-    run.add_argument("pipeline", help="a file of launch/pipelines/")
-    run.add_argument("--from", dest="first", metavar="STAGE", help="first stage")
-    run.add_argument("--to", dest="last", metavar="STAGE", help="last stage")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="replace one of the pipeline's values"
+    submit = commands.add_parser(
+        "submit",
+        help="submit a pipeline's stages to Slurm",
+        description="Example: myllm submit poetry-tiny --site mine --from pretrain",
     )
-    run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
-    run.add_argument("--run-folder", type=Path, help="by default runs/<pipeline>")
+    for command in (run, submit):
+        command.add_argument("pipeline", help="a file of launch/pipelines/")
+        command.add_argument("--from", dest="first", metavar="STAGE", help="first stage")
+        command.add_argument("--to", dest="last", metavar="STAGE", help="last stage")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="NAME=VALUE", help="replace one of the pipeline's values"
+        )
+        command.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+        command.add_argument("--run-folder", type=Path, help="by default runs/<pipeline>")
+    submit.add_argument("--site", required=True, help="a file of site/, or FILE.sh: partition, account, limits")
+    submit.add_argument(
+        "--after", action="append", type=int, default=[], metavar="JOB", help="wait for this job's success; repeatable"
+    )
     from launch.estimate import add_arguments
 
     add_arguments(
@@ -73,7 +85,11 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
-    for name, text in (("status", "what is done of a run"), ("report", "write report.html and report.json")):
+    for name, text in (
+        ("status", "what is done of a run, and what its Slurm jobs do"),
+        ("cancel", "cancel the Slurm jobs of a run"),
+        ("report", "write report.html and report.json"),
+    ):
         command = commands.add_parser(name, help=text, description=f"Example: myllm {name} poetry-tiny")
         command.add_argument("run", help="name under runs/, or a folder")
     return top
@@ -93,24 +109,48 @@ def find_run(name: str) -> Run:
 def show_status(run: Run) -> None:
     from artifacts.files import read_json
     from launch.runner import read_manifest
+    from launch.submit import describe, states
 
+    jobs, unknown = {}, ""
+    try:
+        jobs = states(run)
+    except UserError as error:  # away from the cluster what is done can be told all the same
+        unknown = str(error)
     for stage in read_json(run.folder / "pipeline.json")["stages"]:
         manifest = read_manifest(run, stage)
         if manifest is None:
-            print(f"{stage:<12} not done")
+            line = f"{stage:<12} not done"
         else:
-            print(f"{stage:<12} {manifest.status:<7} {manifest.seconds:7.1f} s  {manifest.peak_memory_mb:7.0f} MB")
+            line = f"{stage:<12} {manifest.status:<7} {manifest.seconds:7.1f} s  {manifest.peak_memory_mb:7.0f} MB"
+        print(f"{line:<44} {describe(*jobs[stage])}" if stage in jobs else line)
+    if unknown:
+        print(f"states of its jobs: {unknown}")
 
 
 def main() -> int | None:
     arguments = parser().parse_args()
-    if arguments.command == "run":
+    if arguments.command in ("run", "submit"):
         from launch.pipeline import load_pipeline
-        from launch.runner import run_pipeline
 
         run = Run(arguments.run_folder or REPOSITORY / "runs" / arguments.pipeline)
         pipeline = load_pipeline(arguments.pipeline, run.folder, arguments.set)
-        run_pipeline(pipeline, run, pipeline.between(arguments.first, arguments.last), arguments.dry_run)
+        stages = pipeline.between(arguments.first, arguments.last)
+        if arguments.command == "run":
+            from launch.runner import run_pipeline
+
+            run_pipeline(pipeline, run, stages, arguments.dry_run)
+        else:
+            from launch.site import read_site
+            from launch.submit import submit_pipeline
+
+            jobs = submit_pipeline(pipeline, run, stages, read_site(arguments.site), arguments.after, arguments.dry_run)
+            if jobs:
+                print(f"{len(jobs)} jobs; myllm status {run.folder} shows them, myllm cancel {run.folder} ends them")
+    elif arguments.command == "cancel":
+        from launch.submit import cancel_run
+
+        ended = cancel_run(find_run(arguments.run))
+        print(f"cancelled {', '.join(map(str, ended))}" if ended else "no job of this run waits or runs")
     elif arguments.command == "estimate":
         from launch.estimate import run as run_estimate
 

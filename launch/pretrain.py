@@ -49,6 +49,7 @@ from launch.training_log import check_learning, log_of, logs_of, read_history
 WORKER = "launch/pretrain_worker.py"
 FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
 OURS = "error: "  # how a rank says what a user can mend
+MEETING = 900  # seconds that machines wait for the last of them: the first one looks at the checkpoints before
 ONE_WISH = 5.0  # seconds in which several signals are one: a terminal's, a scheduler's and the runner's come together
 
 
@@ -109,8 +110,10 @@ def torchrun(layout: Layout, node: int, rendezvous: str | None) -> list[str]:
     if layout.nodes == 1:
         command.append("--standalone")
     else:
-        host, _, port = (rendezvous or "HOST:PORT").partition(":")
-        command += [f"--nnodes={layout.nodes}", f"--node-rank={node}", f"--master-addr={host}", f"--master-port={port}"]
+        # machines meet at the first one's store; c10d looks after them all and ends the rest when one is lost
+        conf = f"is_host={int(node == 0)},timeout={MEETING},read_timeout={MEETING}"
+        command += [f"--nnodes={layout.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous or 'HOST:PORT'}"]
+        command += ["--rdzv-id=myllm", f"--rdzv-conf={conf}"]
     return [*command, "--signals-to-handle=SIGQUIT", WORKER]
 
 
@@ -253,9 +256,18 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the recipe")
     parser.add_argument("--start-over", action="store_true", help="move another training's checkpoints aside")
     parser.add_argument(
-        "--node-rank", type=int, default=0, metavar="N", help="which of nnodes machines this is, from 0"
+        "--node-rank",
+        type=int,
+        default=int(os.environ.get("MYLLM_NODE_RANK", "0")),
+        metavar="N",
+        help="which of nnodes machines this is, from 0 (default $MYLLM_NODE_RANK, which Slurm's jobs set, else 0)",
     )
-    parser.add_argument("--rendezvous", metavar="HOST:PORT", help="where machine 0 is reached, when there are several")
+    parser.add_argument(
+        "--rendezvous",
+        metavar="HOST:PORT",
+        default=os.environ.get("MYLLM_RENDEZVOUS"),
+        help="where machine 0 is reached, when there are several (default $MYLLM_RENDEZVOUS)",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="check the recipe, print keys, ranks and the command, run nothing"
     )

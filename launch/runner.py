@@ -142,8 +142,8 @@ def last_error(log: Path) -> str:
     return (errors or lines or ["no output"])[-1].removeprefix("error: ")
 
 
-def start(command: list[str], run: Run, log: IO[bytes], metrics: Path) -> subprocess.Popen[bytes]:
-    """Start one command of a stage; `python` is the training environment's."""
+def start(command: list[str], run: Run, log: IO[bytes], metrics: Path, marked: bool = True) -> subprocess.Popen[bytes]:
+    """Start one command of a stage; `python` is the training environment's. Unmarked, it is not ended as left over."""
     program = str(environment("train") / "bin" / "python") if command[0] == "python" else command[0]
     log.write(f"$ {shlex.join(command)}\n".encode())
     log.flush()
@@ -151,7 +151,7 @@ def start(command: list[str], run: Run, log: IO[bytes], metrics: Path) -> subpro
         **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         # waiting threads that spin take the core from the other process
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        MARK: str(run.folder.resolve()),
+        **({MARK: str(run.folder.resolve())} if marked else {}),
         "MYLLM_METRICS": str(metrics),
         "PYTHONPATH": str(REPOSITORY),
         "PYTHONUNBUFFERED": "1",
@@ -225,6 +225,18 @@ def run_stage(stage: Stage, run: Run, state: str, position: str) -> Manifest:
     return manifest
 
 
+def end_once(number: int, frame: object) -> None:
+    """A scheduler's request to end is treated like Ctrl-C, once: Slurm and the job script may both send it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def is_fresh(run: Run, stage: Stage, state: str) -> bool:
+    """Whether a stage was done from what has this fingerprint."""
+    manifest = read_manifest(run, stage.name)
+    return manifest is not None and manifest.status == DONE and manifest.fingerprint == state
+
+
 def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: bool = False) -> None:
     """Run the given stages of a pipeline, skipping what is done.
 
@@ -237,7 +249,7 @@ def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: boo
                 print(shlex.join(command))
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request is treated like Ctrl-C
+    signal.signal(signal.SIGTERM, end_once)
     with (run.folder / ".lock").open("w") as lock:
         os.set_inheritable(lock.fileno(), False)
         try:
@@ -252,8 +264,7 @@ def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: boo
         redone: set[str] = set()
         for number, stage in enumerate(pipeline.stages, start=1):
             fingerprints[stage.name] = state = fingerprint(stage, fingerprints)
-            manifest = read_manifest(run, stage.name)
-            fresh = manifest is not None and manifest.status == DONE and manifest.fingerprint == state
+            fresh = is_fresh(run, stage, state)
             if stage not in stages:
                 if stage.name in {need for wanted in stages for need in wanted.needs} and not fresh:
                     raise UserError(

@@ -3,6 +3,8 @@
     with slurm_cluster() as environment:
         subprocess.run(["sinfo"], env=environment)
 
+    python tests/slurm_cluster.py 3      # to try commands on, until Ctrl-C
+
 Needs Debian's packages slurmctld, slurmd, slurm-client and munge (built to allow several slurmd on one host), and root.
 """
 
@@ -13,14 +15,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo")
-MISSING = "needs Slurm: apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
+MISSING = "needs root and Slurm: apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
 SECONDS = 30.0  # that the cluster may take to come up
 
 CONFIGURATION = """ClusterName=throwaway
@@ -50,6 +53,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 EnforcePartLimits=ALL
+MinJobAge=3600
 SlurmctldTimeout=30
 SlurmdTimeout=10
 KillWait=5
@@ -57,6 +61,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1
 NodeName=node[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 RealMemory=16000
 PartitionName=batch Nodes=ALL Default=YES MaxTime=60 DefaultTime=5 State=UP
+PartitionName=paid Nodes=ALL MaxTime=60 DefaultTime=5 State=UP AllowAccounts=mine
 """
 
 
@@ -78,17 +83,31 @@ def _free_ports(count: int) -> int:
     raise OSError("no free ports")
 
 
-def _step_daemons(environment: dict[str, str]) -> list[int]:
-    """Daemons of job steps: they outlive slurmd, and are told by this cluster's configuration in their environment."""
-    mark, found = f"SLURM_CONF={environment['SLURM_CONF']}".encode(), []
+def processes(environment: dict[str, str], *also: str) -> dict[int, str]:
+    """Processes of this cluster, by its configuration (and what else is given) in their environment: their names."""
+    marks, found = [f"SLURM_CONF={environment['SLURM_CONF']}", *also], {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "comm").read_text().strip() == "slurmstepd":
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if int(folder.name) != os.getpid() and all(mark.encode() in variables for mark in marks):
+                found[int(folder.name)] = (folder / "comm").read_text().strip()
         except OSError:
             continue
     return found
+
+
+def lose_node(environment: dict[str, str], node: str) -> None:
+    """Let a node die: its slurmd, and everything that runs on it, all at once."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[:1] == [b"slurmd"] and node.encode() in words and int(folder.name) in processes(environment):
+            os.kill(int(folder.name), signal.SIGKILL)
+    for pid in processes(environment, f"SLURMD_NODENAME={node}"):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -156,6 +175,16 @@ def slurm_cluster(nodes: int = 2) -> Iterator[dict[str, str]]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for pid in _step_daemons(environment):
-            os.kill(pid, signal.SIGKILL)
+        # daemons of job steps outlive slurmd
+        for pid, name in processes(environment).items():
+            if name.startswith("slurm"):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    with slurm_cluster(int(sys.argv[1]) if len(sys.argv) > 1 else 2) as found:
+        print(f"export SLURM_CONF={found['SLURM_CONF']}", flush=True)
+        with suppress(KeyboardInterrupt):
+            signal.pause()

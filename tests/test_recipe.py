@@ -110,7 +110,7 @@ def test_dry_run_of_several_machines_names_the_rendezvous():
     command += ["--hardware", "cluster-4x8", "--run", "runs/none", "--dry-run"]
     command += ["--node-rank", "3", "--rendezvous", "first:29500"]
     out = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    assert "--nnodes=4 --node-rank=3 --master-addr=first --master-port=29500" in out
+    assert "--nnodes=4 --rdzv-backend=c10d --rdzv-endpoint=first:29500" in out and "is_host=0" in out
 
 
 RANKS = """

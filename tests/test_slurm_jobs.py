@@ -1,0 +1,338 @@
+"""Jobs on a real Slurm of three virtual nodes: a chain ends as a local run does, whatever happens on the way.
+
+The cluster is started and ended by this file; `make test-slurm` runs it.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from slurm_cluster import MISSING, available, lose_node, processes, slurm_cluster
+
+from artifacts.files import read_json, sha256
+from launch.checkpoints import reached
+from launch.runner import MARK
+from launch.training_log import logs_of, read_history
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHORT = ("limit=1500", "vocab=1024", "train_iters=20", "sft_examples=32", "dpo_pairs=16", "questions=8")
+SETS = [
+    part
+    for value in (*SHORT, "sft_set=--set logging_steps=1", "dpo_set=--set logging_steps=1")
+    for part in ("--set", value)
+]
+ONE = ("nproc-per-node=1", "pipeline-model-parallel-size=1", "decoder-first-pipeline-num-layers=null")
+TWO_NODES = (
+    *("nnodes=2", "nproc-per-node=2", "tensor-model-parallel-size=2", "pipeline-model-parallel-size=1"),
+    "decoder-first-pipeline-num-layers=null",
+)
+EVERY_STEP = ("log-interval=1", "eval-iters=1", "eval-interval=10000")
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.skipif(not available(), reason=MISSING)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with slurm_cluster(3) as environment:
+        yield {**environment, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def site(tmp_path) -> Callable[..., str]:
+    """Makes a site file out of the example of a throw-away cluster and further lines."""
+
+    def make(*lines: str) -> str:
+        path = tmp_path / "site.sh"
+        path.write_text((REPOSITORY / "site" / "local-test.sh").read_text() + "\n".join(lines) + "\n")
+        return str(path)
+
+    return make
+
+
+def call(cluster: dict[str, str], *command: str, fails: bool = False) -> str:
+    done = subprocess.run(command, cwd=REPOSITORY, env=cluster, capture_output=True, text=True)
+    assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stderr if fails else done.stdout
+
+
+def myllm(cluster: dict[str, str], *arguments: str, fails: bool = False) -> str:
+    return call(cluster, sys.executable, "-m", "launch.cli", *arguments, fails=fails)
+
+
+def submit(cluster: dict[str, str], run: Path, *options: str, site: str = "local-test") -> dict[str, list[int]]:
+    """Submit a pipeline's stages; returns the job ids of each."""
+    myllm(cluster, "submit", "poetry-tiny", "--run-folder", str(run), "--site", site, *SETS, *options)
+    jobs = read_json(run / "slurm" / "jobs.json")
+    last = max(job["submission"] for job in jobs)
+    found: dict[str, list[int]] = {}
+    for job in jobs:
+        if job["submission"] == last:
+            found.setdefault(job["stage"], []).append(job["id"])
+    return found
+
+
+def sbatch(cluster: dict[str, str], output: Path, options: tuple[str, ...], run: Path, *keys: str, site: str) -> int:
+    """Submit launch/slurm/train.sbatch by hand, as its first lines say; returns the job's id."""
+    words = ["sbatch", "--parsable", f"--output={output}", *options, "launch/slurm/train.sbatch", *training(run, *keys)]
+    script = 'source "$0"; "$@"'
+    return int(call(cluster, "bash", "-c", script, site, *words).strip())
+
+
+def training(run: Path, *keys: str) -> list[str]:
+    sets = [part for key in keys for part in ("--set", key)]
+    return ["--model", "qwen2-tiny", "--training", "demo", "--run", str(run), *sets]
+
+
+def local(run: Path, *keys: str) -> None:
+    call(dict(os.environ), sys.executable, "-m", "launch.pretrain", *training(run, *keys))
+
+
+def shown(cluster: dict[str, str], job: int) -> dict[str, str]:
+    text = call(cluster, "scontrol", "-o", "show", "job", str(job))
+    return dict(re.findall(r"(\w+)=(\S+)", text))
+
+
+def state(cluster: dict[str, str], job: int) -> str:
+    return shown(cluster, job)["JobState"]
+
+
+def wait(condition: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.3)
+
+
+def wait_for_end(cluster: dict[str, str], job: int, log: Path, seconds: float = 300) -> str:
+    over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+    wait(lambda: state(cluster, job) in over, seconds, lambda: read(log))
+    return state(cluster, job)
+
+
+def read(log: Path) -> str:
+    return log.read_text(errors="replace")[-3000:] if log.exists() else f"no {log}"
+
+
+def log_of_job(run: Path, job: int) -> Path:
+    return Path(next(entry["log"] for entry in read_json(run / "slurm" / "jobs.json") if entry["id"] == job))
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {int(step): loss for step, loss in read_history(*logs_of(run / "checkpoints"))["loss"]}
+
+
+@pytest.fixture(scope="module")
+def chain(cluster, tmp_path_factory) -> Iterator[tuple[Path, dict[str, list[int]], Path]]:
+    """The whole pipeline, submitted and finished; its jobs; and the same run here, as far as the bytes are compared."""
+    folder = tmp_path_factory.mktemp("slurm")
+    run, here = folder / "slurm" / "chain", folder / "here" / "chain"
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "run",
+        "poetry-tiny",
+        "--run-folder",
+        str(here),
+        *SETS,
+        "--to",
+        "sft",
+    ]
+    with (folder / "here.out").open("wb") as output:
+        beside = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output)
+    try:
+        jobs = submit(cluster, run)
+        over = ("COMPLETED", "FAILED", "CANCELLED")
+        wait(lambda: state(cluster, jobs["report"][0]) in over, 1200, lambda: myllm(cluster, "status", str(run)))
+        assert beside.wait(600) == 0, read(folder / "here.out")
+        yield run, jobs, here
+    finally:
+        beside.terminate()
+        beside.wait()
+
+
+def data_of(run: Path, folder: Path) -> Path:
+    """Another run's folder with the same tokenizer and dataset."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("tokenizer", "dataset"):
+        shutil.copytree(run / part, folder / part)
+    return folder
+
+
+def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, chain):
+    run, jobs, other = chain
+    status = myllm(cluster, "status", str(run))
+    assert status.count(" done ") == status.count("COMPLETED") == len(jobs) == 15, status
+    assert read_json(run / "report.json")["gates"]["serve"]["identical"] > 0
+    assert (run / "slurm/1/revision.txt").read_text().startswith("revision ")
+    for part in ("corpus", "tokenizer", "tasks"):
+        assert sha256(other / part) == sha256(run / part), part
+    files = [*other.glob("dataset/*.bin"), *other.glob("dataset/*.idx"), *other.glob("models/*/*.safetensors")]
+    assert len(files) > 8
+    for file in files:
+        assert sha256(file) == sha256(run / file.relative_to(other)), file
+    assert losses(other) == losses(run)
+    again = myllm(cluster, "submit", "poetry-tiny", "--run-folder", str(run), "--site", "local-test", *SETS)
+    assert again.count("done before, not submitted") == 15
+
+
+def test_two_nodes_train_as_one_process(cluster, chain, tmp_path):
+    """TP 2 x DP 2 over gloo, from a checkpoint: what a fresh start draws depends on the layout."""
+    start = data_of(chain[0], tmp_path / "start")
+    keys = ("train-iters=10", *EVERY_STEP)
+    local(start, *keys, *ONE, "exit-interval=5")
+    run = data_of(chain[0], tmp_path / "two")
+    shutil.copytree(start / "checkpoints", run / "checkpoints")
+    local(start, *keys, *ONE)
+    log = tmp_path / "two.out"
+    site_file = str(REPOSITORY / "site" / "local-test.sh")
+    job = sbatch(cluster, log, ("--nodes=2", "--time=10"), run, *keys, *TWO_NODES, site=site_file)
+    assert wait_for_end(cluster, job, log) == "COMPLETED", read(log)
+    assert "every node is fit" in read(log)
+    found, wanted = losses(run), losses(start)
+    for step in range(6, 11):
+        assert found[step] == pytest.approx(wanted[step], rel=1e-6), step
+
+
+def test_out_of_time_twice_it_goes_on_to_the_same_weights(cluster, chain, tmp_path, site):
+    """Slurm's own clock: it warns 80 s before the end of two minutes, looking every 30 s, so after 10 to 40 s."""
+    run, log = data_of(chain[0], tmp_path / "limited"), tmp_path / "limited.out"
+    keys = ("train-iters=5000", *EVERY_STEP, *ONE)
+    file = site("export SBATCH_TIMELIMIT=00:02:00 SBATCH_SIGNAL=B:USR1@80")
+    job = sbatch(cluster, log, ("--nodes=1",), run, *keys, site=file)
+    try:
+        wait(lambda: int(shown(cluster, job)["Restarts"]) == 2, 240, lambda: read(log))
+    finally:
+        call(cluster, "scancel", str(job))
+    wait_for_end(cluster, job, log)
+    told = log.read_text()
+    steps = [tuple(map(int, found)) for found in re.findall(r"checkpoints (\d+) -> (\d+)\): requeued", told)]
+    assert len(steps) == 2 and steps[0][0] == 0 and 0 < steps[0][1] == steps[1][0] < steps[1][1], told
+    last = steps[1][1]
+    other = data_of(chain[0], tmp_path / "undisturbed")
+    local(other, *keys, f"exit-interval={last}")
+    assert reached(other / "checkpoints") == last
+    assert losses(run)[last] == losses(other)[last]
+
+
+def hit(cluster: dict[str, str], run: Path, job: int, iterations: int) -> None:
+    """Warn a job as Slurm does, when its training is so far."""
+    log = log_of_job(run, job)
+    wait(lambda: max(losses(run), default=0) >= iterations, 120, lambda: read(log))
+    call(cluster, "scancel", "--batch", "--signal=USR1", str(job))
+
+
+@pytest.mark.parametrize("requeue", [True, False], ids=["requeued", "singleton"])
+def test_warned_it_saves_and_the_chain_goes_on(cluster, chain, site, requeue):
+    run = chain[0]
+    lines = () if requeue else ("export SBATCH_NO_REQUEUE=1 MYLLM_RESTARTS=2",)
+    for old in [*run.glob("checkpoints*")]:
+        shutil.rmtree(old)
+    iterations = 300 if requeue else 310
+    jobs = submit(
+        cluster, run, "--from", "pretrain", "--to", "convert", "--set", f"train_iters={iterations}", site=site(*lines)
+    )
+    assert len(jobs["pretrain"]) == (1 if requeue else 3)
+    hit(cluster, run, jobs["pretrain"][0], 10)
+    end = jobs["convert"][0]
+    assert wait_for_end(cluster, end, log_of_job(run, end)) == "COMPLETED", read(log_of_job(run, jobs["pretrain"][0]))
+    first = log_of_job(run, jobs["pretrain"][0]).read_text()
+    assert ("requeued, restart 1 of at most 3" if requeue else "the next job of the chain goes on (2 left)") in first
+    assert [state(cluster, job) for job in jobs["pretrain"]] == ["COMPLETED"] * len(jobs["pretrain"])
+    assert read_json(run / "manifests" / "pretrain.json")["metrics"]["iterations"] == iterations
+
+
+def test_a_stage_that_fails_stops_the_chain_and_names_its_log(cluster, tmp_path):
+    run = tmp_path / "bad"
+    jobs = submit(cluster, run, "--set", "limit=many", "--to", "clean")
+    end = jobs["clean"][0]
+    assert wait_for_end(cluster, end, log_of_job(run, end)) == "CANCELLED"
+    assert state(cluster, jobs["extract"][0]) == "FAILED" and state(cluster, jobs["simplify"][0]) == "CANCELLED"
+    told = log_of_job(run, jobs["extract"][0]).read_text()
+    assert "error: stage extract failed" in told and f"log: {run}/logs/extract.log" in told
+    status = myllm(cluster, "status", str(run))
+    assert f"FAILED: {log_of_job(run, jobs['extract'][0])}" in status
+    assert not (run / "manifests" / "simplify.json").exists()
+
+
+def test_warned_without_a_checkpoint_it_stops_and_cancelled_it_leaves_no_process(cluster, tmp_path):
+    run = tmp_path / "cut"
+    jobs = submit(cluster, run, "--to", "binning")
+    tokenizer = jobs["tokenizer"][0]
+    started = run / "logs" / "tokenizer.log"
+    wait(started.exists, 60, lambda: myllm(cluster, "status", str(run)))
+    busy = myllm(cluster, "submit", "poetry-tiny", "--run-folder", str(run), "--site", "local-test", fails=True)
+    assert "still wait or run" in busy and busy.count("\n") == 1
+    call(cluster, "scancel", "--batch", "--signal=USR1", str(tokenizer))
+    log = log_of_job(run, tokenizer)
+    assert wait_for_end(cluster, tokenizer, log, 60) == "FAILED"
+    assert "no newer checkpoint" in log.read_text() and "save more often" in log.read_text()
+    started.unlink()
+    jobs = submit(cluster, run, "--to", "binning")
+    assert "download" not in jobs, "what was done is not submitted again"
+    wait(started.exists, 60, lambda: myllm(cluster, "status", str(run)))
+    told = myllm(cluster, "cancel", str(run))
+    assert told == f"cancelled {', '.join(str(job) for ids in jobs.values() for job in ids)}\n"
+    mark = f"{MARK}={run.resolve()}"
+    wait(lambda: not processes(cluster, mark), 30, lambda: str(processes(cluster, mark)))
+    assert state(cluster, jobs["binning"][0]) == "CANCELLED"
+    assert "no job of this run" in myllm(cluster, "cancel", str(run))
+
+
+def test_what_cannot_run_is_refused_before_anything_is_submitted(cluster, tmp_path, site):
+    run = tmp_path / "refused"
+
+    def refused(*lines: str, options: tuple[str, ...] = ()) -> str:
+        arguments = ("submit", "poetry-tiny", "--run-folder", str(run), "--site", site(*lines), *options)
+        told = myllm(cluster, *arguments, fails=True)
+        assert told.startswith("error: ") and told.count("\n") == 1, told
+        assert not (run / "slurm" / "jobs.json").exists()
+        return told
+
+    assert "invalid partition specified: none" in refused("export SBATCH_PARTITION=none")
+    assert "Invalid account" in refused("export SBATCH_PARTITION=paid")
+    assert "exceeds some limit" in refused("export SBATCH_TIMELIMIT=99:00:00")
+    assert "job 999999 is not known to Slurm" in refused(options=("--after", "999999"))
+    failed = int(call(cluster, "sbatch", "--parsable", "--output=/dev/null", "--wrap=exit 3").strip())
+    wait(lambda: state(cluster, failed) == "FAILED", 30, lambda: "it did not fail")
+    assert f"job {failed} is FAILED" in refused(options=("--after", str(failed)))
+    run.mkdir(exist_ok=True)
+    (run / "slurm").write_text("a file where the log folder would go")
+    assert "cannot be written" in refused() and "no job could log there" in refused()
+    assert not call(cluster, "squeue", "-h", "-t", "pending,running").strip(), "nothing was submitted"
+
+
+def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, chain, tmp_path):
+    """Last: it leaves the cluster with two nodes."""
+    run, log = data_of(chain[0], tmp_path / "lost"), tmp_path / "lost.out"
+    keys = (
+        "train-iters=5000",
+        "save-interval=5",
+        *EVERY_STEP,
+        *TWO_NODES,
+        "nproc-per-node=1",
+        "tensor-model-parallel-size=1",
+    )
+    file = str(REPOSITORY / "site" / "local-test.sh")
+    job = sbatch(cluster, log, ("--nodes=2", "--time=20"), run, *keys, site=file)
+    try:
+        wait(lambda: reached(run / "checkpoints") >= 5, 180, lambda: read(log))
+        lose_node(cluster, "node2")
+        wait(lambda: int(shown(cluster, job)["Restarts"]) == 1, 180, lambda: read(log))
+        before = reached(run / "checkpoints")
+        wait(lambda: reached(run / "checkpoints") > before, 180, lambda: read(log))
+        assert "node2" not in shown(cluster, job)["NodeList"]
+    finally:
+        call(cluster, "scancel", str(job))
+    wait_for_end(cluster, job, log)
+    wait(
+        lambda: not processes(cluster, f"SLURM_JOB_ID={job}"),
+        40,
+        lambda: str(processes(cluster, f"SLURM_JOB_ID={job}")),
+    )
