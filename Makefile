@@ -8,7 +8,7 @@ help:  ## this list
 demo: envs  ## raw text -> scored chat model: runs/poetry-tiny/report.html
 	.venv/bin/myllm run poetry-tiny
 
-test: envs  ## every test, a shortened run of the whole pipeline among them
+test: envs env-clients  ## every test, a shortened run of the whole pipeline among them
 	$(PYTEST)
 
 test-fast: env-train  ## the tests that take seconds
@@ -33,14 +33,17 @@ bench-gpu: env-train  ## tokens/s, MFU, memory of 0.5B and 1.1B on a GPU: benchm
 
 envs: env-train env-eval env-serve  ## all environments (about 6 GB)
 
-env-train env-eval env-serve env-gpu env-gpu-te:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
+env-train env-eval env-serve env-clients env-gpu env-gpu-te env-lmdeploy-gpu:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
 	@environments/create.sh $(@:env-%=%)
+
+env-lmdeploy:  ## LMDeploy: with CUDA where there is a GPU, else only what can be checked without one (2 GB)
+	@environments/create.sh lmdeploy$(if $(wildcard /dev/nvidiactl),-gpu)
 
 lock: env-train  ## resolve the lock files anew from environments/*.in
 	@environments/lock.sh
 
 clean:  ## remove environments and built wheels; runs stay
-	rm -rf .venv .venv-eval .venv-serve .tools .wheels
+	rm -rf .venv .venv-eval .venv-serve .venv-clients .venv-lmdeploy .tools .wheels
 
 .PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-gpu envs env-train env-eval env-serve env-gpu \
-	env-gpu-te lock clean
+	env-gpu-te env-clients env-lmdeploy env-lmdeploy-gpu lock clean

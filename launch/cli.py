@@ -10,6 +10,7 @@ myllm split-data alpaca_zh.json --output-folder data --share 0.02
 myllm report poetry-tiny
 myllm serve runs/poetry-tiny/models/dpo         # an OpenAI-compatible API, on this machine alone, with a key
 myllm chat runs/poetry-tiny/models/dpo          # in the terminal
+myllm chat-page sft=runs/poetry-tiny/models/sft dpo=runs/poetry-tiny/models/dpo   # in the browser, side by side
 """
 
 from __future__ import annotations
@@ -63,11 +64,12 @@ def parser() -> argparse.ArgumentParser:
     split.add_argument("file", type=Path, help="JSON list or JSON lines")
     split.add_argument("--output-folder", type=Path, required=True, help="gets NAME_train.json and NAME_valid.json")
     split.add_argument("--share", type=float, default=0.02, help="of the questions that are held out (default 0.02)")
-    from launch import chat, serve
+    from launch import chat, chat_page, serve
 
     for name, module, text in (
         ("serve", serve, "serve a model folder with vLLM or LMDeploy"),
         ("chat", chat, "chat in the terminal, with a server or a model folder"),
+        ("chat-page", chat_page, "chat in the browser, several models side by side"),
     ):
         module.add_arguments(
             commands.add_parser(
@@ -135,6 +137,10 @@ def main() -> int | None:
         from launch.chat import run as run_chat
 
         return run_chat(arguments)
+    elif arguments.command == "chat-page":
+        from launch.chat_page import run as run_page
+
+        return run_page(arguments)
     elif arguments.command == "status":
         show_status(find_run(arguments.run))
     else:
