@@ -28,6 +28,9 @@ bench-preprocess: env-train  ## corpus steps, tokenizer and binning against thei
 bench-pretrain: env-train  ## launcher against bare Megatron, SDPA against unfused attention: benchmarks/pretrain.md
 	.venv/bin/python -m benchmarks.pretrain
 
+bench-serve: env-train env-serve  ## 32 clients for a minute against the demo's model: benchmarks/serve.md
+	.venv/bin/python -m benchmarks.serve --output benchmarks/serve.md
+
 bench-gpu: env-train  ## tokens/s, MFU, memory of 0.5B and 1.1B on a GPU: benchmarks/gpu.md
 	.venv/bin/python -m benchmarks.gpu
 
@@ -45,5 +48,5 @@ lock: env-train  ## resolve the lock files anew from environments/*.in
 clean:  ## remove environments and built wheels; runs stay
 	rm -rf .venv .venv-eval .venv-serve .venv-clients .venv-lmdeploy .tools .wheels
 
-.PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-gpu envs env-train env-eval env-serve env-gpu \
+.PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-serve bench-gpu envs env-train env-eval env-serve env-gpu \
 	env-gpu-te env-clients env-lmdeploy env-lmdeploy-gpu lock clean

@@ -103,8 +103,10 @@ def refusal(address: Address, status: int, body: bytes) -> str:
     return f"{address.url} answers {status}: {' '.join(message.split())[:300]}"
 
 
-def stream_reply(address: Address, messages: Messages, options: dict[str, Any]) -> Generator[str, None, None]:
-    """Pieces of the reply to a conversation as they come (server-sent events).
+def stream_reply(
+    address: Address, messages: Messages, options: dict[str, Any], usage: dict[str, int] | None = None
+) -> Generator[str, None, None]:
+    """Pieces of the reply to a conversation as they come (server-sent events); `usage` gets the token counts.
 
     Closing the iterator hangs up, and the server stops generating. Raises UserError for whatever goes wrong,
     ContextFull when the conversation is too long.
@@ -112,7 +114,8 @@ def stream_reply(address: Address, messages: Messages, options: dict[str, Any]) 
     parts = urlsplit(address.url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=300)
-    body = json.dumps({"model": address.name, "messages": messages, "stream": True, **options})
+    counted = {} if usage is None else {"stream_options": {"include_usage": True}}
+    body = json.dumps({"model": address.name, "messages": messages, "stream": True, **counted, **options})
     headers = {"Authorization": f"Bearer {address.key}", "Content-Type": "application/json"}
     reply = None
     try:
@@ -132,6 +135,8 @@ def stream_reply(address: Address, messages: Messages, options: dict[str, Any]) 
             chunk = json.loads(event)
             if "error" in chunk:
                 raise UserError(refusal(address, 500, event))
+            if usage is not None:
+                usage.update(chunk.get("usage") or {})
             for choice in chunk.get("choices", []):
                 piece = choice.get("delta", {}).get("content")
                 if piece:
