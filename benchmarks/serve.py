@@ -2,8 +2,8 @@
 
     python -m benchmarks.serve --model runs/poetry-tiny/models/dpo --clients 32 --seconds 60
 
-Each client asks, reads the stream to its end, and asks again. An answer is lost when it does not end with a finish, or
-when its tokens are not those that the server says it sent. The peer is Hugging Face `generate`, the same prompts one
+Each client asks, reads the stream to its end, and asks again. An answer is lost when its stream does
+not end with the server's own [DONE] and token count. The peer is Hugging Face `generate`, the same prompts one
 after another, in the training environment.
 """
 

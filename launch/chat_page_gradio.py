@@ -32,14 +32,15 @@ POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
+# The box stays in sight below however many columns; on a phone they stand one above the other, each less high.
 CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto; }
-.models { align-items: stretch; }
+.gradio-container { max-width: 1400px !important; margin: 0 auto !important; }
+.gradio-container main { padding: 0.75rem !important; }
+.gradio-container, .gradio-container * { overflow-clip-margin: unset; }
+.gradio-container, .gradio-container main, .gradio-container main > *, .gradio-container .column { overflow: visible !important; }
+.ask { position: sticky; bottom: 0; z-index: 10; padding: 0.5rem 0; background: var(--body-background-fill); }
 .ask button { min-height: 2.75rem; }
-@media (max-width: 640px) {
-  .gradio-container { padding: 0.5rem !important; }
-  .models .block { height: 16rem !important; }
-}
+@media (max-width: 640px) { .models > .block { height: 17rem !important; } }
 """
 TOGGLE = "() => { document.body.classList.toggle('dark') }"
 # What a browser says in its own language.
@@ -110,7 +111,7 @@ def reply(
     if not turns or turns[-1]["role"] != "user":
         yield history
         return
-    sent: Messages = ([{"role": "system", "content": system}] if system.strip() else []) + list(turns)
+    sent: Messages = ([{"role": "system", "content": system}] if system and system.strip() else []) + list(turns)
     options = {"temperature": temperature, "top_p": top_p, **({"max_tokens": int(longest)} if longest else {})}
     said = ""
     try:
@@ -137,16 +138,17 @@ def build(models: dict[str, Address], key: str) -> Any:
     labels = list(models)
     words = gr.I18n(en=TEXTS["en"], zh=TEXTS["zh"], **{"zh-CN": TEXTS["zh"]})
     secret = hashlib.sha256(f"history {key}".encode()).hexdigest()
-    with gr.Blocks(title="myllm chat", fill_height=True, analytics_enabled=False) as blocks:
+    look: dict[str, Any] = {"min_width": 260, "height": "max(24rem, calc(100vh - 17rem))", "latex_delimiters": []}
+    with gr.Blocks(title="myllm chat", fill_width=True, analytics_enabled=False) as blocks:
         kept = gr.BrowserState([], storage_key="myllm-chat", secret=secret)
         with gr.Row(elem_classes="models", equal_height=True):
             bots = [
-                gr.Chatbot(label=label, min_width=280, height=420, latex_delimiters=[], elem_id=f"bot-{number}")
+                gr.Chatbot(label=label, buttons=["copy"], elem_id=f"bot-{number}", **look)
                 for number, label in enumerate(labels)
             ]
         with gr.Row(elem_classes="ask", equal_height=True):
             box = gr.Textbox(
-                placeholder=words("ask"), show_label=False, lines=1, max_lines=6, scale=6, autofocus=True, elem_id="box"
+                placeholder=words("ask"), show_label=False, max_lines=6, scale=8, min_width=240, elem_id="box", autofocus=True
             )
             send = gr.Button(words("send"), variant="primary", scale=1, min_width=72, elem_id="send")
             stop = gr.Button(words("stop"), variant="stop", scale=1, min_width=72, elem_id="stop")
@@ -155,7 +157,7 @@ def build(models: dict[str, Address], key: str) -> Any:
             theme = gr.Button(words("theme"), size="sm", min_width=72, elem_id="theme")
         with gr.Accordion(words("settings"), open=False, elem_id="settings"):
             chosen = gr.CheckboxGroup(labels, value=labels, label=words("models"), visible=len(labels) > 1)
-            system = gr.Textbox(label=words("system"), lines=2)
+            system = gr.Textbox("", label=words("system"), lines=2)
             temperature = gr.Slider(0, 2, 0.7, step=0.05, label=words("temperature"))
             top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label=words("top_p"))
             longest = gr.Slider(0, 4096, 0, step=16, label=words("max_tokens"))
@@ -167,6 +169,7 @@ def build(models: dict[str, Address], key: str) -> Any:
             answer = asked.then(partial(reply, address=address), settings, bot, show_progress="hidden")
             answer.then(keep, bots, kept, show_progress="hidden")
             replies.append(answer)
+            bot.clear(keep, bots, kept, show_progress="hidden")
         stop.click(keep, bots, kept, cancels=replies)
         clear.click(lambda: [[]] * (len(bots) + 1), None, [*bots, kept], cancels=replies)
         theme.click(None, js=TOGGLE)

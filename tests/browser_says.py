@@ -15,6 +15,13 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
+# Notes every length that the first column's text takes: a reply that comes at once takes two, one that streams many.
+WATCH = """() => {
+  window.lengths = new Set();
+  const bot = document.querySelector('#bot-0');
+  const note = () => window.lengths.add(bot.innerText.length);
+  new MutationObserver(note).observe(bot, {subtree: true, childList: true, characterData: true});
+}"""
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1200, "height": 800}
 
 
@@ -39,21 +46,16 @@ def wide(page: Page) -> bool:
 def use(page: Page, folder: Path) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     box = page.locator("#box textarea")
-    columns = page.locator("[id^=bot-]").count()
-    seen["columns"] = columns
     box.wait_for()
+    columns = page.locator(".models [id^=bot-]").count()
+    seen["columns"] = columns
 
     # Words typed, sent with Enter, and the reply grows.
+    page.evaluate(WATCH)
     box.fill("写一首五绝。")
     box.press("Enter")
     seen["emptied"] = until(lambda: box.input_value() == "")
-    lengths: set[int] = set()
-
-    def grown() -> bool:
-        lengths.add(sum(len(text) for text in said(page, 0)))
-        return len(lengths) > 3
-
-    seen["streams"] = until(grown)
+    seen["streams"] = until(lambda: page.evaluate("window.lengths.size") > 3)
     seen["replies"] = until(lambda: all(said(page, bot) for bot in range(columns)))
     settled(page, columns)
     seen["asked"] = [said(page, bot, "user") for bot in range(columns)]
@@ -72,17 +74,17 @@ def use(page: Page, folder: Path) -> dict[str, Any]:
     seen["sent_after_composing"] = until(lambda: said(page, 0, "user")[-1:] == ["春风"])
     settled(page, columns)
 
-    # A long reply is stopped, and stays as it was.
-    page.locator("#settings button").first.click()
+    # A reply under way is stopped, and stays as it was.
+    turns = len(said(page, 0))
     box.fill("长")
     page.locator("#send").click()
-    until(lambda: len(said(page, 0)) > 2)
+    until(lambda: len(said(page, 0)) > turns)
     page.locator("#stop").click()
     time.sleep(1)
     stopped = [said(page, bot) for bot in range(columns)]
-    time.sleep(1.5)
+    seen["stopped_after"] = [len(texts[-1]) for texts in stopped]
+    time.sleep(2)
     seen["stopped"] = stopped == [said(page, bot) for bot in range(columns)]
-    page.locator("#settings button").first.click()
     page.screenshot(path=str(folder / "light.png"))
 
     # A reload keeps the conversation; the switch to dark; a phone.
@@ -100,8 +102,8 @@ def use(page: Page, folder: Path) -> dict[str, Any]:
     time.sleep(0.5)
     page.screenshot(path=str(folder / "phone.png"))
     seen["wide_on_a_phone"] = wide(page)
-    box.scroll_into_view_if_needed()
-    seen["box_on_a_phone"] = box.bounding_box()
+    found = box.bounding_box() or {"y": -1, "height": 0}
+    seen["box_in_sight_on_a_phone"] = 0 <= found["y"] <= PHONE["height"] - found["height"]
     page.set_viewport_size(DESK)
 
     page.locator("#clear").click()
