@@ -36,8 +36,9 @@ POLICY = (
 CSS = """
 .gradio-container { max-width: 1400px !important; margin: 0 auto !important; }
 .gradio-container main { padding: 0.75rem !important; }
-.gradio-container, .gradio-container * { overflow-clip-margin: unset; }
-.gradio-container, .gradio-container main, .gradio-container main > *, .gradio-container .column { overflow: visible !important; }
+.gradio-container, .gradio-container main, .gradio-container main > *, .column { overflow: visible !important; }
+.gradio-container, .gradio-container .main { min-width: 0 !important; width: 100% !important; }
+.models .message { overflow-wrap: anywhere; }
 .ask { position: sticky; bottom: 0; z-index: 10; padding: 0.5rem 0; background: var(--body-background-fill); }
 .ask button { min-height: 2.75rem; }
 @media (max-width: 640px) { .models > .block { height: 17rem !important; } }
@@ -148,7 +149,7 @@ def build(models: dict[str, Address], key: str) -> Any:
             ]
         with gr.Row(elem_classes="ask", equal_height=True):
             box = gr.Textbox(
-                placeholder=words("ask"), show_label=False, max_lines=6, scale=8, min_width=240, elem_id="box", autofocus=True
+                placeholder=words("ask"), show_label=False, max_lines=6, scale=8, min_width=240, elem_id="box"
             )
             send = gr.Button(words("send"), variant="primary", scale=1, min_width=72, elem_id="send")
             stop = gr.Button(words("stop"), variant="stop", scale=1, min_width=72, elem_id="stop")
@@ -170,7 +171,8 @@ def build(models: dict[str, Address], key: str) -> Any:
             answer.then(keep, bots, kept, show_progress="hidden")
             replies.append(answer)
             bot.clear(keep, bots, kept, show_progress="hidden")
-        stop.click(keep, bots, kept, cancels=replies)
+        # kept after the cancelling, when the last words have come
+        stop.click(lambda: None, None, None, cancels=replies).then(keep, bots, kept, show_progress="hidden")
         clear.click(lambda: [[]] * (len(bots) + 1), None, [*bots, kept], cancels=replies)
         theme.click(None, js=TOGGLE)
         blocks.load(partial(restore, count=len(bots)), kept, bots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import http.client
 import json
 import os
@@ -218,14 +219,18 @@ def test_chat_on_a_terminal_stops_a_reply(server: Server) -> None:
         command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=REPOSITORY, env=variables, start_new_session=True
     )
     os.close(terminal)
-    text = ""
+    text, decoder = "", codecs.getincrementaldecoder("utf-8")("replace")  # the terminal echoes byte by byte
+
+    def read() -> None:
+        nonlocal text
+        if select.select([screen], [], [], 0.1)[0]:
+            text += decoder.decode(os.read(screen, 1 << 16))
 
     def until(mark: str, seconds: float = 60) -> str:
         nonlocal text
         deadline = time.monotonic() + seconds
         while mark not in text and time.monotonic() < deadline:
-            if select.select([screen], [], [], 0.1)[0]:
-                text += os.read(screen, 1 << 16).decode(errors="replace")
+            read()
         assert mark in text, text
         before, _, text = text.partition(mark)
         return before
@@ -236,8 +241,7 @@ def test_chat_on_a_terminal_stops_a_reply(server: Server) -> None:
         until("春\r\n")  # the terminal's echo
         deadline = time.monotonic() + 30
         while len(text) < 20 and time.monotonic() < deadline:
-            if select.select([screen], [], [], 0.1)[0]:
-                text += os.read(screen, 1 << 16).decode(errors="replace")
+            read()
         os.kill(process.pid, signal.SIGINT)
         until(" [stopped]")
         until("> ")
