@@ -13,10 +13,10 @@ from artifacts.errors import UserError
 from launch.serve_engines import MB, Plan
 from launch.serve_preflight import WEIGHT_TYPES, Weights
 
-# Resident memory of vLLM 0.32 on a CPU without weights and cache, in MB: server and engine, and each rank of its own.
-# Measured by `python -m benchmarks.serve --memory`, see docs/serving.md.
-ENGINE_MB = 1900
-RANK_MB = 900
+# Memory of vLLM 0.32 on a CPU besides weights and cache, in MB: server and engine; each rank's own process with --tp.
+# `benchmarks.serve.memory_mb` found 1,189 with one rank and 2,276 with two, a tiny model; a quarter more for the start.
+ENGINE_MB = 1500
+RANK_MB = 700
 
 
 def port_is_free(host: str, port: int) -> bool:
