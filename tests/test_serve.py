@@ -7,8 +7,10 @@ import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from tiny_qwen2 import make_tiny_qwen2
 
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
-from launch import serve_gate
+from launch import serve, serve_client, serve_gate
 from launch.guard import Guarded
 from launch.key_middleware import RequireKey
+from launch.serve_client import Address
 
 CHATS = ["写一句五言诗", "你好", "春天", "明月", "思故乡", "黄河", "花落", "更上一层楼", "啼鸟", "千里"]
 VERSES = ["床前明月光，", "白日依山尽，", "春", "秋风", "明月", "床前明月光，疑是", "欲穷", "更上", "举头", "黄河"]
@@ -249,3 +252,71 @@ def test_gate_with_tensor_parallel_on_two_cores(tiny: Path, tmp_path: Path) -> N
     assert result["models"][0]["tp"] == 2 and result["mismatches"] == []
     assert result["identical"] + len(result["ties"]) == 20
     assert all_end(str(tiny))
+
+
+def test_a_server_that_dies_tells_why(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    address = Address("http://127.0.0.1:1", "m", "k")
+    said = "print('usage: vllm'); print('vllm: error: unrecognized arguments: --nonsense'); raise SystemExit(2)"
+    with Guarded([sys.executable, "-c", said], log=log) as server:
+        with pytest.raises(UserError, match=r"ended with status 2 after \d+ s: read .*error: unrecognized arguments"):
+            serve.wait_until_ready(server, address, log)
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    with Guarded([sys.executable, "-c", "import time; time.sleep(60)"], log=tmp_path / "log") as server:
+        with pytest.raises(UserError, match="was not ready after 1 s"):
+            serve.wait_until_ready(server, Address("http://127.0.0.1:1", "m", "k"), tmp_path / "log", timeout=1)
+
+
+def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path))
+    monkeypatch.delenv("MYLLM_API_KEY", raising=False)
+    key, file = serve.take_key(8123)
+    assert serve_client.find_key("http://127.0.0.1:8123") == key
+    assert serve_client.find_key("http://elsewhere:8123") == ""  # a key of this machine goes to no other
+    monkeypatch.setenv("MYLLM_API_KEY", "given")
+    assert serve_client.find_key("http://elsewhere:8123") == "given"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("127.0.0.1", "write an address with its port"),
+        ("http://127.0.0.1:99999", "write an address with its port"),
+        ("http://127.0.0.1:1", "no server answers at http://127.0.0.1:1 .*: start one, `myllm serve MODEL`"),
+    ],
+)
+def test_servers_that_are_none(url: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        serve_client.connect(url)
+
+
+def test_something_else_that_answers(tmp_path: Path) -> None:
+    """A web server that is no model server, and one that hangs up in the middle of a reply."""
+    stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    stream += b'data: {"choices": [{"delta": {"content": "half"}}]}\n\n'
+    for reply, action, reason in (
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "connect", "is no OpenAI-compatible server"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "connect", "is no OpenAI-compatible server"),
+        (stream, "stream", "ended in the middle of a reply"),
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+            def answer(listener: socket.socket = listener, reply: bytes = reply) -> None:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(reply)
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.recv(1)
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            with pytest.raises(UserError, match=reason):
+                if action == "connect":
+                    serve_client.connect(url)
+                else:
+                    list(serve_client.stream_reply(Address(url, "m", "k"), [], {}))
+            thread.join(10)
