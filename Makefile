@@ -9,7 +9,7 @@ help:  ## this list
 demo: envs  ## raw text -> scored chat model: runs/poetry-tiny/report.html
 	.venv/bin/myllm run poetry-tiny
 
-test: envs  ## every test but Slurm's, a shortened run of the whole pipeline among them
+test: envs env-clients  ## every test but Slurm's, a shortened run of the whole pipeline among them
 	$(PYTEST) -m "not slurm"
 
 test-fast: env-train  ## the tests that take seconds
@@ -33,6 +33,9 @@ bench-preprocess: env-train  ## corpus steps, tokenizer and binning against thei
 bench-pretrain: env-train  ## launcher against bare Megatron, SDPA against unfused attention: benchmarks/pretrain.md
 	.venv/bin/python -m benchmarks.pretrain
 
+bench-serve: env-train env-serve  ## 32 clients for a minute against the demo's model: benchmarks/serve.md
+	.venv/bin/python -m benchmarks.serve --output benchmarks/serve.md
+
 bench-gpu: env-train  ## tokens/s, MFU, memory of 0.5B and 1.1B on a GPU: benchmarks/gpu.md
 	.venv/bin/python -m benchmarks.gpu
 
@@ -44,14 +47,17 @@ test-slow: envs  ## the slow tests alone: every stage of training, serving and s
 
 envs: env-train env-eval env-serve env-ppo  ## all environments (about 6 GB)
 
-env-train env-eval env-serve env-gpu env-gpu-te env-ppo:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
+env-train env-eval env-serve env-clients env-ppo env-gpu env-gpu-te env-lmdeploy-gpu:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
 	@environments/create.sh $(@:env-%=%)
+
+env-lmdeploy:  ## LMDeploy: with CUDA where there is a GPU, else only what can be checked without one (2 GB)
+	@environments/create.sh lmdeploy$(if $(wildcard /dev/nvidiactl),-gpu)
 
 lock: env-train  ## resolve the lock files anew from environments/*.in
 	@environments/lock.sh
 
 clean:  ## remove environments and built wheels; runs stay
-	rm -rf .venv .venv-eval .venv-serve .venv-ppo .tools .wheels
+	rm -rf .venv .venv-eval .venv-serve .venv-ppo .venv-clients .venv-lmdeploy .tools .wheels
 
-.PHONY: help demo test test-fast test-slurm check bench-converters bench-preprocess bench-pretrain bench-gpu results test-slow envs env-train env-eval env-serve env-gpu \
-	env-gpu-te env-ppo lock clean
+.PHONY: help demo test test-fast test-slow test-slurm check results bench-converters bench-preprocess bench-pretrain bench-serve bench-gpu \
+	envs env-train env-eval env-serve env-clients env-ppo env-gpu env-gpu-te env-lmdeploy env-lmdeploy-gpu lock clean

@@ -10,7 +10,13 @@ from artifacts.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-ENVIRONMENTS = {"train": ".venv", "eval": ".venv-eval", "serve": ".venv-serve"}
+ENVIRONMENTS = {
+    "train": ".venv",
+    "eval": ".venv-eval",
+    "serve": ".venv-serve",
+    "lmdeploy": ".venv-lmdeploy",
+    "clients": ".venv-clients",
+}
 
 
 def environment(name: str) -> Path:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Create one environment from its lock file: environments/create.sh train|eval|serve|gpu|gpu-te|ppo
+# Create one environment from its lock file: environments/create.sh train|eval|serve|clients|lmdeploy|lmdeploy-gpu|ppo|gpu|gpu-te
 #
 # uv installs; wheels that no registry offers for Python 3.11 on a CPU are built once into .wheels/: megatron-core
 # (its newest release asks for 3.12 by name only) and the stand-ins in stubs/. Safe to repeat and to interrupt: the
@@ -9,11 +9,11 @@
 # .venv, and `train` leaves such a one as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=${1:?usage: environments/create.sh train|eval|serve|gpu|gpu-te|ppo}
+name=${1:?usage: environments/create.sh train|eval|serve|clients|lmdeploy|lmdeploy-gpu|ppo|gpu|gpu-te}
 lock=environments/$name.lock
 [ -f "$lock" ] || { echo "error: there is no $lock; there are: $(cd environments && echo *.lock)" >&2; exit 2; }
-case $name in train | gpu | gpu-te) folder=.venv ;; *) folder=.venv-$name ;; esac
-case $name in gpu*) python=${PYTHON:-python3.12} ;; *) python=${PYTHON:-python3.11} ;; esac
+case $name in train | gpu | gpu-te) folder=.venv ;; lmdeploy*) folder=.venv-lmdeploy ;; *) folder=.venv-$name ;; esac
+case $name in *gpu*) python=${PYTHON:-python3.12} ;; *) python=${PYTHON:-python3.11} ;; esac
 megatron="megatron-core==0.19.2"
 
 stamp() { echo "$1 $(cat "environments/$1.lock" environments/create.sh environments/stubs/*/* | sha256sum)"; }
@@ -76,7 +76,7 @@ echo "== $folder from $lock"
 links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
 backend=()
 case $name in
-  gpu*) links= ;;
+  *gpu*) links= ;;
   *) if [ -z "$links" ]; then backend=(--torch-backend cpu); fi ;;
 esac
 # compiled once here, or every start of a tool compiles thousands of files anew where byte code may not be written

@@ -1,98 +1,86 @@
-"""The `myllm` command: run a pipeline, look at a run.
+"""The `myllm` command: run a pipeline, look at a run, or do one thing alone.
 
 myllm run poetry-tiny                         # here, every stage; again: only what is missing
 myllm run poetry-tiny --from sft --to score   # some stages
 myllm run poetry-tiny --dry-run               # print the commands, run nothing
 myllm submit poetry-tiny --site mine          # the same stages as a chain of Slurm jobs
-myllm cancel poetry-tiny                      # its jobs
-myllm status poetry-tiny
+myllm status poetry-tiny                      # what is done, and what its jobs do
 myllm estimate qwen2-0.5b --hardware node-8   # memory, hours, cost of a pretraining, before it starts
-myllm lint-data alpaca_zh.json --tokenizer DIR  # every bad row of instruction or preference data, before a training
-myllm split-data alpaca_zh.json --output-folder data --share 0.02
-myllm posttrain sft_lora --model DIR --data DIR --output-folder DIR   # LLaMA-Factory's and TRL's stages
-myllm report poetry-tiny
+myllm posttrain sft_lora --model DIR --data DIR --output-folder DIR
+myllm serve runs/poetry-tiny/models/dpo       # an OpenAI-compatible API, on this machine alone, with a key
+myllm chat runs/poetry-tiny/models/dpo        # in the terminal; `chat-page` in the browser
+
+`myllm COMMAND --help` tells the rest, with an example.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from artifacts.errors import UserError, run_main
 from artifacts.layout import REPOSITORY, Run
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="myllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+@dataclass(frozen=True)
+class Command:
+    """A subcommand. Its arguments and its work are in `module`, as `add_arguments` and `run`, or here."""
+
+    help: str
+    module: str | None = None
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    run: Callable[[argparse.Namespace], int | None] | None = None
+    example: str = ""  # else the module's docstring is shown
+
+
+def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pipeline", help="a file of launch/pipelines/")
+    parser.add_argument("--from", dest="first", metavar="STAGE", help="first stage")
+    parser.add_argument("--to", dest="last", metavar="STAGE", help="last stage")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="replace one of the pipeline's values"
     )
-    commands = top.add_subparsers(dest="command", required=True)
-    run = commands.add_parser(
-        "run", help="run a pipeline's stages", description="Example: myllm run poetry-tiny --to convert"
-    )
-    submit = commands.add_parser(
-        "submit",
-        help="submit a pipeline's stages to Slurm",
-        description="Example: myllm submit poetry-tiny --site mine --from pretrain",
-    )
-    for command in (run, submit):
-        command.add_argument("pipeline", help="a file of launch/pipelines/")
-        command.add_argument("--from", dest="first", metavar="STAGE", help="first stage")
-        command.add_argument("--to", dest="last", metavar="STAGE", help="last stage")
-        command.add_argument(
-            "--set", action="append", default=[], metavar="NAME=VALUE", help="replace one of the pipeline's values"
-        )
-        command.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
-        command.add_argument("--run-folder", type=Path, help="by default runs/<pipeline>")
-    submit.add_argument("--site", required=True, help="a file of site/, or FILE.sh: partition, account, limits")
-    submit.add_argument(
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--run-folder", type=Path, help="by default runs/<pipeline>")
+
+
+def run_here(given: argparse.Namespace) -> None:
+    from launch.pipeline import load_pipeline
+    from launch.runner import run_pipeline
+
+    run = Run(given.run_folder or REPOSITORY / "runs" / given.pipeline)
+    pipeline = load_pipeline(given.pipeline, run.folder, given.set)
+    run_pipeline(pipeline, run, pipeline.between(given.first, given.last), given.dry_run)
+
+
+def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
+    add_pipeline_arguments(parser)
+    parser.add_argument("--site", required=True, help="a file of site/, or FILE.sh: partition, account, limits")
+    parser.add_argument(
         "--after", action="append", type=int, default=[], metavar="JOB", help="wait for this job's success; repeatable"
     )
-    from launch.estimate import add_arguments
 
-    add_arguments(
-        commands.add_parser(
-            "estimate",
-            help="parameters, memory, hours and cost of a pretraining",
-            description="Example: myllm estimate qwen2-0.5b --hardware node-8 --tokens 10B --price 2.5",
-        )
-    )
-    from launch import lint_data
 
-    lint_data.add_arguments(
-        commands.add_parser(
-            "lint-data",
-            help="check instruction, preference or KTO data",
-            description="Example: myllm lint-data alpaca_zh.json --tokenizer runs/mine/models/base --cutoff-len 1024",
-        )
-    )
-    split = commands.add_parser(
-        "split-data",
-        help="divide a data file into train and held out",
-        description="Example: myllm split-data alpaca_zh.json --output-folder data --share 0.02",
-    )
-    split.add_argument("file", type=Path, help="JSON list or JSON lines")
-    split.add_argument("--output-folder", type=Path, required=True, help="gets NAME_train.json and NAME_valid.json")
-    split.add_argument("--share", type=float, default=0.02, help="of the questions that are held out (default 0.02)")
-    split.add_argument("--drop-faulty", action="store_true", help="leave out faulty and repeated rows, and say which")
-    from launch import posttrain
+def submit(given: argparse.Namespace) -> None:
+    from launch.pipeline import load_pipeline
+    from launch.site import read_site
+    from launch.submit import submit_pipeline
 
-    posttrain.add_arguments(
-        commands.add_parser(
-            "posttrain",
-            help="fine-tune, reward model, DPO, KTO, PPO, GRPO, merge",
-            description=posttrain.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-    )
-    for name, text in (
-        ("status", "what is done of a run, and what its Slurm jobs do"),
-        ("cancel", "cancel the Slurm jobs of a run"),
-        ("report", "write report.html and report.json"),
-    ):
-        command = commands.add_parser(name, help=text, description=f"Example: myllm {name} poetry-tiny")
-        command.add_argument("run", help="name under runs/, or a folder")
-    return top
+    run = Run(given.run_folder or REPOSITORY / "runs" / given.pipeline)
+    pipeline = load_pipeline(given.pipeline, run.folder, given.set)
+    stages = pipeline.between(given.first, given.last)
+    jobs = submit_pipeline(pipeline, run, stages, read_site(given.site), given.after, given.dry_run)
+    if jobs:
+        print(f"{len(jobs)} jobs; myllm status {run.folder} shows them, myllm cancel {run.folder} ends them")
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="name under runs/, or a folder")
 
 
 def find_run(name: str) -> Run:
@@ -106,11 +94,12 @@ def find_run(name: str) -> Run:
     raise UserError(f"there is no run {name!r}{nearest(name, known)}; runs/ holds {', '.join(known) or 'none'}")
 
 
-def show_status(run: Run) -> None:
+def show_status(given: argparse.Namespace) -> None:
     from artifacts.files import read_json
     from launch.runner import read_manifest
     from launch.submit import describe, states
 
+    run = find_run(given.run)
     jobs, unknown = {}, ""
     try:
         jobs = states(run)
@@ -127,58 +116,95 @@ def show_status(run: Run) -> None:
         print(f"states of its jobs: {unknown}")
 
 
+def cancel(given: argparse.Namespace) -> None:
+    from launch.submit import cancel_run
+
+    ended = cancel_run(find_run(given.run))
+    print(f"cancelled {', '.join(map(str, ended))}" if ended else "no job of this run waits or runs")
+
+
+def report(given: argparse.Namespace) -> None:
+    from launch.report import write_report
+
+    write_report(find_run(given.run))
+
+
+def add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="JSON list or JSON lines")
+    parser.add_argument("--output-folder", type=Path, required=True, help="gets NAME_train.json and NAME_valid.json")
+    parser.add_argument("--share", type=float, default=0.02, help="of the questions that are held out (default 0.02)")
+    parser.add_argument("--drop-faulty", action="store_true", help="leave out faulty and repeated rows, and say which")
+
+
+def split_data(given: argparse.Namespace) -> None:
+    from launch.lint_data import split
+
+    train, valid, dropped = split(given.file, given.output_folder, given.share, given.drop_faulty)
+    name = f"{given.output_folder}/{given.file.stem}"
+    print(f"{name}_train.json: {train:,} rows, _valid.json: {valid:,} rows")
+    if dropped:
+        print(f"{name}_dropped.json: {dropped:,} rows that were left out, with the fault of each")
+
+
+COMMANDS = {
+    "run": Command("run a pipeline's stages", None, add_pipeline_arguments, run_here, "myllm run poetry-tiny --to sft"),
+    "submit": Command(
+        "submit a pipeline's stages to Slurm",
+        None,
+        add_submit_arguments,
+        submit,
+        "myllm submit poetry-tiny --site mine --from pretrain",
+    ),  # fmt: skip
+    "status": Command(
+        "what is done of a run, and what its Slurm jobs do",
+        None,
+        add_run_argument,
+        show_status,
+        "myllm status poetry-tiny",
+    ),  # fmt: skip
+    "cancel": Command("cancel the Slurm jobs of a run", None, add_run_argument, cancel, "myllm cancel poetry-tiny"),
+    "report": Command("write report.html and report.json", None, add_run_argument, report, "myllm report poetry-tiny"),
+    "estimate": Command("parameters, memory, hours and cost of a pretraining", "launch.estimate"),
+    "lint-data": Command("check instruction, preference or KTO data", "launch.lint_data"),
+    "split-data": Command(
+        "divide a data file into train and held out",
+        None,
+        add_split_arguments,
+        split_data,
+        "myllm split-data alpaca_zh.json --output-folder data --share 0.02",
+    ),  # fmt: skip
+    "posttrain": Command("fine-tune, reward model, DPO, KTO, PPO, GRPO, merge", "launch.posttrain"),
+    "serve": Command("serve a model folder with vLLM or LMDeploy", "launch.serve"),
+    "chat": Command("chat in the terminal, with a server or a model folder", "launch.chat"),
+    "chat-page": Command("chat in the browser, several models side by side", "launch.chat_page"),
+}
+
+
+def parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The command's parser; only the chosen subcommand's module is imported, and only its arguments are known."""
+    top = argparse.ArgumentParser(
+        prog="myllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        made = commands.add_parser(name, help=command.help, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name != chosen:
+            continue
+        made.description = f"Example: {command.example}"
+        add_arguments: Any = command.add_arguments
+        if command.module:
+            module = importlib.import_module(command.module)
+            made.description, add_arguments = module.__doc__, module.add_arguments
+        add_arguments(made)
+    return top
+
+
 def main() -> int | None:
-    arguments = parser().parse_args()
-    if arguments.command in ("run", "submit"):
-        from launch.pipeline import load_pipeline
-
-        run = Run(arguments.run_folder or REPOSITORY / "runs" / arguments.pipeline)
-        pipeline = load_pipeline(arguments.pipeline, run.folder, arguments.set)
-        stages = pipeline.between(arguments.first, arguments.last)
-        if arguments.command == "run":
-            from launch.runner import run_pipeline
-
-            run_pipeline(pipeline, run, stages, arguments.dry_run)
-        else:
-            from launch.site import read_site
-            from launch.submit import submit_pipeline
-
-            jobs = submit_pipeline(pipeline, run, stages, read_site(arguments.site), arguments.after, arguments.dry_run)
-            if jobs:
-                print(f"{len(jobs)} jobs; myllm status {run.folder} shows them, myllm cancel {run.folder} ends them")
-    elif arguments.command == "cancel":
-        from launch.submit import cancel_run
-
-        ended = cancel_run(find_run(arguments.run))
-        print(f"cancelled {', '.join(map(str, ended))}" if ended else "no job of this run waits or runs")
-    elif arguments.command == "estimate":
-        from launch.estimate import run as run_estimate
-
-        run_estimate(arguments)
-    elif arguments.command == "lint-data":
-        from launch.lint_data import run as run_lint
-
-        run_lint(arguments)
-    elif arguments.command == "split-data":
-        from launch.lint_data import split
-
-        train, valid, dropped = split(arguments.file, arguments.output_folder, arguments.share, arguments.drop_faulty)
-        name = f"{arguments.output_folder}/{arguments.file.stem}"
-        print(f"{name}_train.json: {train:,} rows, _valid.json: {valid:,} rows")
-        if dropped:
-            print(f"{name}_dropped.json: {dropped:,} rows that were left out, with the fault of each")
-    elif arguments.command == "posttrain":
-        from launch.posttrain import job_of
-        from launch.posttrain import run as run_posttrain
-
-        run_posttrain(job_of(arguments), arguments.dry_run, arguments.prepare)
-    elif arguments.command == "status":
-        show_status(find_run(arguments.run))
-    else:
-        from launch.report import write_report
-
-        write_report(find_run(arguments.run))
-    return None
+    chosen = sys.argv[1] if len(sys.argv) > 1 else None
+    given = parser(chosen).parse_args()
+    command = COMMANDS[given.command]
+    run: Any = importlib.import_module(command.module).run if command.module else command.run
+    return run(given)
 
 
 def entry() -> None:

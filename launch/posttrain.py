@@ -111,7 +111,7 @@ def merge(job: Job, mark: str, ids: dict[str, int]) -> dict[str, Any]:
     return {**gate, "tool_seconds": round(seconds, 1)}
 
 
-def run(job: Job, dry_run: bool = False, prepare: bool = False) -> None:
+def run_job(job: Job, dry_run: bool = False, prepare: bool = False) -> None:
     """Check everything, then train or merge; see the module's docstring. Raises UserError for what a user can mend."""
     ids = check_model(job.model)
     data: dict[str, Findings] = {}
@@ -231,9 +231,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def run(options: argparse.Namespace) -> None:
+    run_job(job_of(options), options.dry_run, options.prepare)
+
+
 def main(argv: list[str] | None = None) -> int:
-    options = parse(argv)
-    run(job_of(options), options.dry_run, options.prepare)
+    run(parse(argv))
     return 0
 
 

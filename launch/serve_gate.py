@@ -6,18 +6,18 @@ r"""Gate: the served model says, token for token, what Hugging Face `generate` s
 `--prompts` is JSON: {"completions": ["春", …], "chats": [[{"role": "user", "content": "…"}], …]}. Greedy, float32 on
 both sides, token ids compared (vLLM's `return_token_ids`), the prompt's ids too. Writes `serve.json`, and with
 `--sample-prompts` `samples.json`. A difference ends the stage with exit code 2 and the evidence in `serve.json`.
+vLLM only: LMDeploy computes in 16 bits alone, where the order of a sum decides between near words.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import shlex
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -27,17 +27,10 @@ from artifacts.files import read_json, write_json
 from artifacts.layout import REPOSITORY, environment
 from artifacts.stage import report_metrics, track
 from launch.guard import Guarded
-from launch.serve import (
-    Address,
-    check_model,
-    free_port,
-    has_gpu,
-    last_error,
-    request,
-    server_command,
-    server_environment,
-    wait_until_ready,
-)
+from launch.serve import last_error, make_plan, running, wait_until_ready
+from launch.serve_client import Address, request
+from launch.serve_engines import Plan
+from launch.serve_machine import free_port
 
 MAX_TOKENS = 48
 # Two logits of a float32 model nearer than this are a tie: the order of a sum decides between them.
@@ -64,20 +57,6 @@ def read_sample_prompts(path: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) and {"id", "messages"} <= set(row) for row in rows):
         raise UserError(f'{path} must be a list of {{"id", "messages", …}}')
     return rows
-
-
-@contextmanager
-def running_server(folder: Path, config: dict[str, Any], log: Path, cpu: bool) -> Iterator[tuple[Address, Guarded]]:
-    """A server that was just started, not yet ready; it ends with the block."""
-    address = Address("127.0.0.1", free_port(), folder.name, secrets.token_urlsafe(32))
-    command = server_command(folder, address, int(config["max_position_embeddings"]), cpu)
-    if not cpu:
-        # The gate compares float32 with float32 wherever it runs.
-        command[command.index("--dtype") + 1] = "float32"
-    print(shlex.join(command), flush=True)
-    log.unlink(missing_ok=True)
-    with Guarded(command, env=server_environment(address.key, cpu), log=log) as server:
-        yield address, server
 
 
 def ask(address: Address, prompt: Any, max_tokens: int) -> dict[str, Any]:
@@ -129,14 +108,13 @@ def compare(expected: dict[str, Any], served: dict[str, Any], stops: list[int]) 
     }
 
 
-def check(folder: Path, prompts_file: Path, output: Path, sample_prompts: list[dict[str, Any]]) -> dict[str, Any]:
+def check(plan: Plan, prompts_file: Path, output: Path, sample_prompts: list[dict[str, Any]]) -> dict[str, Any]:
     """Compare one model; returns its part of serve.json. The reference is made while the server starts."""
-    cpu = not has_gpu()
-    config = check_model(folder, cpu)
+    folder = plan.folder
     prompts = read_prompts(prompts_file)
     asked = [*prompts["completions"], *prompts["chats"]]
     reference_file, reference_log = output / f"reference-{folder.name}.json", output / f"reference-{folder.name}.log"
-    server_log = output / f"vllm-{folder.name}.log"
+    server_log = output / f"{plan.engine}-{folder.name}.log"
     reference_file.unlink(missing_ok=True)
     reference_log.unlink(missing_ok=True)
     reference_command = [
@@ -145,10 +123,9 @@ def check(folder: Path, prompts_file: Path, output: Path, sample_prompts: list[d
         *("--output", str(reference_file.resolve()), "--max-tokens", str(MAX_TOKENS)),
     ]
     print(shlex.join(reference_command), flush=True)
-    offline = {**server_environment("", cpu), "CUDA_VISIBLE_DEVICES": ""}
-    offline.pop("VLLM_API_KEY")
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (
-        running_server(folder, config, server_log, cpu) as (address, server),
+        running(plan, secrets.token_urlsafe(32), server_log) as (address, server),
         Guarded(reference_command, env=offline, cwd=REPOSITORY, log=reference_log) as reference_process,
     ):
         start_seconds = wait_until_ready(server, address, server_log)
@@ -175,6 +152,7 @@ def check(folder: Path, prompts_file: Path, output: Path, sample_prompts: list[d
         sampled = sample(address, sample_prompts, output) if sample_prompts else {}
     return {
         "model": str(folder.name),
+        "tp": plan.tp,
         "prompts": len(asked),
         "identical": len(asked) - len(differences),
         "version": version,
@@ -228,6 +206,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeat for more")
     parser.add_argument("--prompts", type=Path, required=True, help='JSON: {"completions": […], "chats": […]}')
     parser.add_argument("--output", type=Path, required=True, help="folder for serve.json, samples.json and the logs")
+    parser.add_argument("--tp", type=int, default=1, help="tensor parallel (default: %(default)s)")
     parser.add_argument("--sample-prompts", type=Path, help="JSON list of {id, messages, …}: sample the last model")
     return parser.parse_args()
 
@@ -239,11 +218,12 @@ def main() -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     sample_prompts = read_sample_prompts(arguments.sample_prompts) if arguments.sample_prompts else []
     started = time.monotonic()
-    folders = [model.resolve() for model in arguments.model]
-    parts = [
-        check(folder, arguments.prompts, arguments.output, sample_prompts if folder == folders[-1] else [])
-        for folder in folders
-    ]
+    parts = []
+    for number, folder in enumerate(arguments.model, start=1):
+        # float32 against float32 wherever the gate runs
+        plan = make_plan(folder, free_port(), tp=arguments.tp, dtype="float32")
+        last = number == len(arguments.model)
+        parts.append(check(plan, arguments.prompts, arguments.output, sample_prompts if last else []))
     result = {
         "prompts": sum(part["prompts"] for part in parts),
         "identical": sum(part["identical"] for part in parts),

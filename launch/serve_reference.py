@@ -16,7 +16,11 @@ from artifacts.files import read_json, write_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.serve_reference", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.serve_reference",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)

@@ -1,19 +1,17 @@
-"""Serving: what is refused before a server starts, the key, the end of all processes, and the real server."""
+"""Serving: the key, the end of all processes, how the gate compares, and the gate with the real server."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
-import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -22,146 +20,18 @@ from tiny_qwen2 import make_tiny_qwen2
 
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
-from launch import serve, serve_gate
+from launch import serve, serve_client, serve_gate
 from launch.guard import Guarded
+from launch.key_middleware import RequireKey
+from launch.serve_client import Address
 
-CHATS = ["写一句五言诗", "你好", "春天", "明月", "思故乡", "黄河", "花落", "更上一层楼"]
-VERSES = ["床前明月光，", "白日依山尽，", "春", "秋风", "明月", "床前明月光，疑是", "欲穷", "更上"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_qwen2(tmp_path_factory.mktemp("serve") / "tiny")
+CHATS = ["写一句五言诗", "你好", "春天", "明月", "思故乡", "黄河", "花落", "更上一层楼", "啼鸟", "千里"]
+VERSES = ["床前明月光，", "白日依山尽，", "春", "秋风", "明月", "床前明月光，疑是", "欲穷", "更上", "举头", "黄河"]
 
 
-@pytest.fixture()
-def broken(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of the model to break."""
-    return Path(shutil.copytree(tiny, tmp_path / "broken"))
-
-
-def edit(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def test_a_whole_folder_passes(tiny: Path) -> None:
-    assert serve.check_model(tiny)["model_type"] == "qwen2"
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("tokenizer.json", "tokenizer.json does not exist, every request would fail"),
-        ("chat_template.jinja", "no chat_template.jinja"),
-        ("model.safetensors", "no \\*.safetensors"),
-        ("config.json", "config.json does not exist"),
-        ("generation_config.json", "lacks the list eos_token_id"),
-    ],
-)
-def test_a_missing_file_is_named(broken: Path, name: str, reason: str) -> None:
-    (broken / name).unlink()
-    with pytest.raises(UserError, match=reason):
-        serve.check_model(broken)
-
-
-def test_what_does_not_fit_is_named(broken: Path) -> None:
-    edit(broken / "generation_config.json", eos_token_id=2)
-    with pytest.raises(UserError, match="lacks the list eos_token_id"):
-        serve.check_model(broken)
-    edit(broken / "generation_config.json", eos_token_id=[2, 0])
-    edit(broken / "config.json", vocab_size=512)
-    with pytest.raises(UserError, match="config.json says 512 and the embedding has"):
-        serve.check_model(broken)
-
-
-def test_a_tokenizer_larger_than_the_embedding(broken: Path) -> None:
-    tokenizer = json.loads((broken / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["霜霜"] = 9999
-    (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UserError, match="tokenizer.json has 10000 tokens"):
-        serve.check_model(broken)
-
-
-def test_a_head_size_without_a_kernel(broken: Path) -> None:
-    edit(broken / "config.json", head_dim=16)
-    with pytest.raises(UserError, match="attention heads of size 16"):
-        serve.check_model(broken)
-    serve.check_model(broken, cpu=False)
-
-
-def test_truncated_weights(broken: Path) -> None:
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
-        serve.check_model(broken)
-
-
-def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, **variables},
-    )
-
-
-def test_port_in_use(tiny: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        done = command("launch.serve", str(tiny), "--port", str(port))
-    assert done.returncode == 2
-    assert re.fullmatch(rf"error: port {port} on 127.0.0.1 is in use: .* --port \d+\n", done.stderr)
-
-
-def test_dry_run_shows_the_command_and_no_key(tiny: Path) -> None:
-    port = str(serve.free_port())
-    done = command("launch.serve", str(tiny), "--port", port, "--dry-run", MYLLM_API_KEY="secret-key")
-    assert done.returncode == 0, done.stderr
-    assert "vllm serve" in done.stdout and "--host 127.0.0.1" in done.stdout
-    assert "launch.key_middleware.RequireKey" in done.stdout and "secret-key" not in done.stdout
-
-
-@pytest.mark.parametrize("module", ["launch.serve", "launch.serve_gate", "launch.serve_reference"])
-def test_help_needs_no_heavy_import(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", module, "--help"], capture_output=True, text=True, cwd=REPOSITORY
-    )
-    assert done.returncode == 0
-    assert not re.search(r"\| +(torch|vllm|transformers)$", done.stderr, re.MULTILINE)
-
-
-def test_a_made_key_lies_in_a_private_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path))
-    monkeypatch.delenv("MYLLM_API_KEY", raising=False)
-    key, file = serve.take_key("a/b", 8000)
-    assert file is not None and file.read_text().strip() == key and len(key) >= 32
-    assert file.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setenv("MYLLM_API_KEY", "given")
-    assert serve.take_key("x", 1) == ("given", None)
-
-
-@pytest.mark.parametrize(
-    ("path", "header", "status"),
-    [
-        ("/health", None, 200),
-        ("/v1/models", None, 401),
-        ("/invocations", b"Bearer wrong", 401),
-        ("/metrics", b"Basic right", 401),
-        ("/health/../metrics", None, 401),
-        ("/metrics", b"Bearer right", 200),
-    ],
-)
-def test_key_middleware(monkeypatch: pytest.MonkeyPatch, path: str, header: bytes | None, status: int) -> None:
-    from launch.key_middleware import RequireKey
-
-    monkeypatch.setenv("VLLM_API_KEY", "right")
+def answer(middleware: RequireKey, path: str, **headers: bytes) -> int:
+    """The status that a guarded application answers; the application itself always says 200."""
     sent: list[dict[str, Any]] = []
-
-    async def application(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
@@ -169,9 +39,76 @@ def test_key_middleware(monkeypatch: pytest.MonkeyPatch, path: str, header: byte
     async def receive() -> dict[str, Any]:
         return {"type": "http.request"}
 
-    headers = [(b"authorization", header)] if header else []
-    asyncio.run(RequireKey(application)({"type": "http", "path": path, "headers": headers}, receive, send))
-    assert sent[0]["status"] == status
+    given = [(name.encode(), value) for name, value in headers.items()]
+    asyncio.run(middleware({"type": "http", "path": path, "headers": given}, receive, send))
+    return int(sent[0]["status"])
+
+
+async def says_yes(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        ("/health", b"", 200),
+        ("/v1/models", b"", 401),
+        ("/invocations", b"Bearer wrong", 401),
+        ("/metrics", b"Basic right", 401),
+        ("/metrics", b"Basic " + base64.b64encode(b"me:right"), 401),
+        ("/health/../metrics", b"", 401),
+        ("/drain", b"", 401),
+        ("/metrics", b"Bearer right", 200),
+        ("/metrics", b"bearer right", 200),
+    ],
+)
+def test_key_middleware(path: str, header: bytes, status: int) -> None:
+    assert answer(RequireKey(says_yes, "right"), path, authorization=header) == status
+
+
+def test_key_middleware_for_a_browser() -> None:
+    page = RequireKey(says_yes, "right", browser=True)
+    right = b"Basic " + base64.b64encode(b"any one:right")
+    assert answer(page, "/", authorization=b"Basic " + base64.b64encode(b"right:wrong")) == 401
+    assert answer(page, "/", authorization=b"Basic =") == 401
+    assert answer(page, "/", authorization=right) == 200
+    assert answer(page, "/", authorization=right, host=b"here:1", origin=b"http://here:1") == 200
+    assert answer(page, "/", authorization=right, host=b"here:1", origin=b"http://elsewhere") == 403
+
+
+def test_an_empty_key_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    with pytest.raises(RuntimeError, match="VLLM_API_KEY is empty"):
+        RequireKey(says_yes)
+
+
+def test_drain_waits_for_what_runs_and_refuses_what_comes() -> None:
+    order: list[Any] = []
+
+    async def slow(_scope: Any, _receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.3)
+        order.append("reply")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def ask(middleware: RequireKey, path: str) -> None:
+        async def send(message: dict[str, Any]) -> None:
+            if "status" in message:
+                order.append((path, message["status"]))
+
+        headers = [(b"authorization", b"Bearer right")]
+        await middleware({"type": "http", "path": path, "headers": headers}, None, send)  # type: ignore[arg-type]
+
+    async def play() -> None:
+        middleware = RequireKey(slow, "right")
+        first = asyncio.create_task(ask(middleware, "/v1/completions"))
+        await asyncio.sleep(0.05)
+        drain = asyncio.create_task(ask(middleware, "/drain"))
+        await asyncio.sleep(0.05)
+        await ask(middleware, "/v1/models")
+        await asyncio.gather(first, drain)
+
+    asyncio.run(play())
+    assert order == [("/v1/models", 503), "reply", ("/v1/completions", 200), ("/drain", 204)]
 
 
 def reference(ids: list[int], margins: list[float] | None = None) -> dict[str, Any]:
@@ -263,6 +200,21 @@ def test_stop_ends_the_grandchildren_and_keeps_the_status() -> None:
     assert Guarded([sys.executable, "-c", "raise SystemExit(7)"]).wait(20) == 7
 
 
+def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, **variables},
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_qwen2(tmp_path_factory.mktemp("serve") / "tiny")
+
+
 @pytest.mark.slow
 def test_gate_with_the_real_server(tiny: Path, tmp_path: Path) -> None:
     prompts = {"completions": VERSES, "chats": [[{"role": "user", "content": text}] for text in CHATS]}
@@ -277,52 +229,94 @@ def test_gate_with_the_real_server(tiny: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((output / "serve.json").read_text())
-    assert result["prompts"] == 16 and result["mismatches"] == [] and result["engine"] == "vllm"
-    assert result["identical"] + len(result["ties"]) == 16
+    assert result["prompts"] == 20 and result["mismatches"] == [] and result["engine"] == "vllm"
+    assert result["identical"] + len(result["ties"]) == 20
     samples = json.loads((output / "samples.json").read_text())
     assert [row["id"] for row in samples] == [row["id"] for row in asked]
     assert all(row["line_length"] == 5 and row["prompt"] and isinstance(row["text"], str) for row in samples)
     assert json.loads((tmp_path / "metrics.json").read_text())["identical"] == result["identical"]
-    assert "progress 16/16 prompts" in done.stdout
+    assert "progress 20/20 prompts" in done.stdout
     assert all_end(str(tiny))
 
 
 @pytest.mark.slow
-def test_every_route_asks_for_the_key_and_sigterm_ends_all(tiny: Path, tmp_path: Path) -> None:
-    port, key = serve.free_port(), "a-key-for-the-test"
+def test_gate_with_tensor_parallel_on_two_cores(tiny: Path, tmp_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    prompts = {"completions": VERSES, "chats": [[{"role": "user", "content": text}] for text in CHATS]}
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    options = ("--model", str(tiny), "--prompts", str(tmp_path / "prompts.json"), "--output", str(tmp_path / "out"))
+    done = command("launch.serve_gate", *options, "--tp", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "out" / "serve.json").read_text())
+    assert result["models"][0]["tp"] == 2 and result["mismatches"] == []
+    assert result["identical"] + len(result["ties"]) == 20
+    assert all_end(str(tiny))
+
+
+def test_a_server_that_dies_tells_why(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "launch.serve", str(tiny), "--port", str(port), "--name", "verse"],
-            cwd=REPOSITORY,
-            stdout=stream,
-            stderr=stream,
-            env={**os.environ, "MYLLM_API_KEY": key},
-        )
-    deadline = time.monotonic() + 200
-    while "ready after" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.5)
-    text = log.read_text()
-    assert "ready after" in text, text[-2000:]
-    assert key not in text
+    address = Address("http://127.0.0.1:1", "m", "k")
+    said = "print('usage: vllm'); print('vllm: error: unrecognized arguments: --nonsense'); raise SystemExit(2)"
+    with Guarded([sys.executable, "-c", said], log=log) as server:
+        with pytest.raises(UserError, match=r"ended with status 2 after \d+ s: read .*error: unrecognized arguments"):
+            serve.wait_until_ready(server, address, log)
 
-    def status(route: str, method: str, given: str | None) -> int:
-        headers = {"Authorization": f"Bearer {given}"} if given else {}
-        body = b"{}" if method == "POST" else None
-        asked = urllib.request.Request(f"http://127.0.0.1:{port}{route}", body, headers, method=method)
-        try:
-            with urllib.request.urlopen(asked, timeout=20) as reply:
-                return int(reply.status)
-        except urllib.error.HTTPError as error:
-            return error.code
 
-    routes = [(r, m) for r, ms in re.findall(r"Route: (\S+), Methods: (.+)", text) for m in ms.split(", ")]
-    assert len(routes) > 10
-    for route, method in [*routes, ("/docs", "GET"), ("/openapi.json", "GET"), ("/nothing", "GET")]:
-        for given in (None, "wrong"):
-            assert status(route, method, given) == (200 if route == "/health" else 401), (route, method, given)
-    assert status("/v1/models", "GET", key) == 200
-    assert status("/openapi.json", "GET", key) == 404
-    process.terminate()
-    assert process.wait(30) == 0
-    assert all_end(str(tiny)) and serve.port_is_free("127.0.0.1", port)
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    with Guarded([sys.executable, "-c", "import time; time.sleep(60)"], log=tmp_path / "log") as server:
+        with pytest.raises(UserError, match="was not ready after 1 s"):
+            serve.wait_until_ready(server, Address("http://127.0.0.1:1", "m", "k"), tmp_path / "log", timeout=1)
+
+
+def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path))
+    monkeypatch.delenv("MYLLM_API_KEY", raising=False)
+    key, file = serve.take_key(8123)
+    assert serve_client.find_key("http://127.0.0.1:8123") == key
+    assert serve_client.find_key("http://elsewhere:8123") == ""  # a key of this machine goes to no other
+    monkeypatch.setenv("MYLLM_API_KEY", "given")
+    assert serve_client.find_key("http://elsewhere:8123") == "given"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("127.0.0.1", "write an address with its port"),
+        ("http://127.0.0.1:99999", "write an address with its port"),
+        ("http://127.0.0.1:1", "no server answers at http://127.0.0.1:1 .*: start one, `myllm serve MODEL`"),
+    ],
+)
+def test_servers_that_are_none(url: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        serve_client.connect(url)
+
+
+def test_something_else_that_answers(tmp_path: Path) -> None:
+    """A web server that is no model server, and one that hangs up in the middle of a reply."""
+    stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    stream += b'data: {"choices": [{"delta": {"content": "half"}}]}\n\n'
+    for reply, action, reason in (
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "connect", "is no OpenAI-compatible server"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "connect", "is no OpenAI-compatible server"),
+        (stream, "stream", "ended in the middle of a reply"),
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+            def answer(listener: socket.socket = listener, reply: bytes = reply) -> None:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(reply)
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.recv(1)
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            with pytest.raises(UserError, match=reason):
+                if action == "connect":
+                    serve_client.connect(url)
+                else:
+                    list(serve_client.stream_reply(Address(url, "m", "k"), [], {}))
+            thread.join(10)

@@ -1,0 +1,183 @@
+"""The server under load: 32 clients for a minute, every answer counted; against `generate` alone: `make bench-serve`.
+
+    python -m benchmarks.serve --model runs/poetry-tiny/models/dpo --clients 32 --seconds 60
+
+Each client asks, reads the stream to its end, and asks again. An answer is lost when its stream does
+not end with the server's own [DONE] and token count. The peer is Hugging Face `generate`, the same prompts one
+after another, in the training environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from artifacts.errors import UserError, run_main
+from artifacts.files import write_text
+from artifacts.layout import REPOSITORY
+from benchmarks.machine import describe
+from launch.guard import Guarded
+from launch.serve import make_plan, running, wait_until_ready
+from launch.serve_client import Address, request, stream_reply
+from launch.serve_machine import free_port
+
+DEMO = REPOSITORY / "runs" / "poetry-tiny" / "models" / "dpo"
+PROMPTS = ("写一首五绝。", "写一首七律。", "续写下一句：五绝：明月照高楼，", "写一首七绝。", "写一首五律。")
+SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 64}
+PEER_SECONDS = 20.0
+
+
+@dataclass
+class Load:
+    """What the clients saw: seconds to the first words and to the last, tokens, and what went wrong."""
+
+    first: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    tokens: int = 0
+    errors: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def one_client(address: Address, number: int, until: float, load: Load) -> None:
+    """Ask until the time is over; the last answer is read to its end."""
+    turn = number
+    while time.monotonic() < until:
+        messages = [{"role": "user", "content": PROMPTS[turn % len(PROMPTS)]}]
+        usage: dict[str, int] = {}
+        began, first = time.monotonic(), 0.0
+        try:
+            for _piece in stream_reply(address, messages, {**SAMPLING, "seed": turn}, usage):
+                first = first or time.monotonic() - began
+            if not usage.get("completion_tokens"):
+                raise UserError("an answer without an end")
+        except UserError as error:
+            load.errors.append(str(error))
+            continue
+        load.whole.append(time.monotonic() - began)
+        load.first.append(first or load.whole[-1])
+        load.tokens += usage["completion_tokens"]
+        turn += 1000
+
+
+def put_load(address: Address, clients: int, seconds: float) -> Load:
+    load, began = Load(), time.monotonic()
+    with ThreadPoolExecutor(clients) as pool:
+        done = [pool.submit(one_client, address, number, began + seconds, load) for number in range(clients)]
+        while not all(future.done() for future in done):
+            time.sleep(1)
+            passed = time.monotonic() - began
+            print(f"progress {min(passed, seconds):.0f}/{seconds:.0f} seconds", file=sys.stderr, flush=True)
+        for future in done:
+            future.result()
+    load.seconds = time.monotonic() - began
+    return load
+
+
+def percentile(values: list[float], percent: int) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]
+
+
+def memory_mb(server: Guarded) -> int:
+    """Proportional set size of all processes of the server's group, in MB: shared pages are counted once."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            group = int((process / "stat").read_text().rpartition(")")[2].split()[2])
+            if group == server.process.pid:
+                total += int((process / "smaps_rollup").read_text().partition("Pss:")[2].split()[0])
+        except (OSError, IndexError, ValueError):
+            continue
+    return total // 1024
+
+
+def generate_alone(folder: Path) -> float:
+    """Tokens per second of Hugging Face `generate`, one prompt after another on one thread, after one to warm up."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens, began = 0, 0.0
+    for turn in range(10_000):
+        if turn == 1:
+            tokens, began = 0, time.monotonic()
+        if turn > 1 and time.monotonic() - began > PEER_SECONDS:
+            break
+        chat = [{"role": "user", "content": PROMPTS[turn % len(PROMPTS)]}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        torch.manual_seed(turn)
+        with torch.inference_mode():
+            out = model.generate(**inputs, max_new_tokens=64, do_sample=True, temperature=0.7, top_p=0.9, top_k=0)
+        tokens += out.shape[1] - inputs["input_ids"].shape[1]
+    return tokens / (time.monotonic() - began)
+
+
+def table(load: Load, clients: int, peer: float, start: float, memory: tuple[int, int], version: str) -> str:
+    rate = load.tokens / load.seconds
+    answered = len(load.whole)
+    return "\n".join(
+        [
+            "| measured | |",
+            "|---|---|",
+            f"| clients at once, seconds | {clients}, {load.seconds:.0f} |",
+            f"| answers, errors, lost | {answered:,}, {len(load.errors)}, {len(load.errors)} |",
+            f"| whole answer, p50 and p95 | {percentile(load.whole, 50):.2f} s, {percentile(load.whole, 95):.2f} s |",
+            f"| first words, p50 and p95 | {percentile(load.first, 50):.2f} s, {percentile(load.first, 95):.2f} s |",
+            f"| tokens per second, all clients | {rate:,.0f} |",
+            f"| tokens per second of `generate` alone, one thread | {peer:,.0f} |",
+            f"| of `generate`'s rate | {rate / peer:.1f} × |",
+            f"| start until the first token | {start:.0f} s |",
+            f"| memory, before and after the load | {memory[0]:,} MB, {memory[1]:,} MB |",
+            "",
+            f"vLLM {version}, float32, eager, one core for its engine. {describe('torch', 'transformers')}.",
+        ]
+    )
+
+
+def measure(folder: Path, clients: int, seconds: float) -> str:
+    """Start a server, load it, ask the peer; raises UserError when an answer was lost."""
+    plan, log = make_plan(folder, free_port()), Path(tempfile.gettempdir()) / f"bench-serve-{os.getpid()}.log"
+    with running(plan, secrets.token_urlsafe(32), log) as (address, server):
+        start = wait_until_ready(server, address, log)
+        version = request(address, "/version")["version"]
+        put_load(address, clients, min(5.0, seconds))  # warm
+        before = memory_mb(server)
+        load = put_load(address, clients, seconds)
+        memory = (before, memory_mb(server))
+    if load.errors or not load.whole:
+        raise UserError(f"{len(load.errors)} answers were lost, the first: {load.errors[:1]}: read {log}")
+    log.unlink()
+    return table(load, clients, generate_alone(folder), start, memory, version)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=DEMO, help="model folder (default: the demo's dpo)")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
+    arguments = parser.parse_args()
+    if arguments.clients < 1 or arguments.seconds <= 0:
+        raise UserError("--clients and --seconds must be above 0")
+    found = measure(arguments.model, arguments.clients, arguments.seconds)
+    print(found)
+    if arguments.output:
+        said = f"python -m benchmarks.serve --clients {arguments.clients} --seconds {arguments.seconds:.0f}"
+        title = f"# The server under load\n\nMade by `{said}` with the demo's `{arguments.model.name}` model.\n\n"
+        write_text(arguments.output, title + found + "\n")
+
+
+if __name__ == "__main__":
+    run_main(main)
