@@ -430,6 +430,24 @@ def adapter(ground: Path, sft: Path) -> Path:
     return output
 
 
+def reward_arguments(ground: Path, sft: Path, output: Path) -> list[object]:
+    keys = ("learning_rate=1e-3", "num_train_epochs=25", "per_device_train_batch_size=8", "save_steps=200")
+    sets = [part for key in keys for part in ("--set", key)]
+    return ["reward", "--model", sft, "--data", ground / "data", "--output", output, *sets, "--seed", 5]
+
+
+@pytest.fixture(scope="module")
+def reward(ground: Path, sft: Path) -> Path:
+    """Adapter and value head of an undisturbed run."""
+    output = ground / "reward"
+    finish(start(*reward_arguments(ground, sft, output)))
+    return output
+
+
+def work_metrics(output: Path) -> dict[str, Any]:
+    return json.loads((output.with_name(output.name + ".work") / "metrics.json").read_text(encoding="utf-8"))
+
+
 @pytest.mark.slow
 def test_a_killed_dpo_goes_on_and_ends_in_the_same_adapter(
     ground: Path, sft: Path, adapter: Path, tmp_path: Path
@@ -439,6 +457,19 @@ def test_a_killed_dpo_goes_on_and_ends_in_the_same_adapter(
     assert not output.exists()
     assert "resuming from step" in finish(start(*dpo_arguments(ground, sft, output)))
     assert file_hash(output / "adapter_model.safetensors") == file_hash(adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_killed_reward_model_goes_on_with_its_value_head(
+    ground: Path, sft: Path, reward: Path, tmp_path: Path
+) -> None:
+    """LLaMA-Factory 0.9.4 by itself dies of a reward model's checkpoint ("Can't find a checkpoint index")."""
+    output = tmp_path / "reward"
+    kill_after_checkpoint(start(*reward_arguments(ground, sft, output)), tmp_path / "reward.work" / "output", 1)
+    assert not output.exists()
+    assert "resuming from step" in finish(start(*reward_arguments(ground, sft, output)))
+    for name in ("adapter_model.safetensors", "value_head.safetensors"):
+        assert file_hash(output / name) == file_hash(reward / name), name
 
 
 def measured(tmp_path: Path, *arguments: object) -> dict[str, Any]:
@@ -458,13 +489,11 @@ def test_lora_sft_lowers_the_held_out_loss_and_merges(ground: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_reward_model_learns_the_held_out_pairs(ground: Path, sft: Path, tmp_path: Path) -> None:
-    options = ("--model", sft, "--data", ground / "data", "--output", tmp_path / "reward")
-    quick = ("learning_rate=1e-3", "num_train_epochs=25", "per_device_train_batch_size=8")
-    found = measured(tmp_path, "reward", *options, *(part for key in quick for part in ("--set", key)))
+def test_a_reward_model_learns_the_held_out_pairs(reward: Path) -> None:
+    found = work_metrics(reward)
     assert found["eval_loss_after"] < found["eval_loss_before"] - 0.03
-    assert found["eval_accuracy_after"] > 5 + found["eval_accuracy_before"]
-    assert (tmp_path / "reward" / "value_head.safetensors").exists()
+    assert found["measure"] == "eval_accuracy" and found["measure_after"] > 5 + found["measure_before"]
+    assert (reward / "value_head.safetensors").exists()
 
 
 @pytest.mark.slow
