@@ -20,7 +20,7 @@ from test_posttrain import ALPHABET, file_hash, finish, kill_after_checkpoint, m
 
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
-from launch import answer_rewards, posttrain, posttrain_recipe
+from launch import answer_rewards, posttrain, posttrain_recipe, rewards
 
 KEYS = {
     "reward_funcs": "[reward_of_characters.seasons]",
@@ -95,11 +95,18 @@ def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
     assert message in str(error.value)
 
 
+def test_trls_own_rewards_are_known() -> None:
+    from trl.scripts.grpo import reward_funcs_registry
+
+    assert rewards.rewards_of_trl() == list(reward_funcs_registry)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"reward_funcs": "[launch.rewards.ryhme]"}, "did you mean 'rhyme'"),
         ({"reward_funcs": "launch.rewards.rhyme"}, "write a list"),
+        ({"reward_funcs": "[accuracy_rewards]"}, "TRL has no 'accuracy_rewards' (did you mean 'accuracy_reward'?)"),
         ({"reward_funcs": "[launch.rewards.rhyme]", "reward_weights": "[1.0, 2.0]"}, "2 numbers for 1 rewards"),
         ({"reward_funcs": "[]"}, "nothing to learn from"),
     ],
@@ -200,6 +207,6 @@ def test_answers_are_measured_side_by_side(ground: Path, grpo: Path, tmp_path: P
     answer_rewards.main([*models, "--data", str(data), "--reward", "reward_of_characters.seasons", "--answers", "2",
                          "--max-new-tokens", "12", "--output", str(output)])  # fmt: skip
     before, after = json.loads(output.read_text(encoding="utf-8"))["models"]
-    rewards = [found["rewards"]["reward_of_characters.seasons"] for found in (before, after)]
-    assert rewards[0]["high"] < rewards[1]["low"] and rewards[0]["n"] == 32
+    one, other = (found["rewards"]["reward_of_characters.seasons"] for found in (before, after))
+    assert one["high"] < other["low"] and one["n"] == 32
     assert before["kl"]["mean"] == 0 < after["kl"]["low"]
