@@ -215,9 +215,7 @@ def check_rewards_given(job: Job) -> None:
         if "." in name:
             load(name)
         elif name not in (known := rewards_of_trl()):  # a name without a point is one of TRL's own
-            raise UserError(
-                f"reward_funcs: TRL has no {name!r}{nearest(name, known)}; write e.g. launch.rewards.rhyme"
-            )
+            raise UserError(f"reward_funcs: TRL has no {name!r}{nearest(name, known)}; write e.g. launch.rewards.rhyme")
     count = len(names) + (job.reward_model is not None)
     weights = job.settings.get("reward_weights")
     if not count:
