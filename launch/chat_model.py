@@ -43,16 +43,16 @@ def check_model(model: Path) -> dict[str, int]:
     return {token: added[token] for token in (END_OF_TURN, END_OF_TEXT)}
 
 
-def check_adapter(adapter: Path) -> None:
+def check_adapter(adapter: Path, option: str = "--adapter") -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
-            raise UserError(f"{adapter} has no {name}: --adapter wants the output folder of a LoRA recipe")
+            raise UserError(f"{adapter} has no {name}: {option} wants the output folder of a LoRA recipe")
 
 
 def check_reward_model(folder: Path, as_adapter: bool) -> None:
     """UserError unless the folder is a reward model: an adapter with a value head (PPO), or a classifier (GRPO)."""
     if as_adapter:
-        check_adapter(folder)
+        check_adapter(folder, "--reward-model")
         if not (folder / VALUE_HEAD).is_file():
             raise UserError(f"{folder} has no {VALUE_HEAD}: --reward-model wants the output folder of recipe `reward`")
         return

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.errors import run_main
 from launch.rewards import load
 
 
@@ -34,8 +34,6 @@ def rewards_of(script: Any) -> list[Any]:
 
     found = [script.reward_model_name_or_path] if script.reward_model_name_or_path else []
     for name in script.reward_funcs or []:
-        if "." not in name and name not in reward_funcs_registry:
-            raise UserError(f"reward_funcs: TRL has no {name!r}; its own are {', '.join(reward_funcs_registry)}")
         found.append(reward_funcs_registry[name] if "." not in name else named(load(name), name))
     return found
 

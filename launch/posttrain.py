@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.errors import UserError, nearest, run_main
 from artifacts.files import atomic_folder, read_json, write_json
 from artifacts.stage import report_metrics
 from launch.chat_model import (
@@ -206,14 +206,16 @@ def job_of(options: argparse.Namespace) -> Job:
 
 def check_rewards_given(job: Job) -> None:
     """UserError unless there are rewards, each of which exists, and a weight for each when there are weights."""
-    from launch.rewards import load
+    from launch.rewards import load, rewards_of_trl
 
     names = job.settings.get("reward_funcs") or []
     if not isinstance(names, list):
         raise UserError(f"reward_funcs is {names!r}: write a list, e.g. [launch.rewards.rhyme]")
     for name in names:
-        if "." in name:  # a name without a point is one of TRL's own
+        if "." in name:
             load(name)
+        elif name not in (known := rewards_of_trl()):  # a name without a point is one of TRL's own
+            raise UserError(f"reward_funcs: TRL has no {name!r}{nearest(name, known)}; write e.g. launch.rewards.rhyme")
     count = len(names) + (job.reward_model is not None)
     weights = job.settings.get("reward_weights")
     if not count:

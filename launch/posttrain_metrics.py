@@ -2,7 +2,7 @@
 
 Every recipe ends in the same `<output>.work/metrics.json`: `measure` names what the recipe is to move,
 `higher_is_better` which way, and `measure_before`/`measure_after` are on held-out data (PPO's, which LLaMA-Factory
-cannot evaluate, are the means of the first and the last tenth of its training steps).
+cannot evaluate, are the means of the first and the last quarter of its training steps).
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def curve_of(history: list[dict[str, Any]], key: str, factor: float = 1) -> Curv
     return [[step, round(points[step] * factor, 6)] for step in sorted(points)]
 
 
-def mean_of_tenth(curve: Curve, first: bool = False) -> float:
-    """The mean of the last tenth of a curve, or of the first."""
-    count = max(1, len(curve) // 10)
+def mean_of_end(curve: Curve, share: int, first: bool = False) -> float:
+    """The mean of the last 1/`share` of a curve's points, or of the first."""
+    count = max(1, len(curve) // share)
     part = curve[:count] if first else curve[-count:]
     return round(sum(value for _, value in part) / len(part), 6)
 
@@ -91,7 +91,7 @@ def training_metrics(job: Job, data: dict[str, Findings], resumed_at: int, secon
     metrics: dict[str, Any] = {"steps": state["global_step"], "resumed_at_step": resumed_at}
     losses = curve_of(history, "loss")
     if losses:
-        metrics |= {"train_loss": mean_of_tenth(losses), "loss_curve": thin(losses)}
+        metrics |= {"train_loss": mean_of_end(losses, 10), "loss_curve": thin(losses)}
         if not math.isfinite(metrics["train_loss"]):
             raise UserError(f"the loss is {metrics['train_loss']}: lower learning_rate ({job.yaml})")
     after = job.raw / "eval_results.json"  # the last evaluation comes after the state was saved
@@ -113,7 +113,8 @@ def training_metrics(job: Job, data: dict[str, Findings], resumed_at: int, secon
         if points:
             metrics |= {f"{name}_curve": thin(points), name: points[-1][1]}
             if job.stage in ("ppo", "grpo"):
-                metrics |= {f"{name}_before": mean_of_tenth(points, first=True), f"{name}_after": mean_of_tenth(points)}
+                metrics[f"{name}_before"] = mean_of_end(points, 4, first=True)
+                metrics[f"{name}_after"] = mean_of_end(points, 4)
                 del metrics[name]
     measure, higher = MEASURES[job.stage]
     metrics |= {"measure": measure, "higher_is_better": higher}

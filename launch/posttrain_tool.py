@@ -40,7 +40,10 @@ def added_environment(job: Job) -> dict[str, str]:
     for when other processes share the cores.
     """
     added = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or "PASSIVE"}
-    if job.tool != TRL:
+    if job.tool == TRL:
+        # datasets' common cache tells local folders of one name apart too late: another run's rows would come back
+        added["HF_DATASETS_CACHE"] = str(job.work / "cache")
+    else:
         added |= job.environment
     if job.stage == "ppo":  # LLaMA-Factory's PPO is written for trl 0.9.6 and its other stages for a newer one
         added |= {"PYTHONPATH": str(OVERLAY), "DISABLE_VERSION_CHECK": "1"}

@@ -16,6 +16,7 @@ from typing import Any
 from artifacts.errors import UserError
 from artifacts.files import write_text
 from artifacts.layout import REPOSITORY
+from launch.chat_model import VALUE_HEAD
 from launch.posttrain_data import write_data
 from launch.posttrain_job import TRL, Job
 
@@ -25,7 +26,7 @@ WAIT = 1800.0  # seconds that another machine waits for the first one to prepare
 def render(job: Job, checkpoint: Path | None = None) -> str:
     """The YAML that the tool gets: the settings and the paths of this run.
 
-    `checkpoint` is what a reward model goes on from: LLaMA-Factory loads its adapter and value head by that key alone.
+    `checkpoint` is what a reward model goes on from: LLaMA-Factory loads its adapter by that key alone.
     """
     import yaml
 
@@ -83,11 +84,14 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def clean_checkpoints(raw: Path) -> Path | None:
-    """Delete half-written checkpoints; returns the newest whole one, None when there is none."""
+def clean_checkpoints(raw: Path, last: str = "trainer_state.json") -> Path | None:
+    """Delete half-written checkpoints; returns the newest whole one, None when there is none.
+
+    `last` is a file that is written after all others.
+    """
     whole = []
     for checkpoint in raw.glob("checkpoint-*"):
-        if is_whole(checkpoint):
+        if is_whole(checkpoint) and (checkpoint / last).exists():
             whole.append(checkpoint)
         else:
             print(f"{checkpoint.name} is half written: deleted")
@@ -102,7 +106,7 @@ def prepare_work(job: Job, mark: str) -> int:
         print(f"{job.work.name} belongs to other inputs or settings: starting afresh")
         shutil.rmtree(job.work)
     job.work.mkdir(parents=True, exist_ok=True)
-    newest = None
+    newest, judges = None, job.stage == "rm" and job.gives_adapter
     if job.exports:
         shutil.rmtree(job.raw, ignore_errors=True)
     elif job.stage == "ppo" and job.raw.exists():
@@ -110,10 +114,13 @@ def prepare_work(job: Job, mark: str) -> int:
             print("LLaMA-Factory cannot resume PPO (its trainer says so itself): starting from step 0")
             shutil.rmtree(job.raw)
     elif job.raw.exists():
-        newest = clean_checkpoints(job.raw)
+        newest = clean_checkpoints(job.raw, last=VALUE_HEAD) if judges else clean_checkpoints(job.raw)
+        if newest and judges:
+            # The trainer restores what it finds under this name; without it LLaMA-Factory 0.9.4 cannot resume at all.
+            shutil.copyfile(newest / VALUE_HEAD, newest / "model.safetensors")
     if job.data:
         write_data(job)
-    write_text(job.yaml, render(job, newest if job.stage == "rm" and job.gives_adapter else None))
+    write_text(job.yaml, render(job, newest if judges else None))
     write_text(marker, mark + "\n")  # last: other machines take it as the sign that the rest is there
     return step_of(newest) if newest else 0
 

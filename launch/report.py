@@ -77,6 +77,25 @@ def scores(run: Run) -> list[dict[str, Any]]:
                     "protocol": "log-probability of the chosen answer above the rejected one's, held-out pairs",
                 }
             )
+    rewards = run.evaluation / "rewards.json"
+    if rewards.exists():
+        for row in read_json(rewards)["models"]:
+            for name, value in row["rewards"].items():
+                if name.startswith("launch.rewards."):  # from 0 to 1; a reward model's have no such bounds
+                    share = {key: 100 * value[key] for key in ("low", "high")}
+                    found.append(
+                        {
+                            "model": row["model"],
+                            "suite": "verse_rewards",
+                            "metric": name.rpartition(".")[2],
+                            "value": 100 * value["mean"],
+                            "n": value["n"],
+                            **share,
+                            "chance": None,
+                            "protocol": "mean over held-out requests, answers drawn at temperature 1; "
+                            f"{row['kl']['mean']:.2f} nats an answer from where it came",
+                        }
+                    )
     samples = run.evaluation / "serve" / "samples.json"
     if samples.exists():
         found.append(
@@ -196,9 +215,11 @@ def plots(stages: list[dict[str, Any]]) -> list[tuple[str, str]]:
             ("Learning rate", curves["learning_rate"], "rate"),
         ):
             found.append((title, plot({title.lower(): points}, "iteration", unit)))
-    for stage, title in (("sft", "SFT loss"), ("dpo", "DPO loss")):
-        if metrics.get(stage, {}).get("loss_curve"):
-            found.append((title, plot({"train": metrics[stage]["loss_curve"]}, "step", "loss")))
+    for stage, measured in metrics.items():
+        title = stage.upper() if len(stage) <= 4 else stage.replace("_", " ")
+        for key, name in (("loss_curve", "loss"), ("reward_curve", "mean reward"), ("kl_curve", "divergence (nats)")):
+            if measured.get(key):
+                found.append((f"{title} {name}", plot({"train": measured[key]}, "step", name)))
     return found
 
 

@@ -104,6 +104,25 @@ def exact_answer(
     ]
 
 
+def rewards_of_trl() -> list[str]:
+    """Names of the rewards that TRL's own script knows, read from its source: an import would take ten seconds."""
+    import ast
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    spec = find_spec("trl")
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse((Path(spec.origin).parent / "scripts" / "grpo.py").read_text(encoding="utf-8"))
+    return [
+        str(ast.literal_eval(key))
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reward_funcs_registry"
+        if isinstance(node.value, ast.Dict)
+        for key in node.value.keys
+        if key is not None
+    ]
+
+
 def load(name: str) -> Reward:
     """The reward function with a dotted name.
 

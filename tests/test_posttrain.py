@@ -30,6 +30,7 @@ from launch import (
     posttrain,
     posttrain_metrics,
     posttrain_recipe,
+    posttrain_tool,
     posttrain_work,
 )
 from launch.lint_data import lint
@@ -255,6 +256,80 @@ def test_dry_run_prints_the_command_and_imports_nothing_heavy(ground: Path, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+# --- machines
+
+
+def test_a_hardware_file_says_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = posttrain_recipe.recipe_settings("sft_full", "node-8", [], None)
+    assert found.environment == {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "8"} and "environment" not in found.settings
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    assert posttrain_recipe.recipe_settings("sft_full", "node-8", [], None).environment["NPROC_PER_NODE"] == "2"
+
+
+def test_several_machines_are_told_apart(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"NNODES is \$SLURM_NNODES, which is not set"):
+        posttrain_recipe.recipe_settings("sft_full", "multi-node", [], None)
+    for name, value in (("SLURM_NNODES", "2"), ("SLURM_NODEID", "1"), ("MASTER_ADDR", "first")):
+        monkeypatch.setenv(name, value)
+    options = ["--model", str(ground / "base"), "--data", str(ground / "data"), "--output", str(tmp_path / "o")]
+    job = posttrain.job_of(posttrain.parse(["sft_full", *options, "--hardware", "multi-node"]))
+    assert job.node == 1 and job.processes == 16
+    assert "NODE_RANK=1" in posttrain_tool.shown(job) and "llamafactory-cli train" in posttrain_tool.shown(job)
+    grpo = posttrain.job_of(posttrain.parse(["grpo", *options, "--hardware", "multi-node"]))
+    assert "-m torch.distributed.run --nproc-per-node=8 --nnodes=2 --node-rank=1" in posttrain_tool.shown(grpo)
+    assert str(REPOSITORY / "llamafactory_configs" / "hardware" / "zero3.json") in posttrain_work.render(job)
+
+
+def test_a_second_machine_waits_for_the_first(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = posttrain.job_of(posttrain.parse([str(a) for a in sft_arguments(ground, tmp_path / "sft")]))
+    monkeypatch.setattr(posttrain_work, "WAIT", 0.0)
+    with pytest.raises(UserError, match="is that folder shared"):
+        posttrain_work.wait_for_work(job, "mark")
+    posttrain_work.prepare_work(job, "mark")
+    posttrain_work.wait_for_work(job, "mark")
+
+
+def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = posttrain_recipe.recipe_settings("sft_full", "cpu", [], None, "none")
+    assert found.settings["report_to"] == "none"
+    with pytest.raises(UserError, match="pip install swanlab"):
+        posttrain_recipe.recipe_settings("sft_full", "cpu", [], None, "swanlab")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ppo", "--data", "d"], "give recipe `reward`'s output with --reward-model"),
+        (["dpo", "--data", "d", "--reward-model", "r"], "takes no --reward-model"),
+        (["dpo"], "give the folder of its data files with --data"),
+        (["merge"], "give it with --adapter"),
+        (["dpo", "--data", "d", "--adapter", "a"], "merge it first"),
+    ],
+)
+def test_what_a_recipe_needs_is_told(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        posttrain.job_of(posttrain.parse([*arguments, "--model", "m", "--output-folder", "o"]))
+    assert message in str(error.value)
+
+
+def test_deepspeeds_checkpoints_are_known(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    checkpoint = tmp_path / "checkpoint-10"
+    (checkpoint / "global_step10").mkdir(parents=True)
+    save_file({"w": torch.zeros(10)}, checkpoint / "model.safetensors")
+    part = checkpoint / "global_step10" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({"w": torch.zeros(10)}, part)
+    torch.save({"last": 1}, checkpoint / "scheduler.pt")
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 10}')
+    assert not posttrain_work.is_whole(checkpoint)
+    (checkpoint / "latest").write_text("global_step10")
+    assert posttrain_work.is_whole(checkpoint)
+    part.write_bytes(part.read_bytes()[:100])
+    assert not posttrain_work.is_whole(checkpoint)
+
+
 # --- data
 
 
@@ -414,6 +489,25 @@ def test_a_failed_training_is_one_line_and_leaves_no_output(ground: Path, tmp_pa
     assert not (tmp_path / "sft").exists()
 
 
+@pytest.mark.slow
+def test_the_recipe_as_it_lies_is_llamafactorys(ground: Path, tmp_path: Path) -> None:
+    """`--prepare` writes what LLaMA-Factory needs and prints the command; the recipe itself takes paths after it."""
+    options = ("--model", ground / "base", "--data", ground / "data", "--output-folder", tmp_path / "prepared")
+    printed = finish(start("sft_lora", *options, "--prepare"))
+    assert "llamafactory-cli train" in printed.splitlines()[-1] and not (tmp_path / "prepared").exists()
+    output = tmp_path / "output"
+    values = {"model_name_or_path": ground / "base", "dataset_dir": tmp_path / "prepared.work", "output_dir": output,
+              "use_cpu": "true", "max_steps": 2, "max_samples": 16, "logging_steps": 1}  # fmt: skip
+    tool = Path(sys.executable).with_name("llamafactory-cli")
+    with (tmp_path / "log").open("w") as log:
+        subprocess.run(
+            [tool, "train", "llamafactory_configs/sft_lora.yaml", *(f"{key}={value}" for key, value in values.items())],
+            cwd=REPOSITORY, check=True, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == 2 and (output / "adapter_model.safetensors").exists()
+
+
 # --- preference
 
 
@@ -430,6 +524,24 @@ def adapter(ground: Path, sft: Path) -> Path:
     return output
 
 
+def reward_arguments(ground: Path, sft: Path, output: Path) -> list[object]:
+    keys = ("learning_rate=1e-3", "num_train_epochs=25", "per_device_train_batch_size=8", "save_steps=200")
+    sets = [part for key in keys for part in ("--set", key)]
+    return ["reward", "--model", sft, "--data", ground / "data", "--output", output, *sets, "--seed", 5]
+
+
+@pytest.fixture(scope="module")
+def reward(ground: Path, sft: Path) -> Path:
+    """Adapter and value head of an undisturbed run."""
+    output = ground / "reward"
+    finish(start(*reward_arguments(ground, sft, output)))
+    return output
+
+
+def work_metrics(output: Path) -> dict[str, Any]:
+    return json.loads((output.with_name(output.name + ".work") / "metrics.json").read_text(encoding="utf-8"))
+
+
 @pytest.mark.slow
 def test_a_killed_dpo_goes_on_and_ends_in_the_same_adapter(
     ground: Path, sft: Path, adapter: Path, tmp_path: Path
@@ -439,6 +551,74 @@ def test_a_killed_dpo_goes_on_and_ends_in_the_same_adapter(
     assert not output.exists()
     assert "resuming from step" in finish(start(*dpo_arguments(ground, sft, output)))
     assert file_hash(output / "adapter_model.safetensors") == file_hash(adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_killed_reward_model_goes_on_with_its_value_head(
+    ground: Path, sft: Path, reward: Path, tmp_path: Path
+) -> None:
+    """LLaMA-Factory 0.9.4 by itself dies of a reward model's checkpoint ("Can't find a checkpoint index")."""
+    output = tmp_path / "reward"
+    kill_after_checkpoint(start(*reward_arguments(ground, sft, output)), tmp_path / "reward.work" / "output", 1)
+    assert not output.exists()
+    assert "resuming from step" in finish(start(*reward_arguments(ground, sft, output)))
+    for name in ("adapter_model.safetensors", "value_head.safetensors"):
+        assert file_hash(output / name) == file_hash(reward / name), name
+
+
+@pytest.mark.slow
+def test_a_merged_reward_model_is_a_classifier_of_the_same_rewards(sft: Path, reward: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    output = tmp_path / "reward"
+    finish(start("merge", "--model", sft, "--adapter", reward, "--output", output))
+    gate = json.loads((output / "merge.json").read_text(encoding="utf-8"))
+    assert gate["max_reward_diff"] <= 1e-5 and gate["max_abs_diff"] <= 1e-5
+    model = AutoModelForSequenceClassification.from_pretrained(output)
+    assert model.config.num_labels == 1 and type(model).__name__ == "Qwen2ForSequenceClassification"
+    assert (output / "tokenizer.json").read_bytes() == (sft / "tokenizer.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def ppo(ground: Path, sft: Path, reward: Path) -> Path:
+    """PPO's adapter, of a run that was killed on the way once."""
+    keys = {"dataset": "sft_train", "max_steps": 32, "max_new_tokens": 8, "cutoff_len": 32,
+            "per_device_train_batch_size": 64, "ppo_epochs": 4, "learning_rate": "2e-3"}  # fmt: skip
+    output = ground / "ppo"
+    options = [
+        "--data",
+        ground / "data",
+        "--output",
+        output,
+        *(part for key, value in keys.items() for part in ("--set", f"{key}={value}")),
+    ]
+    arguments = ["ppo", "--model", sft, "--reward-model", reward, *options, "--seed", 5]
+    process, log = start(*arguments), ground / "ppo.work" / "output" / "trainer_log.jsonl"
+    deadline = time.monotonic() + 200
+    while not log.exists():
+        assert process.poll() is None and time.monotonic() < deadline, "no step"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert "starting from step 0" in finish(start(*arguments))
+    return output
+
+
+@pytest.mark.slow
+def test_ppo_raises_the_reward_and_reports_its_divergence(ppo: Path) -> None:
+    found = work_metrics(ppo)
+    assert found["steps"] == 32 and len(found["reward_curve"]) == len(found["kl_curve"]) == 32
+    assert found["measure"] == "reward" and found["measure_after"] > found["measure_before"] + 0.1
+    assert found["kl_curve"][0][1] == pytest.approx(0, abs=0.01) and found["kl_after"] > 0.05
+
+
+@pytest.mark.slow
+def test_ppos_adapter_merges(sft: Path, ppo: Path, tmp_path: Path) -> None:
+    assert {p.name for p in ppo.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "posttrain.json"}
+    assert json.loads((ppo / "posttrain.json").read_text(encoding="utf-8"))["versions"]["trl"] == "0.9.6"
+    finish(start("merge", "--model", sft, "--adapter", ppo, "--output", tmp_path / "ppo"))
+    gate = json.loads((tmp_path / "ppo" / "merge.json").read_text(encoding="utf-8"))
+    assert gate["max_abs_diff"] <= 1e-5 < gate["max_abs_change"]
 
 
 def measured(tmp_path: Path, *arguments: object) -> dict[str, Any]:
@@ -458,13 +638,11 @@ def test_lora_sft_lowers_the_held_out_loss_and_merges(ground: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_reward_model_learns_the_held_out_pairs(ground: Path, sft: Path, tmp_path: Path) -> None:
-    options = ("--model", sft, "--data", ground / "data", "--output", tmp_path / "reward")
-    quick = ("learning_rate=1e-3", "num_train_epochs=25", "per_device_train_batch_size=8")
-    found = measured(tmp_path, "reward", *options, *(part for key in quick for part in ("--set", key)))
+def test_a_reward_model_learns_the_held_out_pairs(reward: Path) -> None:
+    found = work_metrics(reward)
     assert found["eval_loss_after"] < found["eval_loss_before"] - 0.03
-    assert found["eval_accuracy_after"] > 5 + found["eval_accuracy_before"]
-    assert (tmp_path / "reward" / "value_head.safetensors").exists()
+    assert found["measure"] == "eval_accuracy" and found["measure_after"] > 5 + found["measure_before"]
+    assert (reward / "value_head.safetensors").exists()
 
 
 @pytest.mark.slow
