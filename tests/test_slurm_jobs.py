@@ -201,10 +201,10 @@ def test_two_nodes_train_as_one_process(cluster, chain, tmp_path):
 
 
 def test_out_of_time_twice_it_goes_on_to_the_same_weights(cluster, chain, tmp_path, site):
-    """Slurm's own clock: it warns 80 s before the end of two minutes, looking every 30 s, so after 10 to 40 s."""
+    """Slurm's own clock: it warns 65 s before the end of two minutes, looking every 30 s, so after 25 to 55 s."""
     run, log = data_of(chain[0], tmp_path / "limited"), tmp_path / "limited.out"
     keys = ("train-iters=5000", *EVERY_STEP, *ONE)
-    file = site("export SBATCH_TIMELIMIT=00:02:00 SBATCH_SIGNAL=B:USR1@80")
+    file = site("export SBATCH_TIMELIMIT=00:02:00 SBATCH_SIGNAL=B:USR1@65")
     job = sbatch(cluster, log, ("--nodes=1",), run, *keys, site=file)
     try:
         wait(lambda: int(shown(cluster, job)["Restarts"]) == 2, 240, lambda: read(log))
