@@ -255,9 +255,14 @@ def test_warned_it_saves_and_the_chain_goes_on(cluster, chain, site, requeue):
     assert read_json(run / "manifests" / "pretrain.json")["metrics"]["iterations"] == iterations
 
 
-def test_a_stage_that_fails_stops_the_chain_and_names_its_log(cluster, tmp_path):
-    run = tmp_path / "bad"
-    jobs = submit(cluster, run, "--set", "limit=many", "--to", "clean")
+def test_a_stage_that_fails_stops_the_chain_and_names_its_log(cluster, tmp_path, site):
+    """And what a site puts before every command, a container on most, is there."""
+    run, container = tmp_path / "bad", tmp_path / "container"
+    container.write_text(f'#!/bin/bash\necho "$SLURM_JOB_ID $SLURM_NODEID" >> {tmp_path}/contained\nshift\nexec "$@"\n')
+    container.chmod(0o755)
+    jobs = submit(
+        cluster, run, "--set", "limit=many", "--to", "clean", site=site(f"MYLLM_CONTAINER='{container} --nv'")
+    )
     end = jobs["clean"][0]
     assert wait_for_end(cluster, end, log_of_job(run, end)) == "CANCELLED"
     assert state(cluster, jobs["extract"][0]) == "FAILED" and state(cluster, jobs["simplify"][0]) == "CANCELLED"
@@ -266,6 +271,8 @@ def test_a_stage_that_fails_stops_the_chain_and_names_its_log(cluster, tmp_path)
     status = myllm(cluster, "status", str(run))
     assert f"FAILED: {log_of_job(run, jobs['extract'][0])}" in status
     assert not (run / "manifests" / "simplify.json").exists()
+    contained = (tmp_path / "contained").read_text().splitlines()
+    assert contained == [f"{jobs[stage][0]} 0" for stage in ("download", "extract")]
 
 
 def test_warned_without_a_checkpoint_it_stops_and_cancelled_it_leaves_no_process(cluster, tmp_path):
