@@ -50,6 +50,7 @@ WORKER = "launch/pretrain_worker.py"
 FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
 OURS = "error: "  # how a rank says what a user can mend
 MEETING = 900  # seconds that machines wait for the last of them: the first one looks at the checkpoints before
+LOOK_AGAIN = 0.5  # seconds
 ONE_WISH = 5.0  # seconds in which several signals are one: a terminal's, a scheduler's and the runner's come together
 
 
@@ -122,7 +123,9 @@ def ranks_under(parent: int) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) != parent:
+                continue
+            if WORKER.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
         except (OSError, ValueError, IndexError):
             continue
@@ -154,11 +157,11 @@ def only_one(run: Run) -> Any:
     return lock
 
 
-def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
-    """Run torchrun, its output to the terminal and appended to `log`.
+def train(command: list[str], log: Path, environment: dict[str, str], ranks: int) -> None:
+    """Run torchrun with so many ranks here, its output to the terminal and appended to `log`.
 
-    A first SIGTERM or Ctrl-C is handed to the ranks, which save after the step they are in and exit 0; the second ends
-    them at once.
+    A first SIGTERM or Ctrl-C is handed to the ranks, as soon as there are any, which save after the step they are in
+    and exit 0; the second ends them at once.
 
     Raises:
         UserError: training failed, with the line of the output that tells most.
@@ -184,11 +187,19 @@ def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
             process.kill()
             return
         print("stopping: saving a checkpoint first; once more to end at once", flush=True)
-        for rank in ranks_under(process.pid):
+        tell(number, frame)
+
+    def tell(number: int, frame: object) -> None:
+        for rank in set(ranks_under(process.pid)) - told:
+            told.add(rank)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGTERM)
+        if len(told) < ranks and process.returncode is None:
+            signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN)  # torchrun is still starting them
 
-    previous = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
+    told: set[int] = set()
+    handlers: dict[int, Any] = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGALRM: tell}
+    previous = {name: signal.signal(name, handler) for name, handler in handlers.items()}
     telling = ours = before = ""
     assert process.stdout is not None
     try:
@@ -204,6 +215,7 @@ def train(command: list[str], log: Path, environment: dict[str, str]) -> None:
                 before = line
         code = process.wait()
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for name, handler in previous.items():
             signal.signal(name, handler)
     if code != 0:
@@ -308,7 +320,7 @@ def main() -> int:
             "MYLLM_STOP_AT_SPIKE": str(get(recipe, "stop-at-spike", "")),
             "MYLLM_SWANLAB_PROJECT": str(get(recipe, "swanlab-project", "")),
         }
-        train(command, log_of(run.checkpoints, node), environment)
+        train(command, log_of(run.checkpoints, node), environment, layout.per_node)
         done = checkpoints.reached(run.checkpoints)
         if done < iterations:
             text = f"stopped at iteration {done} of {iterations}, saved: the same command goes on"

@@ -12,6 +12,7 @@ from artifacts.errors import UserError
 
 ALIVE = frozenset("PENDING RUNNING REQUEUED REQUEUE_HOLD CONFIGURING COMPLETING SUSPENDED RESIZING SIGNALING".split())
 FINE = frozenset({*ALIVE, "COMPLETED"})
+NO_ANSWER = re.compile(r"configuration source|[Uu]nable to contact|Connection refused|Zero Bytes|munge|configuration file", re.I)
 UNKNOWN = "UNKNOWN"  # Slurm has forgotten the job (MinJobAge), and no accounting database tells
 
 
@@ -33,13 +34,19 @@ def call(command: list[str], environment: dict[str, str] | None = None) -> subpr
     """Run one of Slurm's commands.
 
     Raises:
-        UserError: it is not installed here.
+        UserError: it is not installed here, or no cluster answers it.
     """
     if shutil.which(command[0]) is None:
         raise UserError(
             f"{command[0]} is not installed here: run this on the cluster's login node, or `myllm run` without Slurm"
         )
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode and NO_ANSWER.search(done.stderr):
+        raise UserError(
+            f"no Slurm answers here ({said(done).split('; ')[-1]}): run this on a node of the cluster, or wait for its "
+            "controller"
+        )
+    return done
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
@@ -52,7 +59,7 @@ def find_jobs(ids: Iterable[int]) -> dict[int, Job]:
     """The jobs by id, from squeue (finished ones for MinJobAge, 300 s by default), else from the accounting database.
 
     Raises:
-        UserError: Slurm's controller does not answer.
+        UserError: Slurm cannot be asked.
     """
     wanted = sorted(set(ids))
     if not wanted:
@@ -61,7 +68,7 @@ def find_jobs(ids: Iterable[int]) -> dict[int, Job]:
     # an array of one more id: with a single unknown one squeue fails instead of leaving it out
     listed = call(["squeue", "-h", "-a", "-t", "all", "-o", "%A|%T|%M|%R", "-j", ",".join(map(str, wanted))])
     if listed.returncode and "Invalid job id" not in listed.stderr:
-        raise UserError(f"Slurm does not answer ({said(listed)}): is this a node of the cluster, is slurmctld up?")
+        raise UserError(f"Slurm does not list the run's jobs: {said(listed)}")
     for line in listed.stdout.splitlines():
         number, state, elapsed, why = line.split("|", 3)
         found[int(number)] = Job(int(number), state, elapsed, why)

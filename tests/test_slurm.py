@@ -321,3 +321,12 @@ def test_away_from_the_cluster_what_is_done_is_told_all_the_same(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("sft          not done\nstates of its jobs: squeue is not installed here")
+
+
+def test_no_cluster_answers(tmp_path, monkeypatch):
+    stub = tmp_path / "sbatch"
+    stub.write_text("#!/bin/sh\necho 'sbatch: fatal: Could not establish a configuration source' >&2\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match=r"^no Slurm answers here \(fatal: Could not establish"):
+        scheduler.test_only([], ["script"], dict(os.environ))

@@ -213,8 +213,8 @@ def wait_for_step(process: subprocess.Popen, log: Path, step: int) -> None:
 
 @pytest.mark.parametrize(
     ("number", "step"),
-    [(signal.SIGTERM, 6), (signal.SIGINT, 6), (signal.SIGTERM, 0)],
-    ids=["TERM", "INT", "early TERM"],
+    [(signal.SIGTERM, 6), (signal.SIGINT, 6), (signal.SIGTERM, 0), (signal.SIGTERM, -1)],
+    ids=["TERM", "INT", "early TERM", "TERM before there are ranks"],
 )
 def test_a_signal_saves_and_exits_0(data, tmp_path, number, step):
     """Sent to the whole group, as a terminal does, and once more to the launcher, as `myllm run` does."""
@@ -228,8 +228,14 @@ def test_a_signal_saves_and_exits_0(data, tmp_path, number, step):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    if step:
+    if step > 0:
         wait_for_step(process, log_of(run / "checkpoints"), step)
+    elif step < 0:  # torchrun is still importing
+        while not ranks_under(process.pid):
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert not any(ranks_under(child) for child in ranks_under(process.pid))
     else:  # the ranks are still importing
         while not ranks_under(process.pid) or not any(ranks_under(child) for child in ranks_under(process.pid)):
             assert process.poll() is None

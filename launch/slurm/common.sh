@@ -109,13 +109,12 @@ supervise() {
   if [ -n "$warned" ]; then trap '' USR1; ask_to_end; fi
   while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done  # a trap ends it early
   found=$(cat "$outcome" 2>/dev/null || echo lost)
+  case $found in done*) return 0 ;; esac
+  if ! scontrol -o show job "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; then
+    fail "cancelled, or out of time ($found): the same command goes on from what is done"
+  fi
   case $found in
-    done*) return 0 ;;
-    advanced*)
-      if ! scontrol -o show job "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; then
-        fail "ended by Slurm (${found#advanced }): the same command goes on"
-      fi
-      go_on "$left" "stopped in good order (${found#advanced })" ;;
+    advanced*) go_on "$left" "stopped in good order (${found#advanced })" ;;
     stopped*) fail "${found#stopped }: give it more time (--time), or save more often (save-interval)" ;;
     *)
       if ! nodes_answer; then go_on "$left" "a node of $SLURM_JOB_NODELIST no longer answers"; fi
