@@ -345,6 +345,7 @@ def test_the_chat_page_in_a_browser(server: Server, tmp_path: Path) -> None:
     assert seen["kept"], seen["after_reload"]
     assert seen["switched"] and seen["dark_where_preferred"]
     assert not seen["wide"] and not seen["wide_on_a_phone"] and seen["box_in_sight_on_a_phone"]
+    assert seen["greedy"][0] == seen["greedy"][1] != []
     assert seen["cleared"] and seen["cleared_after_reload"]
     assert (seen["english"], seen["chinese"]) == ("Send", "发送")
     assert seen["foreign"] == []  # nothing is loaded from elsewhere
