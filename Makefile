@@ -36,11 +36,11 @@ bench-gpu: env-train  ## tokens/s, MFU, memory of 0.5B and 1.1B on a GPU: benchm
 
 envs: env-train env-eval env-serve  ## all environments (about 6 GB)
 
-env-train env-eval env-serve env-clients env-gpu env-gpu-te env-lmdeploy-gpu:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
+env-train env-eval env-clients env-gpu env-gpu-te:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
 	@environments/create.sh $(@:env-%=%)
 
-env-lmdeploy:  ## LMDeploy: with CUDA where there is a GPU, else only what can be checked without one (2 GB)
-	@environments/create.sh lmdeploy$(if $(wildcard /dev/nvidiactl),-gpu)
+env-serve env-lmdeploy:  ## vLLM, LMDeploy: with CUDA where there is a GPU, else for a CPU (LMDeploy: what can be checked on one)
+	@environments/create.sh $(@:env-%=%)$(if $(wildcard /dev/nvidiactl),-gpu)
 
 lock: env-train  ## resolve the lock files anew from environments/*.in
 	@environments/lock.sh
@@ -49,4 +49,4 @@ clean:  ## remove environments and built wheels; runs stay
 	rm -rf .venv .venv-eval .venv-serve .venv-clients .venv-lmdeploy .tools .wheels
 
 .PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-serve bench-gpu envs env-train env-eval env-serve env-gpu \
-	env-gpu-te env-clients env-lmdeploy env-lmdeploy-gpu lock clean
+	env-gpu-te env-clients env-lmdeploy lock clean

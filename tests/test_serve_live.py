@@ -32,6 +32,8 @@ from launch.serve_machine import free_port, port_is_free
 
 pytestmark = pytest.mark.slow
 KEY = "a-key-for-the-test"
+# Nothing may leave the machine, and a proxy of its environment is not for 127.0.0.1: this one does not answer.
+NO_WAY_OUT = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
 CONTEXT = 2048  # long enough for a reply to be stopped, or drained
 
 
@@ -184,7 +186,7 @@ def test_a_long_conversation_forgets_its_oldest_turns(server: Server) -> None:
 
 def chat_in_terminal(server: Server, *arguments: str, text: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launch.cli", "chat", "--server", server.address.url, *arguments]
-    variables = {**os.environ, "MYLLM_API_KEY": KEY}
+    variables = {**os.environ, **NO_WAY_OUT, "MYLLM_API_KEY": KEY}
     return subprocess.run(
         command, input=text, capture_output=True, text=True, cwd=REPOSITORY, env=variables, timeout=120
     )
@@ -261,7 +263,7 @@ needs_clients = pytest.mark.skipif(not CLIENTS.exists(), reason="needs .venv-cli
 
 def client(server: Server, *arguments: str, script: str | None = None) -> str:
     """What an example prints, run as its docstring says, offline."""
-    variables = {**os.environ, "MYLLM_API_KEY": KEY, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY / "examples")}
+    variables = {**os.environ, **NO_WAY_OUT, "MYLLM_API_KEY": KEY, "PYTHONPATH": str(REPOSITORY / "examples")}
     command = [str(CLIENTS), "-W", "error::DeprecationWarning", *(["-c", script] if script else []), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=variables, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
