@@ -131,7 +131,7 @@ def table(load: Load, clients: int, peer: float, start: float, memory: tuple[int
             "| measured | |",
             "|---|---|",
             f"| clients at once, seconds | {clients}, {load.seconds:.0f} |",
-            f"| answers, errors, lost | {answered:,}, {len(load.errors)}, {len(load.errors)} |",
+            f"| whole answers, lost ones | {answered:,}, {len(load.errors)} |",
             f"| whole answer, p50 and p95 | {percentile(load.whole, 50):.2f} s, {percentile(load.whole, 95):.2f} s |",
             f"| first words, p50 and p95 | {percentile(load.first, 50):.2f} s, {percentile(load.first, 95):.2f} s |",
             f"| tokens per second, all clients | {rate:,.0f} |",
