@@ -8,7 +8,7 @@ help:  ## this list
 demo: envs  ## raw text -> scored chat model: runs/poetry-tiny/report.html
 	.venv/bin/myllm run poetry-tiny
 
-test: envs env-clients  ## every test, a shortened run of the whole pipeline among them
+test: envs env-clients env-lmdeploy  ## every test, a shortened run of the whole pipeline among them
 	$(PYTEST)
 
 test-fast: env-train  ## the tests that take seconds
