@@ -9,7 +9,7 @@ help:  ## this list
 demo: envs  ## raw text -> scored chat model: runs/poetry-tiny/report.html
 	.venv/bin/myllm run poetry-tiny
 
-test: envs env-clients  ## every test but Slurm's, a shortened run of the whole pipeline among them
+test: envs env-clients env-lmdeploy  ## every test but Slurm's, a shortened run of the whole pipeline among them
 	$(PYTEST) -m "not slurm"
 
 test-fast: env-train  ## the tests that take seconds
@@ -47,11 +47,11 @@ test-slow: envs  ## the slow tests alone: every stage of training, serving and s
 
 envs: env-train env-eval env-serve env-ppo  ## all environments (about 6 GB)
 
-env-train env-eval env-serve env-clients env-ppo env-gpu env-gpu-te env-lmdeploy-gpu:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
+env-train env-eval env-clients env-ppo env-gpu env-gpu-te:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
 	@environments/create.sh $(@:env-%=%)
 
-env-lmdeploy:  ## LMDeploy: with CUDA where there is a GPU, else only what can be checked without one (2 GB)
-	@environments/create.sh lmdeploy$(if $(wildcard /dev/nvidiactl),-gpu)
+env-serve env-lmdeploy:  ## vLLM, LMDeploy: with CUDA where there is a GPU, else for a CPU (LMDeploy: what can be checked on one)
+	@environments/create.sh $(@:env-%=%)$(if $(wildcard /dev/nvidiactl),-gpu)
 
 lock: env-train  ## resolve the lock files anew from environments/*.in
 	@environments/lock.sh
@@ -60,4 +60,4 @@ clean:  ## remove environments and built wheels; runs stay
 	rm -rf .venv .venv-eval .venv-serve .venv-ppo .venv-clients .venv-lmdeploy .tools .wheels
 
 .PHONY: help demo test test-fast test-slow test-slurm check results bench-converters bench-preprocess bench-pretrain bench-serve bench-gpu \
-	envs env-train env-eval env-serve env-clients env-ppo env-gpu env-gpu-te env-lmdeploy env-lmdeploy-gpu lock clean
+	envs env-train env-eval env-serve env-clients env-ppo env-gpu env-gpu-te env-lmdeploy lock clean

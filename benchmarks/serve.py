@@ -122,7 +122,8 @@ def generate_alone(folder: Path) -> float:
     return tokens / (time.monotonic() - began)
 
 
-def table(load: Load, clients: int, peer: float, start: float, memory: tuple[int, int], version: str) -> str:
+def table(load: Load, clients: int, peer: float, start: float, memory: tuple[int, int], said: str) -> str:
+    """Markdown; `said` closes it with the versions and how busy the machine was."""
     rate = load.tokens / load.seconds
     answered = len(load.whole)
     return "\n".join(
@@ -130,7 +131,7 @@ def table(load: Load, clients: int, peer: float, start: float, memory: tuple[int
             "| measured | |",
             "|---|---|",
             f"| clients at once, seconds | {clients}, {load.seconds:.0f} |",
-            f"| answers, errors, lost | {answered:,}, {len(load.errors)}, {len(load.errors)} |",
+            f"| whole answers, lost ones | {answered:,}, {len(load.errors)} |",
             f"| whole answer, p50 and p95 | {percentile(load.whole, 50):.2f} s, {percentile(load.whole, 95):.2f} s |",
             f"| first words, p50 and p95 | {percentile(load.first, 50):.2f} s, {percentile(load.first, 95):.2f} s |",
             f"| tokens per second, all clients | {rate:,.0f} |",
@@ -139,13 +140,14 @@ def table(load: Load, clients: int, peer: float, start: float, memory: tuple[int
             f"| start until the first token | {start:.0f} s |",
             f"| memory, before and after the load | {memory[0]:,} MB, {memory[1]:,} MB |",
             "",
-            f"vLLM {version}, float32, eager, one core for its engine. {describe('torch', 'transformers')}.",
+            said,
         ]
     )
 
 
 def measure(folder: Path, clients: int, seconds: float) -> str:
     """Start a server, load it, ask the peer; raises UserError when an answer was lost."""
+    busy = os.getloadavg()[0]
     plan, log = make_plan(folder, free_port()), Path(tempfile.gettempdir()) / f"bench-serve-{os.getpid()}.log"
     with running(plan, secrets.token_urlsafe(32), log) as (address, server):
         start = wait_until_ready(server, address, log)
@@ -157,7 +159,11 @@ def measure(folder: Path, clients: int, seconds: float) -> str:
     if load.errors or not load.whole:
         raise UserError(f"{len(load.errors)} answers were lost, the first: {load.errors[:1]}: read {log}")
     log.unlink()
-    return table(load, clients, generate_alone(folder), start, memory, version)
+    said = (
+        f"vLLM {version}, float32, eager, one core for its engine. {describe('torch', 'transformers')}. "
+        f"Load average of the machine's other programs when it began: {busy:.1f}."
+    )
+    return table(load, clients, generate_alone(folder), start, memory, said)
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Create one environment from its lock file: environments/create.sh train|eval|serve|clients|lmdeploy|lmdeploy-gpu|ppo|gpu|gpu-te
+# Create one environment from its lock file: environments/create.sh train|eval|serve|serve-gpu|clients|lmdeploy|lmdeploy-gpu|ppo|gpu|gpu-te
 #
 # uv installs; wheels that no registry offers for Python 3.11 on a CPU are built once into .wheels/: megatron-core
 # (its newest release asks for 3.12 by name only) and the stand-ins in stubs/. Safe to repeat and to interrupt: the
@@ -9,10 +9,10 @@
 # .venv, and `train` leaves such a one as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=${1:?usage: environments/create.sh train|eval|serve|clients|lmdeploy|lmdeploy-gpu|ppo|gpu|gpu-te}
+name=${1:?usage: environments/create.sh train|eval|serve|serve-gpu|clients|lmdeploy|lmdeploy-gpu|ppo|gpu|gpu-te}
 lock=environments/$name.lock
 [ -f "$lock" ] || { echo "error: there is no $lock; there are: $(cd environments && echo *.lock)" >&2; exit 2; }
-case $name in train | gpu | gpu-te) folder=.venv ;; lmdeploy*) folder=.venv-lmdeploy ;; *) folder=.venv-$name ;; esac
+case $name in train | gpu | gpu-te) folder=.venv ;; serve* | lmdeploy*) folder=.venv-${name%-gpu} ;; *) folder=.venv-$name ;; esac
 case $name in *gpu*) python=${PYTHON:-python3.12} ;; *) python=${PYTHON:-python3.11} ;; esac
 megatron="megatron-core==0.19.2"
 
@@ -82,6 +82,7 @@ esac
 # compiled once here, or every start of a tool compiles thousands of files anew where byte code may not be written
 export UV_COMPILE_BYTECODE=1
 export UV_FIND_LINKS=.wheels${links:+,${links// /,}}
+case $name in *-gpu) UV_FIND_LINKS= ;; esac  # the stand-ins are for a CPU
 rm -rf "$folder"
 .tools/bin/uv venv -q --python "$python" "$folder"
 isolation=()

@@ -3,12 +3,13 @@
 # own builds of torch, whatever machine resolves them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ $# -eq 0 ]; then set -- train eval serve clients lmdeploy lmdeploy-gpu gpu gpu-te; fi
+if [ $# -eq 0 ]; then set -- train eval serve serve-gpu clients lmdeploy lmdeploy-gpu gpu gpu-te; fi
 for name in "$@"; do
   lock=environments/$name.lock
   links=.wheels${PIP_FIND_LINKS:+,${PIP_FIND_LINKS// /,}}
   target=(--python-version 3.11)
   case $name in *gpu*) links=.wheels; target=(--python-version 3.12 --python-platform x86_64-manylinux_2_28) ;; esac
+  case $name in *-gpu) links= ;; esac  # the stand-ins are for a CPU
   UV_FIND_LINKS=$links UV_PYTHON_DOWNLOADS=never .tools/bin/uv pip compile -q "environments/$name.in" \
     --override "environments/$name.overrides" "${target[@]}" --no-header --no-annotate -o "$lock.new"
   { echo "# Made by: make lock. Installed by: make env-$name."; cat "$lock.new"; } > "$lock"

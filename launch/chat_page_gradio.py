@@ -140,13 +140,11 @@ def build(models: dict[str, Address], key: str) -> Any:
     words = gr.I18n(en=TEXTS["en"], zh=TEXTS["zh"], **{"zh-CN": TEXTS["zh"]})
     secret = hashlib.sha256(f"history {key}".encode()).hexdigest()
     look: dict[str, Any] = {"min_width": 260, "height": "max(24rem, calc(100vh - 17rem))", "latex_delimiters": []}
+    look["buttons"] = ["copy"]
     with gr.Blocks(title="myllm chat", fill_width=True, analytics_enabled=False) as blocks:
         kept = gr.BrowserState([], storage_key="myllm-chat", secret=secret)
         with gr.Row(elem_classes="models", equal_height=True):
-            bots = [
-                gr.Chatbot(label=label, buttons=["copy"], elem_id=f"bot-{number}", **look)
-                for number, label in enumerate(labels)
-            ]
+            bots = [gr.Chatbot(label=label, elem_id=f"bot-{number}", **look) for number, label in enumerate(labels)]
         with gr.Row(elem_classes="ask", equal_height=True):
             box = gr.Textbox(
                 placeholder=words("ask"), show_label=False, max_lines=6, scale=8, min_width=240, elem_id="box"
@@ -159,9 +157,9 @@ def build(models: dict[str, Address], key: str) -> Any:
         with gr.Accordion(words("settings"), open=False, elem_id="settings"):
             chosen = gr.CheckboxGroup(labels, value=labels, label=words("models"), visible=len(labels) > 1)
             system = gr.Textbox("", label=words("system"), lines=2)
-            temperature = gr.Slider(0, 2, 0.7, step=0.05, label=words("temperature"))
+            temperature = gr.Slider(0, 2, 0.7, step=0.05, label=words("temperature"), elem_id="temperature")
             top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label=words("top_p"))
-            longest = gr.Slider(0, 4096, 0, step=16, label=words("max_tokens"))
+            longest = gr.Slider(0, 4096, 0, step=16, label=words("max_tokens"), elem_id="longest")
 
         asked = gr.on([box.submit, send.click], partial(ask, labels=labels), [box, chosen, *bots], [box, *bots, kept])
         replies = []

@@ -26,6 +26,7 @@ from artifacts.layout import ENVIRONMENTS, REPOSITORY
 AGAIN = "export the model again"
 EMBEDDING_NAMES = ("model.embed_tokens.weight", "transformer.wte.weight")
 WEIGHT_TYPES = {"F32": 4, "BF16": 2, "F16": 2}  # safetensors' name to bytes of one number
+GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # transformers' own mark of what the assistant says
 LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 # vllm/v1/attention/backends/cpu_attn.py, CPUAttentionBackend.get_supported_head_sizes (0.32.0). Another size starts,
 # says that it is healthy, and dies with the first token.
@@ -176,7 +177,7 @@ def check_template(folder: Path) -> None:
     names = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items() if value}
     word = "床前明月光"
     try:
-        said = sandbox.from_string(text).render(
+        said = sandbox.from_string(GENERATION.sub("", text)).render(
             messages=[{"role": "user", "content": word}], add_generation_prompt=True, **names
         )
     except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:

@@ -106,6 +106,20 @@ def use(page: Page, folder: Path) -> dict[str, Any]:
     seen["box_in_sight_on_a_phone"] = 0 <= found["y"] <= PHONE["height"] - found["height"]
     page.set_viewport_size(DESK)
 
+    # Temperature 0 and a length: two columns of the same model say the same.
+    page.locator("#clear").click()
+    until(lambda: not said(page, 0))
+    page.locator("#settings button").first.click()
+    for setting, value in (("temperature", "0"), ("longest", "16")):
+        number = page.locator(f"#{setting} input[type=number]")
+        number.fill(value)
+        number.press("Tab")
+    box.fill("春风")
+    box.press("Enter")
+    until(lambda: all(said(page, bot) for bot in range(columns)))
+    settled(page, columns)
+    seen["greedy"] = [said(page, bot) for bot in range(columns)]
+
     page.locator("#clear").click()
     seen["cleared"] = until(lambda: not any(said(page, bot) for bot in range(columns)))
     page.reload()

@@ -124,6 +124,12 @@ def test_a_broken_template(broken: Path, template: str, reason: str) -> None:
     refused(broken, reason)
 
 
+def test_a_template_that_marks_what_the_assistant_says(broken: Path) -> None:
+    text = (broken / "chat_template.jinja").read_text()
+    (broken / "chat_template.jinja").write_text(text + "{%- generation -%}{%- endgeneration -%}")
+    serve_preflight.check_model(broken)
+
+
 def test_a_head_size_without_a_kernel(broken: Path) -> None:
     edit(broken / "config.json", head_dim=16)
     refused(broken, "attention heads of size 16")
