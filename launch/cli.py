@@ -8,6 +8,7 @@ myllm estimate qwen2-0.5b --hardware node-8   # memory, hours, cost of a pretrai
 myllm lint-data alpaca_zh.json --tokenizer DIR  # every bad row of instruction or preference data, before a training
 myllm split-data alpaca_zh.json --output-folder data --share 0.02
 myllm report poetry-tiny
+myllm eval runs/poetry-tiny/models/base --suite next_line   # scores with chance, interval and protocol
 """
 
 from __future__ import annotations
@@ -61,6 +62,16 @@ def parser() -> argparse.ArgumentParser:
     split.add_argument("file", type=Path, help="JSON list or JSON lines")
     split.add_argument("--output-folder", type=Path, required=True, help="gets NAME_train.json and NAME_valid.json")
     split.add_argument("--share", type=float, default=0.02, help="of the questions that are held out (default 0.02)")
+    from launch import evaluate
+
+    evaluate.add_arguments(
+        commands.add_parser(
+            "eval",
+            help="score models with OpenCompass",
+            description=evaluate.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     for name, text in (("status", "what is done of a run"), ("report", "write report.html and report.json")):
         command = commands.add_parser(name, help=text, description=f"Example: myllm {name} poetry-tiny")
         command.add_argument("run", help="name under runs/, or a folder")
@@ -114,6 +125,10 @@ def main() -> int | None:
         print(
             f"{arguments.output_folder}/{arguments.file.stem}_train.json: {train:,} rows, _valid.json: {valid:,} rows"
         )
+    elif arguments.command == "eval":
+        from launch.evaluate import run as run_evaluation
+
+        return run_evaluation(arguments)
     elif arguments.command == "status":
         show_status(find_run(arguments.run))
     else:
