@@ -6,8 +6,8 @@ from eval_configs.models import BaseModel
 
 with read_base():
     from .running import eval, infer
-    from .settings import writing_settings
     from .sets_gen import gen_datasets
+    from .settings import writing_settings
 
 models = [dict(type=BaseModel, **model) for model in writing_settings]
 datasets = gen_datasets

@@ -6,8 +6,8 @@ from eval_configs.models import BaseModel
 
 with read_base():
     from .running import eval, infer
-    from .settings import base_settings
     from .sets_ppl import ppl_datasets
+    from .settings import base_settings
 
 models = [dict(type=BaseModel, **model) for model in base_settings]
 datasets = ppl_datasets

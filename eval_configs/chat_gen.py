@@ -6,8 +6,8 @@ from eval_configs.models import ChatModel
 
 with read_base():
     from .running import eval, infer
-    from .settings import chat_settings
     from .sets_gen import gen_datasets
+    from .settings import chat_settings
 
 models = [dict(type=ChatModel, **model) for model in chat_settings]
 datasets = gen_datasets

@@ -76,6 +76,11 @@ def load_rows(path: str, limit: int = 0, chat_of: str | None = None) -> list[dic
     """Rows {"id", "prefix", "A", "B", "C", "D", "answer": a letter}, in the order of `in_order`."""
     rows = in_order(read_questions(Path(path), limit))
     return [
-        {"id": str(row.get("id")), "prefix": prefix, **dict(zip(LETTERS, row["choices"])), "answer": LETTERS[row["answer"]]}
+        {
+            "id": str(row.get("id")),
+            "prefix": prefix,
+            **dict(zip(LETTERS, row["choices"])),
+            "answer": LETTERS[row["answer"]],
+        }
         for row, prefix in zip(rows, prompts(rows, chat_of))
-    ]  # fmt: skip
+    ]

@@ -120,7 +120,9 @@ def plan(config: Path) -> dict[str, Any]:
             if key not in seen:
                 seen[key] = look_at(dataset, sets)
             for model in group["models"]:
-                how = {name: model[name] for name in model if name not in ("abbr", "path", "openai_api_base", "batch_size")}
+                how = {
+                    name: model[name] for name in model if name not in ("abbr", "path", "openai_api_base", "batch_size")
+                }
                 found = seen[key]
                 pairs.append({"model": model["abbr"], **found, "config": digest([found["config"], how])})
     if not pairs:

@@ -212,7 +212,9 @@ def write_whole(root: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="for $COMPASS_DATA_CACHE")
-    parser.add_argument("--whole", action="store_true", help="every set of the suites (run it with .venv-eval/bin/python)")
+    parser.add_argument(
+        "--whole", action="store_true", help="every set of the suites (run it with .venv-eval/bin/python)"
+    )
     arguments = parser.parse_args()
     count = write_whole(arguments.output) if arguments.whole else write_smoke(arguments.output)
     print(f"{arguments.output}: {count:,} questions, smoke")

@@ -43,7 +43,7 @@ class Model:
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """`NAME=PLACE`, or a place alone, whose last part is the name; raises UserError for a name that cannot be a file's."""
+    """`NAME=PLACE`, or a place alone, whose last part is the name; raises UserError for a name that is no file's."""
     name, equals, place = text.partition("=")
     if not equals or "/" in name:
         place = text

@@ -26,7 +26,8 @@ class Score:
     """One row of scores.json; value, low, high, chance and subject_mean are percentages, low and high a 95 % interval.
 
     `suite` is the set (the name that reports know), `config` the suite's file. `cut` counts texts that were longer
-    than the model takes, `unread` written answers in which no choice was found. `decontamination` is "not checked" or what the check removed from the corpora.
+    than the model takes, `unread` written answers in which no choice was found. `decontamination` is "not checked" or
+    what the check removed from the corpora.
     """
 
     model: str
@@ -101,7 +102,8 @@ def read_answer(details: Any, number: int, text: str) -> str:
     if isinstance(details, dict) and str(number) in details:
         return str(details[str(number)].get("predictions", ""))
     if isinstance(details, list) and number < len(details):
-        return str(details[number].get("pred", ""))
+        found = details[number].get("pred", "")
+        return str(found[0] if isinstance(found, list) else found)
     return text
 
 
@@ -158,9 +160,8 @@ def print_table(rows: list[Score]) -> None:
     print(f"{'model':{width}} {'set':13} {'accuracy':>8} {'95 % interval':>15} {'n':>6} {'chance':>6}  verdict")
     for row in rows:
         interval = f"{row.low:.1f} - {row.high:.1f}"
-        print(
-            f"{row.model:{width}} {row.suite:13} {row.value:8.2f} {interval:>15} {row.n:6} {row.chance:6.1f}  {verdict(row)}"
-        )
+        numbers = f"{row.value:8.2f} {interval:>15} {row.n:6} {row.chance:6.1f}"
+        print(f"{row.model:{width}} {row.suite:13} {numbers}  {verdict(row)}")
     seen = set()
     for row in rows:
         line = (

@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of every set (or subject)")
     parser.add_argument("--sets", default="", metavar="A,B", help="only these sets of the suite, e.g. ceval,c3")
     parser.add_argument("--output", type=Path, help="default: eval/ of the run that the model lies in")
-    parser.add_argument("--data", type=Path, help="the sets; default $COMPASS_DATA_CACHE, else where `download` puts them")
+    parser.add_argument(
+        "--data", type=Path, help="the sets; default $COMPASS_DATA_CACHE, else where `download` puts them"
+    )
     parser.add_argument("--questions", type=Path, help="next-line questions; default tasks/next_line.jsonl of the run")
     parser.add_argument("--plain", action="append", default=[], metavar="NAME", help="ask this model in plain text")
     parser.add_argument("--chat", action="append", default=[], metavar="NAME", help="ask it through its chat template")
@@ -142,7 +144,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{folder} is in use by another evaluation: wait for it, or give another --output") from None
+            raise UserError(
+                f"{folder} is in use by another evaluation: wait for it, or give another --output"
+            ) from None
         yield
 
 
@@ -210,13 +214,14 @@ def take_scores(
     return problems
 
 
-def write_scores(output: Path, rows: list[Score]) -> None:
-    """Put rows into scores.json in the place of those of the same model, suite and set."""
+def write_scores(output: Path, suite: str, state: dict[Any, Any]) -> list[Score]:
+    """Put what was asked into scores.json in the place of older rows of it; what has no score now has no row."""
     file = output / "scores.json"
+    rows = [score for _, _, score in state.values() if score]
     known = read_json(file) if file.exists() else []
-    new = {(row.model, row.config, row.suite) for row in rows}
-    kept = [row for row in known if (row["model"], row.get("config"), row["suite"]) not in new]
+    kept = [row for row in known if row.get("config") != suite or (row["model"], row["suite"]) not in state]
     write_json(file, [*kept, *(asdict(row) for row in rows)])
+    return rows
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -283,10 +288,9 @@ def run(arguments: argparse.Namespace) -> int:
             reports = arguments.decontamination or (sorted(home.glob("corpus/**/*.contaminated.json")) if home else [])
             problems = take_scores(work, log, models, plan, state, sets, {"config": suite}, reports, smoke)
             if problems:
-                write_scores(output, [score for _, _, score in state.values() if score])
+                write_scores(output, suite, state)
                 raise UserError(f"{problems[0]}" + (f" ({len(problems) - 1} more)" if len(problems) > 1 else ""))
-    rows = [score for _, _, score in state.values()]
-    write_scores(output, rows)
+    rows = write_scores(output, suite, state)
     print_table(rows)
     metrics = {f"{row.model}_{row.suite}": row.value for row in rows}
     report_metrics(**metrics, questions=sum(row.n for row in rows), seconds=round(time.monotonic() - started, 1))
