@@ -8,7 +8,10 @@ myllm estimate qwen2-0.5b --hardware node-8   # memory, hours, cost of a pretrai
 myllm lint-data alpaca_zh.json --tokenizer DIR  # every bad row of instruction or preference data, before a training
 myllm split-data alpaca_zh.json --output-folder data --share 0.02
 myllm report poetry-tiny
+myllm download ceval                          # a corpus or an evaluation set, into the cache
 myllm eval runs/poetry-tiny/models/base --suite next_line   # scores with chance, interval and protocol
+myllm bits-per-byte runs/poetry-tiny/models/base --text poems=poems.jsonl.zst
+myllm compare poetry-tiny                     # models side by side, with significance
 """
 
 from __future__ import annotations
@@ -62,16 +65,26 @@ def parser() -> argparse.ArgumentParser:
     split.add_argument("file", type=Path, help="JSON list or JSON lines")
     split.add_argument("--output-folder", type=Path, required=True, help="gets NAME_train.json and NAME_valid.json")
     split.add_argument("--share", type=float, default=0.02, help="of the questions that are held out (default 0.02)")
-    from launch import evaluate
+    from launch import bits_per_byte, compare, evaluate
 
-    evaluate.add_arguments(
-        commands.add_parser(
-            "eval",
-            help="score models with OpenCompass",
-            description=evaluate.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+    for module, name, text in (
+        (evaluate, "eval", "score models with OpenCompass"),
+        (bits_per_byte, "bits-per-byte", "perplexity of held-out text, whatever the tokenizer"),
+        (compare, "compare", "models side by side, with paired significance"),
+    ):
+        module.add_arguments(
+            commands.add_parser(
+                name,
+                help=text,
+                description=module.__doc__,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
         )
+    download = commands.add_parser(
+        "download", help="fetch a source or an evaluation set", description="Example: myllm download ceval cmmlu"
     )
+    download.add_argument("source", nargs="+", help="names of preprocess/sources.yaml")
+    download.add_argument("--from-file", type=Path, help="take this file or folder instead (one source only)")
     for name, text in (("status", "what is done of a run"), ("report", "write report.html and report.json")):
         command = commands.add_parser(name, help=text, description=f"Example: myllm {name} poetry-tiny")
         command.add_argument("run", help="name under runs/, or a folder")
@@ -125,10 +138,19 @@ def main() -> int | None:
         print(
             f"{arguments.output_folder}/{arguments.file.stem}_train.json: {train:,} rows, _valid.json: {valid:,} rows"
         )
-    elif arguments.command == "eval":
-        from launch.evaluate import run as run_evaluation
+    elif arguments.command in ("eval", "bits-per-byte", "compare"):
+        import importlib
 
-        return run_evaluation(arguments)
+        names = {"eval": "evaluate", "bits-per-byte": "bits_per_byte"}
+        module = importlib.import_module(f"launch.{names.get(arguments.command, arguments.command)}")
+        return int(module.run(arguments))
+    elif arguments.command == "download":
+        import subprocess
+        import sys
+
+        words = [word for name in arguments.source for word in ("--source", name)]
+        words += ["--from-file", str(arguments.from_file.resolve())] if arguments.from_file else []
+        return subprocess.run([sys.executable, "-m", "preprocess.download", *words], cwd=REPOSITORY).returncode
     elif arguments.command == "status":
         show_status(find_run(arguments.run))
     else:
