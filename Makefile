@@ -33,14 +33,14 @@ bench-gpu: env-train  ## tokens/s, MFU, memory of 0.5B and 1.1B on a GPU: benchm
 
 envs: env-train env-eval env-serve  ## all environments (about 6 GB)
 
-env-train env-eval env-serve env-gpu env-gpu-te:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
+env-train env-eval env-serve env-lmeval env-gpu env-gpu-te:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
 	@environments/create.sh $(@:env-%=%)
 
 lock: env-train  ## resolve the lock files anew from environments/*.in
 	@environments/lock.sh
 
 clean:  ## remove environments and built wheels; runs stay
-	rm -rf .venv .venv-eval .venv-serve .tools .wheels
+	rm -rf .venv .venv-eval .venv-serve .venv-lmeval .tools .wheels
 
-.PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-gpu envs env-train env-eval env-serve env-gpu \
+.PHONY: help demo test test-fast check bench-converters bench-preprocess bench-pretrain bench-gpu envs env-train env-eval env-serve env-lmeval env-gpu \
 	env-gpu-te lock clean

@@ -10,7 +10,7 @@ from artifacts.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-ENVIRONMENTS = {"train": ".venv", "eval": ".venv-eval", "serve": ".venv-serve"}
+ENVIRONMENTS = {"train": ".venv", "eval": ".venv-eval", "serve": ".venv-serve", "lmeval": ".venv-lmeval"}
 
 
 def environment(name: str) -> Path:

@@ -3,7 +3,7 @@
 # own builds of torch, whatever machine resolves them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for name in ${*:-train eval serve gpu gpu-te}; do
+for name in ${*:-train eval serve lmeval gpu gpu-te}; do
   lock=environments/$name.lock
   links=.wheels${PIP_FIND_LINKS:+,${PIP_FIND_LINKS// /,}}
   target=(--python-version 3.11)

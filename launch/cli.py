@@ -11,6 +11,7 @@ myllm report poetry-tiny
 myllm download ceval                          # a corpus or an evaluation set, into the cache
 myllm eval runs/poetry-tiny/models/base --suite next_line   # scores with chance, interval and protocol
 myllm bits-per-byte runs/poetry-tiny/models/base --text poems=poems.jsonl.zst
+myllm calibrate runs/poetry-tiny/models/base --suite next_line   # do two harnesses agree?
 myllm compare poetry-tiny                     # models side by side, with significance
 """
 
@@ -65,11 +66,12 @@ def parser() -> argparse.ArgumentParser:
     split.add_argument("file", type=Path, help="JSON list or JSON lines")
     split.add_argument("--output-folder", type=Path, required=True, help="gets NAME_train.json and NAME_valid.json")
     split.add_argument("--share", type=float, default=0.02, help="of the questions that are held out (default 0.02)")
-    from launch import bits_per_byte, compare, evaluate
+    from launch import bits_per_byte, calibrate, compare, evaluate
 
     for module, name, text in (
         (evaluate, "eval", "score models with OpenCompass"),
         (bits_per_byte, "bits-per-byte", "perplexity of held-out text, whatever the tokenizer"),
+        (calibrate, "calibrate", "the same questions by a second harness"),
         (compare, "compare", "models side by side, with paired significance"),
     ):
         module.add_arguments(
@@ -138,7 +140,7 @@ def main() -> int | None:
         print(
             f"{arguments.output_folder}/{arguments.file.stem}_train.json: {train:,} rows, _valid.json: {valid:,} rows"
         )
-    elif arguments.command in ("eval", "bits-per-byte", "compare"):
+    elif arguments.command in ("eval", "bits-per-byte", "calibrate", "compare"):
         import importlib
 
         names = {"eval": "evaluate", "bits-per-byte": "bits_per_byte"}

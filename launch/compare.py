@@ -20,6 +20,7 @@ from artifacts.errors import UserError, nearest, run_main
 from artifacts.files import read_json, read_yaml, write_json, write_text
 from artifacts.layout import REPOSITORY
 from artifacts.statistics import holm, mcnemar, paired_difference
+from launch.compare_report import chart, markdown
 
 PUBLISHED = REPOSITORY / "eval_configs" / "published.yaml"
 TEMPLATE = Path(__file__).with_name("compare.html.jinja")
@@ -47,6 +48,7 @@ class Pair:
     n: int
     only_model: int
     only_against: int
+    asked: str  # a remark, where the two were asked in different ways: then the way is compared too
     p: float
     p_adjusted: float = 1.0
 
@@ -104,13 +106,15 @@ def compare(found: list[Found], against: str) -> list[Pair]:
         for other in found:
             if other.row["model"] == against or not comparable(base, other):
                 continue
-            only_model = sum(b and not a for a, b in zip(base.right, other.right, strict=True))
-            only_against = sum(a and not b for a, b in zip(base.right, other.right, strict=True))
+            only_model = sum(theirs and not ours for ours, theirs in zip(base.right, other.right, strict=True))
+            only_against = sum(ours and not theirs for ours, theirs in zip(base.right, other.right, strict=True))
+            a, b = base.row["way"], other.row["way"]
             difference, low, high = paired_difference(only_against, only_model, len(base.right))
             pairs.append(
                 Pair(
                     base.row["suite"], base.row["config"], other.row["model"], against, round(difference, 2),
                     round(low, 2), round(high, 2), len(base.right), only_model, only_against,
+                    "" if a == b else f" (asked differently: {b}, not {a})",
                     mcnemar(only_against, only_model),
                 )
             )  # fmt: skip
@@ -135,7 +139,7 @@ def compare_bits(rows: list[dict[str, Any]], against: str) -> list[dict[str, Any
             drawn = [chance.integers(0, len(sizes), len(sizes)) for _ in range(RESAMPLES if len(sizes) > 1 else 0)]
             delta = (nats[:, 1] - nats[:, 0]) / math.log(2)
             values = [float(delta[draw].sum() / sizes[draw].sum()) for draw in drawn] or [-math.inf, math.inf]
-            low, high = (float(value) for value in np.quantile(values, [0.025, 0.975]))
+            low, high = np.quantile(values, [0.025, 0.975]).tolist()
             verdict = "better" if high < 0 else "worse" if low > 0 else "no difference shown"
             found.append(
                 {
@@ -145,98 +149,6 @@ def compare_bits(rows: list[dict[str, Any]], against: str) -> list[dict[str, Any
                 }
             )  # fmt: skip
     return found
-
-
-def chart(rows: list[dict[str, Any]]) -> str:
-    """An SVG that needs nothing beside itself: a dot and its interval for every score, a red line for chance."""
-    left, width, step = 250, 420, 22
-    sets = list(dict.fromkeys((row["config"], row["suite"]) for row in rows))
-    lines, y = [], 12
-    for config, suite in sets:
-        y += step
-        lines.append(f'<text x="0" y="{y}" font-weight="600">{suite} ({config})</text>')
-        for row in (r for r in rows if (r["config"], r["suite"]) == (config, suite)):
-            y += step
-            x, low, high, chance = (left + width * row[k] / 100 for k in ("value", "low", "high", "chance"))
-            lines += [
-                f'<text x="14" y="{y + 4}">{row["model"]}</text>',
-                f'<line x1="{chance:.1f}" x2="{chance:.1f}" y1="{y - 9}" y2="{y + 9}" stroke="#dc2626"/>',
-                f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="#2563eb" stroke-width="2"/>',
-                f'<circle cx="{x:.1f}" cy="{y}" r="4" fill="#2563eb"/>',
-                f'<text x="{left + width + 12}" y="{y + 4}">{row["value"]:.1f} %</text>',
-            ]
-    axis = y + 24
-    for mark in (0, 25, 50, 75, 100):
-        x = left + width * mark / 100
-        lines.append(f'<line x1="{x}" x2="{x}" y1="14" y2="{axis - 12}" stroke="#888" stroke-opacity=".25"/>')
-        lines.append(f'<text x="{x}" y="{axis}" text-anchor="middle">{mark}</text>')
-    body = "\n".join(lines)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 80} {axis + 10}" font-size="13" '
-        f'font-family="system-ui, sans-serif" fill="#57606a">\n{body}\n</svg>\n'
-    )
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The tables of the report, the chart as a file beside it."""
-    lines = [
-        "# Comparison",
-        "",
-        "![scores with 95 % intervals, chance in red](compare.svg)",
-        "",
-        "## Measured here",
-        "",
-    ]
-    lines += ["| model | set | accuracy | 95 % interval | n | chance | protocol |", "|---|---|---:|---|---:|---:|---|"]
-    for row in report["scores"]:
-        smoke = " (smoke)" if row["smoke"] else ""
-        lines.append(
-            f"| {row['model']} | {row['suite']}{smoke} | {row['value']:.1f} % | {row['low']:.1f} - {row['high']:.1f} | "
-            f"{row['n']:,} | {row['chance']:.1f} | {row['config']}, {row['way']}; {row['protocol']}; config "
-            f"{row['config_hash']}, OpenCompass {row['opencompass']}; decontamination: {row['decontamination']} |"
-        )
-    against = report["against"]
-    lines += ["", f"## Against {against}", ""]
-    lines += [
-        "| model | set | difference | 95 % interval | p | p adjusted | verdict |",
-        "|---|---|---:|---|---:|---:|---|",
-    ]
-    for pair in report["pairs"]:
-        lines.append(
-            f"| {pair['model']} | {pair['suite']} | {pair['difference']:+.1f} | {pair['low']:+.1f} - {pair['high']:+.1f} "
-            f"| {pair['p']:.2g} | {pair['p_adjusted']:.2g} | {pair['verdict']} |"
-        )
-    if not report["pairs"]:
-        lines.append("| no two models were asked the same questions | | | | | | |")
-    if report["bits"]:
-        lines += [
-            "",
-            "## Bits per byte (lower is better)",
-            "",
-            "| model | source | bits/byte | 95 % interval | documents |",
-        ]
-        lines += ["|---|---|---:|---|---:|"]
-        for row in report["bits"]:
-            lines.append(
-                f"| {row['model']} | {row['source']} | {row['bits_per_byte']:.4f} | {row['low']:.4f} - {row['high']:.4f} | "
-                f"{row['documents']:,} |"
-            )
-        for row in report["bits_pairs"]:
-            lines.append(
-                f"| {row['model']} against {against} | {row['source']} | {row['difference']:+.4f} | {row['low']:+.4f} - "
-                f"{row['high']:+.4f}: {row['verdict']} | {row['documents']:,} |"
-            )
-    lines += [
-        "",
-        "## Published by others, not measured here",
-        "",
-        "| model | parameters | C-Eval | CMMLU | protocol | source |",
-    ]
-    lines += ["|---|---|---:|---:|---|---|"]
-    for row in report["published"]:
-        scores = " | ".join(f"{row[name]:.2f}" if name in row else "-" for name in ("ceval", "cmmlu"))
-        lines.append(f"| {row['model']} | {row['parameters']} | {scores} | {row['protocol']} | {row['source']} |")
-    return "\n".join(lines) + "\n"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -277,7 +189,8 @@ def run(arguments: argparse.Namespace) -> int:
     for pair in report["pairs"]:
         print(
             f"{pair['model']} against {against}, {pair['suite']}: {pair['difference']:+.1f} points "
-            f"[{pair['low']:+.1f}, {pair['high']:+.1f}], p {pair['p']:.2g}, adjusted {pair['p_adjusted']:.2g}: {pair['verdict']}"
+            f"[{pair['low']:+.1f}, {pair['high']:+.1f}], p {pair['p']:.2g}, adjusted {pair['p_adjusted']:.2g}: "
+            f"{pair['verdict']}{pair['asked']}"
         )
     for row in report["bits_pairs"]:
         print(

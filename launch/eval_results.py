@@ -55,6 +55,11 @@ def short(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
+def prediction_file(work: Path, pair: dict[str, Any]) -> Path:
+    """OpenCompass's own predictions of a pair: prompts, losses or texts."""
+    return next(iter(sorted((work / "out").glob(f"*/predictions/{pair['model']}/{pair['dataset']}.json"))))
+
+
 def collect(work: Path, pair: dict[str, Any], name: str, log: Path) -> list[dict[str, Any]]:
     """Predictions {"id", "prediction", "answer", "right"} of one (model, dataset) pair, for ppl with every "loss".
 

@@ -31,7 +31,7 @@ def innermost(names: list[str], holding: list[str]) -> PurePosixPath | None:
 
 
 def place(name: str, source: dict[str, Any], found: Path) -> Path:
-    """Copy a set out of `found` (zip file or folder); returns where it lies. Raises UserError when it is not in there."""
+    """Copy a set out of `found` (zip file or folder); returns where it lies. Raises UserError if not in there."""
     into, holding = sets_folder() / source["unpack"]["into"], list(source["unpack"]["holding"])
     lacking = UserError(f"{found} holds no folder with {', '.join(holding)}: it is not the set {name}")
     copies: list[tuple[PurePosixPath, Callable[[], bytes]]] = []

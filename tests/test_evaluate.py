@@ -271,9 +271,9 @@ class Chat(BaseHTTPRequestHandler):
 
     status, answer = 200, "答案是：A"
 
-    def reply(self, value: Any) -> None:
+    def reply(self, value: Any, status: int = 200) -> None:
         body = json.dumps(value).encode()
-        self.send_response(self.status)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -284,13 +284,11 @@ class Chat(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.status != 200 and asked["max_tokens"] == 1:  # alive when it is looked at, failing afterwards
-            self.__class__.status, kept = 200, self.status
-            self.reply({"choices": [{"message": {"role": "assistant", "content": "A"}}]})
-            self.__class__.status = kept
-            return
         message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.answer}}
-        self.reply({"id": "1", "object": "chat.completion", "created": 1, "model": "tiny", "choices": [message]})
+        self.reply(
+            {"id": "1", "object": "chat.completion", "created": 1, "model": "tiny", "choices": [message]},
+            200 if asked["max_tokens"] == 1 else self.status,  # alive when looked at, failing afterwards
+        )
 
     def log_message(self, *arguments: Any) -> None:
         pass
