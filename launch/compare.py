@@ -139,7 +139,8 @@ def compare_bits(rows: list[dict[str, Any]], against: str) -> list[dict[str, Any
             drawn = [chance.integers(0, len(sizes), len(sizes)) for _ in range(RESAMPLES if len(sizes) > 1 else 0)]
             delta = (nats[:, 1] - nats[:, 0]) / math.log(2)
             values = [float(delta[draw].sum() / sizes[draw].sum()) for draw in drawn] or [-math.inf, math.inf]
-            low, high = np.quantile(values, [0.025, 0.975]).tolist()
+            bounds: list[float] = np.quantile(values, [0.025, 0.975]).tolist()
+            low, high = bounds
             verdict = "better" if high < 0 else "worse" if low > 0 else "no difference shown"
             found.append(
                 {

@@ -30,7 +30,7 @@ from artifacts.files import atomic_file, read_yaml
 from artifacts.layout import REPOSITORY, cache_folder
 from artifacts.stage import report_metrics
 from preprocess.http_download import AGENT, Wanted, check, digest_of, fetch
-from preprocess.unpack import place
+from preprocess.unpack import place, sets_folder
 
 SOURCES = Path(__file__).with_name("sources.yaml")
 RUN = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -255,8 +255,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.list:
         for name, source in read_yaml(SOURCES).items():
-            there = "here" if source_file(name).exists() else "not here"
-            print(f"{name}\t{source['kind']}\t{source['licence']}\t{source_file(name)} ({there})")
+            place_of = sets_folder() / source["unpack"]["into"] if "unpack" in source else source_file(name)
+            there = "here" if place_of.exists() else "not here"
+            print(f"{name}\t{source['kind']}\t{source['licence']}\t{place_of} ({there})")
         return
     if not arguments.source:
         raise UserError("give --source NAME (see --list)")

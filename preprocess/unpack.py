@@ -15,6 +15,8 @@ from artifacts.errors import UserError
 from artifacts.files import atomic_folder
 from artifacts.layout import cache_folder
 
+JUNK = "__MACOSX"  # what a Mac's archiver leaves in its archives
+
 
 def sets_folder() -> Path:
     """For $COMPASS_DATA_CACHE."""
@@ -23,7 +25,7 @@ def sets_folder() -> Path:
 
 def innermost(names: list[str], holding: list[str]) -> PurePosixPath | None:
     """The shortest folder of an archive in which every one of `holding` lies, as file or folder."""
-    paths = {PurePosixPath(name) for name in names if "__MACOSX" not in name}
+    paths = {PurePosixPath(name) for name in names if JUNK not in name}
     places = {parent for path in paths for parent in (path, *path.parents)}
     folders = {place.parent for place in places if place.name == holding[0]}
     fitting = [folder for folder in folders if all(folder / name in places for name in holding)]
@@ -51,7 +53,7 @@ def place(name: str, source: dict[str, Any], found: Path) -> Path:
         raise lacking
     with atomic_folder(into) as aside:
         for inside, read in copies:
-            if not inside.is_relative_to(folder) or ".." in inside.parts:
+            if not inside.is_relative_to(folder) or {"..", JUNK} & set(inside.parts):
                 continue
             target = aside / inside.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
