@@ -6,8 +6,9 @@ Run by `launch.evaluate`, in OpenCompass's environment, with the variables of `e
 missing, cut short, or holds a question without an answer is an error that names it. OpenCompass would go to the
 network for a missing set; here it is not asked.
 
-plan.json: {"opencompass": version, "pairs": [{"model", "dataset", "set", "kind": ppl or gen, "shots", "n", "chance",
-"labels", "config": sha256 of the resolved configuration, "data": sha256 of the rows, "ids": null or one a question}]}
+plan.json: {"opencompass": version, "pairs": [{"model", "dataset", "set", "kind": ppl or gen, "shots", "tokens" (of an
+answer that is written), "n", "chance", "labels", "config": sha256 of the resolved configuration, "data": sha256 of the
+rows, "ids": null or one a question}]}
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from artifacts.files import read_yaml, write_json
 
 SETS = Path(__file__).with_name("sets.yaml")
 KINDS = {"GenInferencer": "gen", "PPLInferencer": "ppl", "ChoiceInferencer": "ppl"}
+
+# Of a model's configuration, what does not change how it is asked.
+NO_PROTOCOL = ("abbr", "path", "openai_api_base", "tokenizer_path", "batch_size")
 
 
 def digest(value: Any) -> str:
@@ -120,11 +124,9 @@ def plan(config: Path) -> dict[str, Any]:
             if key not in seen:
                 seen[key] = look_at(dataset, sets)
             for model in group["models"]:
-                how = {
-                    name: model[name] for name in model if name not in ("abbr", "path", "openai_api_base", "batch_size")
-                }
-                found = seen[key]
-                pairs.append({"model": model["abbr"], **found, "config": digest([found["config"], how])})
+                how = {name: model[name] for name in model if name not in NO_PROTOCOL}
+                found = {**seen[key], "model": model["abbr"], "tokens": model.get("max_out_len")}
+                pairs.append({**found, "config": digest([found["config"], how])})
     if not pairs:
         raise UserError(f"{config} asks nothing: it names no model, or --sets leaves no set")
     names = [(pair["model"], pair["dataset"]) for pair in pairs]

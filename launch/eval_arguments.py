@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from artifacts.errors import UserError, nearest
+from artifacts.files import read_yaml
 from artifacts.layout import REPOSITORY, cache_folder
 from launch import opencompass
 from launch.eval_models import Model, batch_of, read_model, read_server, split_name
@@ -55,6 +56,14 @@ def way_of(name: str, suite: str, arguments: argparse.Namespace) -> str:
     if name in arguments.plain:
         return "plain"
     return "chat" if name in arguments.chat or not name.startswith("base") else "plain"
+
+
+def check_sets(names: str) -> None:
+    """Raise UserError for a set of `--sets` that sets.yaml does not have."""
+    known = read_yaml(CONFIGS / "sets.yaml")
+    for name in filter(None, names.split(",")):
+        if name not in known:
+            raise UserError(f"--sets: there is no set {name!r}{nearest(name, known)}: there are {', '.join(known)}")
 
 
 def read_models(arguments: argparse.Namespace, suite: str) -> list[Model]:

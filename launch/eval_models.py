@@ -21,6 +21,8 @@ from artifacts.files import read_json, sha256
 
 AGAIN = "export the model again"
 LOGITS_BYTES = 1 << 30  # of a batch's logits in float32 at full length: decides the batch where none is given
+# Asked of a server, greedily: the replies tell its weights apart, which it does not show.
+PROBES = ("床前明月光，下一句是什么？", "中国的首都是哪里？", "一加一等于几？", "写一句关于春天的诗。")
 LARGEST_BATCH = 64  # texts; 32 to 128 differ little for a few million parameters on two cores
 
 
@@ -111,8 +113,8 @@ def ask_server(url: str, route: str, key: str, body: dict[str, Any] | None = Non
 def read_server(name: str, url: str, tokenizer: Path | None) -> Model:
     """Ask a server which model it has and whether it chats; raises UserError when it does not.
 
-    The server shows no weights: its identity is its model's name and the tokenizer's bytes, so a server whose weights
-    change under one name needs another name, or another --output.
+    The server shows no weights: its identity is its model's name, the tokenizer's bytes, and what it replies to a few
+    questions, greedily. A server that does not reply the same twice is asked everything again, never the other way.
     """
     if tokenizer is None:
         raise UserError(f"{url}: pass --tokenizer FOLDER (the served model's), by which the prompts are measured")
@@ -126,10 +128,20 @@ def read_server(name: str, url: str, tokenizer: Path | None) -> Model:
     served = str(found[0]["id"])
     config = read_json(tokenizer / "config.json") if (tokenizer / "config.json").exists() else {}
     positions = int(found[0].get("max_model_len") or config.get("max_position_embeddings") or 2048)
-    body = {"model": served, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
-    if not ask_server(url, "/chat/completions", key, body).get("choices"):
-        raise UserError(f"{url}/chat/completions gives no choices: it is no chat server")
-    identity = hashlib.sha256(f"{url} {served} {sha256(tokenizer / 'tokenizer.json')}".encode()).hexdigest()[:12]
+    replies = []
+    for question in PROBES:
+        body = {
+            "model": served,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": 16,
+            "temperature": 0,
+        }
+        try:
+            replies.append(str(ask_server(url, "/chat/completions", key, body)["choices"][0]["message"]["content"]))
+        except (KeyError, IndexError, TypeError):
+            raise UserError(f"{url}/chat/completions gives no choices: it is no chat server") from None
+    parts = [served, sha256(tokenizer / "tokenizer.json"), *replies]
+    identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     return Model(name, url, identity, positions, int(config.get("vocab_size", 0)), "api", served)
 
 

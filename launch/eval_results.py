@@ -128,7 +128,7 @@ def score_set(
 ) -> Score:
     """The row of a model in a set of one or more datasets (subjects); every question weighs the same."""
     right = [sum(row["right"] for row in rows) for rows in predictions]
-    n = sum(len(rows) for rows in predictions)
+    n, kind = sum(len(rows) for rows in predictions), pairs[0]["kind"]
     low, high = wilson(sum(right), n)
     subjects = [100 * hits / len(rows) for hits, rows in zip(right, predictions)]
     chance = sum(pair["chance"] * pair["n"] for pair in pairs) / n
@@ -140,7 +140,7 @@ def score_set(
         low=round(low, 2),
         high=round(high, 2),
         chance=round(chance, 2),
-        protocol=f"{pairs[0]['kind']}: {entry['protocol'][pairs[0]['kind']]}",
+        protocol=f"{kind}: {entry['protocol'][kind].format(shots=pairs[0]['shots'], tokens=pairs[0]['tokens'])}",
         subject_mean=round(sum(subjects) / len(subjects), 2) if len(subjects) > 1 else None,
         unread=sum(
             row["read"] not in pair["labels"] for pair, rows in zip(pairs, predictions) for row in rows if "read" in row

@@ -26,13 +26,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest, run_main
+from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, read_yaml, sha256, write_json, write_text
 from artifacts.layout import REPOSITORY, environment
 from artifacts.stage import report_metrics
 from eval_configs.smoke_data import MARK, write_smoke
 from launch import opencompass
-from launch.eval_arguments import CONFIGS, add_arguments, read_models, run_of, sets_folder, suite_file, variables_of
+from launch.eval_arguments import (
+    CONFIGS,
+    add_arguments,
+    check_sets,
+    read_models,
+    run_of,
+    sets_folder,
+    suite_file,
+    variables_of,
+)
 from launch.eval_models import Model
 from launch.eval_results import Score, collect, cut_texts, prediction_file, print_table, score_set, short
 
@@ -173,7 +182,8 @@ def write_scores(output: Path, suite: str, wanted: list[Wanted]) -> None:
     file = output / "scores.json"
     asked = {(one.model.name, one.name) for one in wanted}
     known = read_json(file) if file.exists() else []
-    kept = [row for row in known if row.get("config") != suite or (row["model"], row["suite"]) not in asked]
+    known = [row for row in known if "config" in row]  # a row without one is of an older version's making
+    kept = [row for row in known if row["config"] != suite or (row["model"], row["suite"]) not in asked]
     write_json(file, [*kept, *(asdict(one.score) for one in wanted if one.score)])
 
 
@@ -191,9 +201,6 @@ def score(
 ) -> list[Wanted]:
     """Plan, run what is not scored yet, collect; raises UserError when any score is missing at the end."""
     suite, entries = config.stem, read_yaml(CONFIGS / "sets.yaml")
-    for name in filter(None, arguments.sets.split(",")):
-        if name not in entries:
-            raise UserError(f"--sets: there is no set {name!r}{nearest(name, entries)}: there are {', '.join(entries)}")
     planning, data = output / "opencompass", sets_folder(arguments)
     if suite == "smoke_cpu" and arguments.data is None:
         data = planning / "smoke"
@@ -230,6 +237,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError("--limit must be at least 1")
     config = suite_file(arguments.suite)
+    check_sets(arguments.sets)
     models = read_models(arguments, config.stem)
     home = run_of(models)
     output = arguments.output or (home / "eval" if home else None)

@@ -22,6 +22,7 @@ from launch.guard import Guarded
 START = "Start inferencing ["  # …model/dataset], one a dataset, in OpenCompass's log
 BAR = "Calculating PPL for prompts labeled"  # one a label of a ppl dataset
 TAIL = 200_000  # bytes of the log that are read for progress
+BEGUN = "==== begun "  # in the log, before what OpenCompass says in this run
 ERROR = re.compile(r"(Error|Exception)\b|failed with code")
 
 
@@ -123,8 +124,10 @@ def questions_done(work: Path, log: str, pairs: list[dict[str, Any]]) -> int:
 def run(arguments: list[str], variables: dict[str, str], work: Path, pairs: list[dict[str, Any]]) -> Path:
     """Run OpenCompass in `work`; returns its log. A non-zero exit is a UserError; a zero proves nothing."""
     log = work / "opencompass.log"
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(f"\n{BEGUN}{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     total = sum(pair["n"] for pair in pairs)
-    told, seen = 0.0, -1
+    told, seen, first, began = 0.0, -1, -1, time.monotonic()
     with Guarded(arguments, env=variables, cwd=work, log=log) as process:
         while (status := process.poll()) is None:
             time.sleep(0.2)
@@ -132,16 +135,26 @@ def run(arguments: list[str], variables: dict[str, str], work: Path, pairs: list
                 told = time.monotonic()
                 done = questions_done(work, texts_of(log), pairs)
                 if done > seen:
-                    seen = done
-                    print(f"progress {done}/{total} questions", flush=True)
+                    first, seen = (done if first < 0 else first), done
+                    print(f"progress {done}/{total} questions{left(done - first, total - done, began)}", flush=True)
     if status:
         raise UserError(f"OpenCompass ended with status {status}: {last_line(log)}; read {log}")
     return log
 
 
+def left(done: int, rest: int, began: float) -> str:
+    """`, ETA 3:20` once something is done."""
+    seconds = int((time.monotonic() - began) * rest / done) if done > 0 else 0
+    return f", ETA {seconds // 60}:{seconds % 60:02d}" if seconds else ""
+
+
 def last_line(log: Path) -> str:
-    """The newest line of a log that says something, at most 300 characters: an error's if there is one."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    """The newest line of a log that says something, at most 300 characters: an error's if there is one.
+
+    Of a log that several runs wrote, only what the last one said.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace").rpartition(BEGUN)[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if ERROR.search(line)]
     return (errors or lines or ["(an empty log)"])[-1][-300:]
 

@@ -58,7 +58,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 def pair(model: str = "base-1", n: int = 6, kind: str = "ppl", **more: Any) -> dict[str, Any]:
     ids = [f"q{number}" for number in range(n)]
-    found = dict(model=model, dataset="next_line", set="next_line", kind=kind, shots=0, n=n, chance=25.0, ids=ids)
+    found = dict(
+        model=model, dataset="next_line", set="next_line", kind=kind, shots=0, tokens=32, n=n, chance=25.0, ids=ids
+    )
     return found | dict(labels=list("ABCD"), config="c", data="d") | more
 
 
@@ -223,7 +225,8 @@ def test_results_are_counted(tmp_path: Path, n: int, accuracy: float, loss: floa
 def test_the_log_of_the_failed_task_is_told(tmp_path: Path) -> None:
     """Without --debug the reason stands in a task's own log, and OpenCompass's says only which task it was."""
     log = tmp_path / "opencompass.log"
-    log.write_text("OpenICLInfer[base-1/ceval-law] failed with code 1\n")
+    log.write_text(f"ValueError: of an earlier run\n{opencompass.BEGUN}now\nOpenICLInfer failed with code 1\n")
+    assert opencompass.last_line(log) == "OpenICLInfer failed with code 1"
     own = tmp_path / "out" / "20260101_000000" / "logs" / "infer" / "base-1" / "ceval-law_0.out"
     own.parent.mkdir(parents=True)
     own.write_text("Traceback\nOSError: no such file\n")
@@ -287,7 +290,7 @@ class Chat(BaseHTTPRequestHandler):
         message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.answer}}
         self.reply(
             {"id": "1", "object": "chat.completion", "created": 1, "model": "tiny", "choices": [message]},
-            200 if asked["max_tokens"] == 1 else self.status,  # alive when looked at, failing afterwards
+            200 if asked["max_tokens"] == 16 else self.status,  # alive when looked at, failing afterwards
         )
 
     def log_message(self, *arguments: Any) -> None:
@@ -374,15 +377,15 @@ def test_real_scores(tiny: Path, scored: dict[str, Any]) -> None:
         ("base", "ceval", 36, True),
         ("base", "cmmlu", 24, True),
         ("dpo", "next_line", 6, False),
-        ("dpo", "ceval", 36, True),
-        ("dpo", "cmmlu", 24, True),
+        ("dpo", "ceval", 12, True),
+        ("dpo", "cmmlu", 12, True),
     ]
     for row in rows:
         assert row["low"] <= row["value"] <= row["high"] and row["chance"] == 25 and row["opencompass"] == "0.5.4"
         assert row["decontamination"] == "not checked" and len(row["config_hash"]) == 12
     assert [row["protocol"].split(":")[0] for row in rows] == ["ppl", "ppl", "ppl", "ppl", "gen", "gen"]
     assert list((scored["folder"] / "cwd").iterdir()) == [], "OpenCompass's litter must stay in the output folder"
-    assert json.loads((scored["folder"] / "metrics.json").read_text())["questions"] == 132
+    assert json.loads((scored["folder"] / "metrics.json").read_text())["questions"] == 96
 
     # The numbers are the likelihoods of context + choice, and of the ChatML text, by an independent computation.
     for name, folder in (("base", tiny), ("dpo", scored["chat"])):
@@ -462,6 +465,25 @@ def test_a_served_model_and_a_server_that_fails(tiny: Path, server: str, tmp_pat
     told = (tmp_path / "log").read_text()
     assert "failed after retrying" in told.splitlines()[-1] and "opencompass.log" in told.splitlines()[-1]
     assert not (tmp_path / "bad" / "scores.json").exists()
+
+
+@pytest.mark.slow
+def test_opencompass_runs_the_same_files_by_hand(tiny: Path, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "questions.jsonl", questions())
+    program = str(REPOSITORY / ".venv-eval" / "bin" / "opencompass")
+    variables = {"MYLLM_EVAL_BASE": f"base={tiny}", "MYLLM_EVAL_QUESTIONS": str(file), "PYTHONPATH": str(REPOSITORY)}
+    with (tmp_path / "log").open("wb") as stream:
+        subprocess.run(
+            [program, str(REPOSITORY / "eval_configs" / "next_line.py"), "-w", "out"],
+            cwd=tmp_path,
+            env={**os.environ, **variables},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    (summary,) = tmp_path.glob("out/*/summary/*.csv")
+    row = summary.read_text().splitlines()[1].split(",")
+    assert row[0] == "next_line" and 0 <= float(row[-1]) <= 100
 
 
 @pytest.mark.slow
