@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 
@@ -12,12 +13,12 @@ def chart(rows: list[dict[str, Any]]) -> str:
     lines, y = [], 12
     for config, suite in sets:
         y += step
-        lines.append(f'<text x="0" y="{y}" font-weight="600">{suite} ({config})</text>')
+        lines.append(f'<text x="0" y="{y}" font-weight="600">{escape(suite)} ({escape(config)})</text>')
         for row in (r for r in rows if (r["config"], r["suite"]) == (config, suite)):
             y += step
             x, low, high, chance = (left + width * row[k] / 100 for k in ("value", "low", "high", "chance"))
             lines += [
-                f'<text x="14" y="{y + 4}">{row["model"]}</text>',
+                f'<text x="14" y="{y + 4}">{escape(row["model"])}</text>',
                 f'<line x1="{chance:.1f}" x2="{chance:.1f}" y1="{y - 9}" y2="{y + 9}" stroke="#dc2626"/>',
                 f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="#2563eb" stroke-width="2"/>',
                 f'<circle cx="{x:.1f}" cy="{y}" r="4" fill="#2563eb"/>',

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from tiny_qwen2 import VERSES, make_tiny_qwen2
@@ -93,6 +94,8 @@ def test_models_are_compared_question_by_question(tmp_path: Path) -> None:
     text = (tmp_path / "eval" / "compare.md").read_text()
     assert "| sft | ceval | +37.5 |" in text and "Published by others, not measured here" in text
     assert all(row["model"] in text and row["source"] in text for row in read_yaml(compare.PUBLISHED))
+    drawn = ElementTree.parse(tmp_path / "eval" / "compare.svg").getroot()
+    assert sum(node.tag.endswith("circle") for node in drawn.iter()) == 3
     page = (tmp_path / "eval" / "compare.html").read_text()
     assert page.count("<svg") == 1 and not re.search(r"<script|<link|src=", page), "the page must need nothing else"
 

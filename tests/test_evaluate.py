@@ -467,6 +467,74 @@ def test_a_served_model_and_a_server_that_fails(tiny: Path, server: str, tmp_pat
     assert not (tmp_path / "bad" / "scores.json").exists()
 
 
+DAMAGE = """
+import os, shutil, sys
+from pathlib import Path
+from artifacts.errors import UserError
+from eval_configs.plan import plan
+from eval_configs.smoke_data import write_smoke
+
+folder = Path(sys.argv[1])
+exam = "data/ceval/formal_ceval/{0}/middle_school_geography_{0}.csv"
+math = "data/cmmlu/test/elementary_mathematics.csv"
+
+
+def lines(file, keep):
+    file.write_text("".join(keep(file.read_text().splitlines(keepends=True))))
+
+
+damages = {
+    "nothing": lambda f: None,
+    "a file is missing": lambda f: (f / exam.format("val")).unlink(),
+    "too few examples": lambda f: lines(f / exam.format("dev"), lambda rows: rows[:4]),
+    "no question": lambda f: lines(f / exam.format("val"), lambda rows: rows[:1]),
+    "no answer": lambda f: lines(
+        f / exam.format("val"), lambda rows: [row[:-3] + ",,\\n" if n else row for n, row in enumerate(rows)]
+    ),
+    "a column is missing": lambda f: lines(f / math, lambda rows: [r.rpartition(",")[0] + "\\n" for r in rows]),
+}
+for name, damage in damages.items():
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    write_smoke(folder)
+    damage(folder)
+    os.environ["COMPASS_DATA_CACHE"] = str(folder)
+    try:
+        found = plan(Path("eval_configs/smoke_cpu.py"))
+        print("told", name, sum(pair["n"] for pair in found["pairs"]))
+    except UserError as error:
+        print("told", name, "->", error)
+"""
+
+
+@pytest.mark.slow
+def test_damaged_sets_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    """The plan, in OpenCompass's environment: what its loaders let through would be a score of something else."""
+    file = write_rows(tmp_path / "questions.jsonl", questions())
+    python = str(REPOSITORY / ".venv-eval" / "bin" / "python")
+    variables = {"MYLLM_EVAL_BASE": f"base={tiny}", "MYLLM_EVAL_QUESTIONS": str(file), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [python, "-c", DAMAGE, str(tmp_path)],
+        cwd=REPOSITORY,
+        env={**os.environ, **variables, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    told = [line.removeprefix("told ") for line in done.stdout.splitlines() if line.startswith("told ")]
+    assert len(told) == 6, done.stdout + done.stderr
+    assert told[0] == "nothing 66"
+    for line, reason in zip(
+        told[1:],
+        [
+            "(ceval-middle_school_geography-ppl) cannot be loaded (FileNotFoundError",
+            "has 3 examples, the prompt shows 5",
+            "the set ceval (ceval-middle_school_geography-ppl)",
+            "question 1: its answer is '', not one of A, B, C, D",
+            "the set cmmlu (cmmlu-elementary_mathematics-ppl) cannot be loaded",
+        ],
+    ):
+        assert reason in line, line
+
+
 @pytest.mark.slow
 def test_opencompass_runs_the_same_files_by_hand(tiny: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "questions.jsonl", questions())
