@@ -111,7 +111,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def write_job(arguments: argparse.Namespace, output: Path) -> None:
     """The one command of a cluster job, as a file that `launch.slurm` or `sbatch --wrap` can take."""
-    words = [word for word in sys.argv[1:] if word != "eval"]
+    words = sys.argv[2:] if sys.argv[1] == "eval" else sys.argv[1:]
     at = next(i for i, word in enumerate(words) if word.startswith("--slurm"))
     del words[at : at + (1 if "=" in words[at] else 2)]
     line = shlex.join([str(REPOSITORY / ".venv" / "bin" / "python"), "-m", "launch.evaluate", *words])

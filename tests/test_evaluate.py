@@ -399,6 +399,29 @@ def test_real_scores(tiny: Path, scored: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (REPOSITORY / ".venv-lmeval").exists(), reason="make env-lmeval")
+def test_a_second_harness_agrees(tiny: Path, scored: dict[str, Any]) -> None:
+    output = scored["folder"] / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "launch.calibrate",
+        f"base={tiny}",
+        "--suite",
+        "smoke_cpu",
+        "--output",
+        str(output),
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["set"]: row for row in json.loads((output / "calibration.json").read_text())["sets"]}
+    assert set(rows) == {"next_line", "ceval", "cmmlu"}
+    assert rows["next_line"]["same"] == rows["next_line"]["n"] == 6
+    for row in rows.values():  # random weights: letters may tie to the last digit of float32
+        assert row["same"] >= 0.9 * row["n"] and row["low"] <= row["lm_eval"] <= row["high"]
+
+
+@pytest.mark.slow
 def test_kept_and_never_reused(
     tiny: Path, scored: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
