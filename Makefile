@@ -47,7 +47,7 @@ test-slow: envs  ## the slow tests alone: every stage of training, serving and s
 
 envs: env-train env-eval env-serve env-ppo  ## all environments (about 6 GB)
 
-env-train env-eval env-clients env-ppo env-gpu env-gpu-te:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
+env-train env-eval env-clients env-ppo env-lmeval env-gpu env-gpu-te:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
 	@environments/create.sh $(@:env-%=%)
 
 env-serve env-lmdeploy:  ## vLLM, LMDeploy: with CUDA where there is a GPU, else for a CPU (LMDeploy: what can be checked on one)
@@ -57,7 +57,7 @@ lock: env-train  ## resolve the lock files anew from environments/*.in
 	@environments/lock.sh
 
 clean:  ## remove environments and built wheels; runs stay
-	rm -rf .venv .venv-eval .venv-serve .venv-ppo .venv-clients .venv-lmdeploy .tools .wheels
+	rm -rf .venv .venv-eval .venv-serve .venv-ppo .venv-lmeval .venv-clients .venv-lmdeploy .tools .wheels
 
 .PHONY: help demo test test-fast test-slow test-slurm check results bench-converters bench-preprocess bench-pretrain bench-serve bench-gpu \
-	envs env-train env-eval env-serve env-clients env-ppo env-gpu env-gpu-te env-lmdeploy lock clean
+	envs env-train env-eval env-serve env-clients env-ppo env-lmeval env-gpu env-gpu-te env-lmdeploy lock clean

@@ -15,6 +15,7 @@ ENVIRONMENTS = {
     "eval": ".venv-eval",
     "serve": ".venv-serve",
     "lmdeploy": ".venv-lmdeploy",
+    "lmeval": ".venv-lmeval",
     "clients": ".venv-clients",
 }
 

@@ -26,3 +26,50 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
         return mean, mean, mean
     half = Z_95 * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
     return mean, mean - half, mean + half
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p of McNemar's test (1947): of the questions that one of two models got right, who got more?
+
+    The questions on which both were right or both wrong say nothing. 1.0 where there is no difference.
+    """
+    n, k = only_first + only_second, min(only_first, only_second)
+    if n == 0:
+        return 1.0
+    # log of the binomial terms: 2^-n underflows for a few thousand questions
+    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
+    return min(1.0, 2 * sum(map(math.exp, logs)))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values adjusted for there being several (Holm 1979), in the order given."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def paired_difference(only_first: int, only_second: int, n: int) -> tuple[float, float, float]:
+    """Difference of two shares of the same n questions (second minus first) with its 95 % interval, in points.
+
+    The interval is Wald's for paired shares with Agresti and Min's (2005) half question added to each cell.
+    """
+    b, c, total = only_first + 0.5, only_second + 0.5, n + 2.0
+    difference = (c - b) / total
+    half = Z_95 * math.sqrt(max(0.0, (b + c) - (c - b) ** 2 / total)) / total
+    return 100 * (only_second - only_first) / n, 100 * (difference - half), 100 * (difference + half)
+
+
+def ratio_interval(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
+    """Sum / sum over documents with its 95 % interval: a ratio estimator's, linearised (Cochran 1977, 6.4).
+
+    Documents are the sample, not their bytes: the bytes of one document are alike.
+    """
+    n, total = len(numerators), sum(denominators)
+    ratio = sum(numerators) / total
+    if n < 2:
+        return ratio, float("-inf"), float("inf")
+    squares = sum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
+    half = Z_95 * math.sqrt(n / (n - 1) * squares) / total
+    return ratio, ratio - half, ratio + half

@@ -1,1 +1,1 @@
-"""OpenCompass configs of the project, and the two small classes that they name. Run by `launch.score`."""
+"""OpenCompass configs of the project, and the classes that they name. Run by `launch.evaluate`."""

@@ -1,9 +1,7 @@
-"""The model class that the configs name: OpenCompass's Hugging Face base model, scoring a whole choice.
+"""The model classes that the suites name: OpenCompass's own Hugging Face ones, with what they leave unsaid.
 
-OpenCompass's own `get_ppl` returns the mean loss over all tokens of prompt and choice. With choices of equal
-length in characters that is not quite a comparison of likelihoods: a rare character takes two or three byte tokens
-where a common one takes one, and the mean rewards the longer token sequence. The sum has no such slant: the prompt
-is the same for the four choices, so the smallest sum is the choice with the largest P(choice | prompt).
+Both say in the log how many texts were longer than the model takes (OpenCompass cuts such texts on the left and goes
+on) and can score a text by its summed loss, which `eval_configs.choice_inferencer` asks for.
 """
 
 from __future__ import annotations
@@ -12,28 +10,55 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from opencompass.models import HuggingFaceBaseModel
+from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
+from opencompass.models.huggingface_above_v4_33 import _convert_base_messages, _convert_chat_messages
 
 
-class ChoiceLikelihood(HuggingFaceBaseModel):  # type: ignore[misc]  # OpenCompass has no types
-    """Texts are scored by their summed negative log-likelihood in nats, at full context, never truncated."""
+def tell_cut(tokenizer: Any, texts: list[str], longest: int) -> None:
+    """Print `cut N of M texts to L tokens` when some are longer; `launch.eval_results` reads it from the log."""
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    cut = sum(length > longest for length in lengths)
+    if cut:
+        print(f"\ncut {cut} of {len(texts)} texts to {longest} tokens", flush=True)
+
+
+def summed_loss(model: Any, texts: list[str]) -> Any:
+    """Summed negative log-likelihood of each text in nats after its first token, a float32 array [len(texts)].
+
+    Special tokens written in a text (ChatML's) become their ids, and none is added: the text is scored as it stands.
+    Raises ValueError when a text is longer than `max_seq_len`.
+    """
+    options = dict(add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+    tokens = model.tokenizer(texts, **options)
+    ids, attention = (tokens[name].to(model.model.device) for name in ("input_ids", "attention_mask"))
+    if model.max_seq_len and ids.shape[1] > model.max_seq_len:
+        raise ValueError(f"a text of {ids.shape[1]} tokens is longer than the model's {model.max_seq_len}")
+    with torch.inference_mode():
+        logits = model.model(input_ids=ids, attention_mask=attention).logits[:, :-1].float()
+        labels = ids[:, 1:]
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+    return (loss * attention[:, 1:]).sum(-1).cpu().numpy()
+
+
+class BaseModel(HuggingFaceBaseModel):  # type: ignore[misc]  # OpenCompass has no types
+    """A base model: the parts of a prompt are joined as they are."""
 
     def get_ppl(self, inputs: list[Any], mask_length: list[int] | None = None) -> Any:
-        """Summed loss of each text, a float32 array of shape [len(inputs)].
+        tell_cut(self.tokenizer, _convert_base_messages(inputs), self.max_seq_len)
+        return super().get_ppl(inputs, mask_length)
 
-        Special tokens written in a text (ChatML's) become their ids, and none is added: the text is scored as it
-        stands. Raises ValueError when a text is longer than `max_seq_len`; OpenCompass would cut it and go on.
-        """
-        if mask_length is not None:
-            raise ValueError("ChoiceLikelihood scores whole texts: normalizing_str is not supported")
-        texts = [text if isinstance(text, str) else "".join(part["prompt"] for part in text) for text in inputs]
-        options = dict(add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
-        tokens = self.tokenizer(texts, **options)
-        ids, attention = (tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
-        if self.max_seq_len and ids.shape[1] > self.max_seq_len:
-            raise ValueError(f"a text of {ids.shape[1]} tokens is longer than the model's {self.max_seq_len}")
-        with torch.inference_mode():
-            logits = self.model(input_ids=ids, attention_mask=attention).logits[:, :-1].float()
-            labels = ids[:, 1:]
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-        return (loss * attention[:, 1:]).sum(-1).cpu().numpy()
+    def generate(self, inputs: list[Any], max_out_len: int, **more: Any) -> list[str]:
+        tell_cut(self.tokenizer, _convert_base_messages(inputs), self.max_seq_len)
+        return super().generate(inputs, max_out_len, **more)
+
+
+class ChatModel(HuggingFacewithChatTemplate):  # type: ignore[misc]
+    """A chat model: prompts become turns of the model's own chat template."""
+
+    def generate(self, inputs: list[Any], max_out_len: int, **more: Any) -> list[str]:
+        texts = [
+            self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            for messages in _convert_chat_messages(inputs)
+        ]
+        tell_cut(self.tokenizer, texts, self.max_seq_len)
+        return super().generate(inputs, max_out_len, **more)

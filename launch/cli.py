@@ -9,6 +9,8 @@ myllm estimate qwen2-0.5b --hardware node-8   # memory, hours, cost of a pretrai
 myllm posttrain sft_lora --model DIR --data DIR --output-folder DIR
 myllm serve runs/poetry-tiny/models/dpo       # an OpenAI-compatible API, on this machine alone, with a key
 myllm chat runs/poetry-tiny/models/dpo        # in the terminal; `chat-page` in the browser
+myllm eval runs/poetry-tiny/models/base --suite next_line     # scores with chance, interval and protocol
+myllm compare poetry-tiny                     # models side by side, with significance
 
 `myllm COMMAND --help` tells the rest, with an example.
 """
@@ -146,6 +148,19 @@ def split_data(given: argparse.Namespace) -> None:
         print(f"{name}_dropped.json: {dropped:,} rows that were left out, with the fault of each")
 
 
+def add_download_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="+", help="names of preprocess/sources.yaml")
+    parser.add_argument("--from-file", type=Path, help="take this file or folder instead (one source only)")
+
+
+def download(given: argparse.Namespace) -> int:
+    import subprocess
+
+    words = [word for name in given.source for word in ("--source", name)]
+    words += ["--from-file", str(given.from_file.resolve())] if given.from_file else []
+    return subprocess.run([sys.executable, "-m", "preprocess.download", *words], cwd=REPOSITORY).returncode
+
+
 COMMANDS = {
     "run": Command("run a pipeline's stages", None, add_pipeline_arguments, run_here, "myllm run poetry-tiny --to sft"),
     "submit": Command(
@@ -173,10 +188,21 @@ COMMANDS = {
         split_data,
         "myllm split-data alpaca_zh.json --output-folder data --share 0.02",
     ),  # fmt: skip
+    "download": Command(
+        "fetch a source or an evaluation set",
+        None,
+        add_download_arguments,
+        download,
+        "myllm download ceval cmmlu",
+    ),
     "posttrain": Command("fine-tune, reward model, DPO, KTO, PPO, GRPO, merge", "launch.posttrain"),
     "serve": Command("serve a model folder with vLLM or LMDeploy", "launch.serve"),
     "chat": Command("chat in the terminal, with a server or a model folder", "launch.chat"),
     "chat-page": Command("chat in the browser, several models side by side", "launch.chat_page"),
+    "eval": Command("score models with OpenCompass", "launch.evaluate"),
+    "bits-per-byte": Command("perplexity of held-out text, whatever the tokenizer", "launch.bits_per_byte"),
+    "calibrate": Command("the same questions by a second harness", "launch.calibrate"),
+    "compare": Command("models side by side, with paired significance", "launch.compare"),
 }
 
 

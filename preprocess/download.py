@@ -3,6 +3,7 @@
     python -m preprocess.download --source chinese-poetry --source zhwiki-sample
     python -m preprocess.download --source c4-zh --files 4                      # the first four of its parts
     python -m preprocess.download --source wudao --from-file /data/WuDaoCorpus  # your own copy: linked, not copied
+    python -m preprocess.download --source ceval                                # an evaluation set, for OpenCompass
     python -m preprocess.download --list
 
 The cache ($MYLLM_CACHE, by default ~/.cache/myllm) serves every run: a second call downloads nothing. A download that
@@ -29,6 +30,7 @@ from artifacts.files import atomic_file, read_yaml
 from artifacts.layout import REPOSITORY, cache_folder
 from artifacts.stage import report_metrics
 from preprocess.http_download import AGENT, Wanted, check, digest_of, fetch
+from preprocess.unpack import place, sets_folder
 
 SOURCES = Path(__file__).with_name("sources.yaml")
 RUN = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -189,6 +191,20 @@ def download_files(name: str, source: dict[str, Any], limit: int | None) -> Path
     return source_file(name)
 
 
+def download_set(name: str, source: dict[str, Any], own: Path | None, limit: int | None) -> Path:
+    """Fetch an evaluation set, or take a user's own copy of it, and put it where OpenCompass looks."""
+    if own is not None:
+        if not own.exists():
+            raise UserError(f"{own} does not exist: pass the zip file or the folder of {name}")
+        print(f"{name}: {own} (yours: what is in it is not checked against the published file)")
+        return place(name, source, own)
+    if source["kind"] == "own":
+        raise UserError(f"{name} has to be fetched by hand from {source['home']}: then pass it with --from-file")
+    archive = download_files(name, source, limit)
+    check(archive, published(source))
+    return place(name, source, archive)
+
+
 def download(name: str, from_file: Path | None = None, limit: int | None = None) -> Path:
     """Put a source into the cache, whole and checked, and return where it lies (a file, or a folder of files)."""
     source, target = load_source(name), source_file(name)
@@ -198,6 +214,8 @@ def download(name: str, from_file: Path | None = None, limit: int | None = None)
             raise UserError(f"{target} is missing: it is part of the repository, `git checkout {source['path']}`")
         print(f"{name}: {target} (shipped)")
         return target
+    if "unpack" in source:
+        return download_set(name, source, from_file, limit)
     if kind != "npm" and from_file is not None:
         return link_own(name, from_file, target, source)
     if kind in ("url", "hub") and not target.is_symlink():
@@ -237,8 +255,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.list:
         for name, source in read_yaml(SOURCES).items():
-            there = "here" if source_file(name).exists() else "not here"
-            print(f"{name}\t{source['kind']}\t{source['licence']}\t{source_file(name)} ({there})")
+            place_of = sets_folder() / source["unpack"]["into"] if "unpack" in source else source_file(name)
+            there = "here" if place_of.exists() else "not here"
+            print(f"{name}\t{source['kind']}\t{source['licence']}\t{place_of} ({there})")
         return
     if not arguments.source:
         raise UserError("give --source NAME (see --list)")

@@ -193,7 +193,9 @@ def submit_slurm(
 def known_as(source: str) -> str | None:
     """The name in `sources.yaml` of the corpus that this --source reads; None for files of the user's own."""
     entries = read_yaml(SOURCES)
-    return source if source in entries else next((n for n, entry in entries.items() if entry["reader"] == source), None)
+    if source in entries:
+        return source
+    return next((name for name, entry in entries.items() if entry.get("reader") == source), None)
 
 
 def licence_of(source: str) -> str:

@@ -1,0 +1,86 @@
+"""The project's next-line questions as OpenCompass loads them: which of four lines of equal length follows?
+
+A questions file holds JSON lines {"id", "context", "choices": [four], "answer": 0-3}, and for chat models
+"instruction", the user's turn. `preprocess.poem_tasks` makes one from test poems; any text cut into lines will do.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError
+
+LETTERS = "ABCD"
+
+
+def read_questions(path: Path, limit: int = 0) -> list[dict[str, Any]]:
+    """The questions, checked, at most `limit` of them; raises UserError naming file and line."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run the stage that makes the questions first, or pass --questions")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if limit and len(rows) == limit:
+            break
+        try:
+            row = json.loads(line)
+            context, choices, answer = row["context"], row["choices"], row["answer"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path} line {number} lacks context, choices or answer: mend or remove it") from None
+        if not isinstance(context, str) or len(set(choices)) != 4 or answer not in range(4):
+            raise UserError(f"{path} line {number} needs a context, four different choices and an answer of 0 to 3")
+        if len({len(choice) for choice in choices}) != 1:
+            raise UserError(f"{path} line {number}: the choices differ in length, so length would give the answer away")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} holds no question: make it again")
+    return rows
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The shortest first: OpenCompass fills its batches in this order, and so hardly any of a batch is padding.
+
+    The order is of the questions alone: the same for every model, so that predictions can be paired.
+    """
+    return sorted(rows, key=lambda row: len(row["context"]) + len(row["choices"][0]))
+
+
+def prompts(rows: list[dict[str, Any]], chat_of: str | None) -> list[str]:
+    """What stands before each choice: the verse so far, or the chat template with the user's turn in it.
+
+    The template is that of the model folder `chat_of`, rendered up to where the assistant's words begin.
+    """
+    if chat_of is None:
+        return [row["context"] for row in rows]
+    lacking = next((row for row in rows if not row.get("instruction")), None)
+    if lacking:
+        raise UserError(
+            f"question {lacking.get('id')!r} has no 'instruction' for the chat model in {chat_of}: add it to the "
+            "questions, or pass --plain to ask the model in plain text"
+        )
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chat_of)
+    if not tokenizer.chat_template:
+        raise UserError(f"{chat_of} holds no chat_template.jinja: export the model again, or pass --plain")
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["instruction"]}], add_generation_prompt=True, tokenize=False
+        )
+        for row in rows
+    ]
+
+
+def load_rows(path: str, limit: int = 0, chat_of: str | None = None) -> list[dict[str, Any]]:
+    """Rows {"id", "prefix", "A", "B", "C", "D", "answer": a letter}, in the order of `in_order`."""
+    rows = in_order(read_questions(Path(path), limit))
+    return [
+        {
+            "id": str(row.get("id")),
+            "prefix": prefix,
+            **dict(zip(LETTERS, row["choices"])),
+            "answer": LETTERS[row["answer"]],
+        }
+        for row, prefix in zip(rows, prompts(rows, chat_of))
+    ]
