@@ -125,7 +125,7 @@ def test_a_chat_model_is_no_reward_model(ground: Path, tmp_path: Path) -> None:
         reward_funcs="[launch.rewards.rhyme]", reward_weights="[1.0, 1.0]",
     )  # fmt: skip
     with pytest.raises(UserError, match="wants recipe `reward` merged"):
-        posttrain.run(job)
+        posttrain.run_job(job)
 
 
 def test_questions_of_the_wrong_kind_are_refused(ground: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_questions_of_the_wrong_kind_are_refused(ground: Path, tmp_path: Path) -
         (data / f"{name}.json").write_text(json.dumps([pair], ensure_ascii=False), encoding="utf-8")
     options = ["grpo", "--model", str(ground / "base"), "--data", str(data), "--output", str(tmp_path / "out")]
     with pytest.raises(UserError, match="grpo wants instructions"):
-        posttrain.run(posttrain.job_of(posttrain.parse([*options, "--set", "max_completion_length=24"])))
+        posttrain.run_job(posttrain.job_of(posttrain.parse([*options, "--set", "max_completion_length=24"])))
 
 
 # --- training
