@@ -320,6 +320,23 @@ def test_what_cannot_run_is_refused_before_anything_is_submitted(cluster, tmp_pa
     assert not call(cluster, "squeue", "-h", "-t", "pending,running").strip(), "nothing was submitted"
 
 
+def test_preempted_it_saves_and_waits_for_its_turn(cluster, chain, tmp_path):
+    run, log = copy_run(chain.here, tmp_path / "preempted"), tmp_path / "preempted.out"
+    file = str(REPOSITORY / "site" / "local-test.sh")
+    here = ("--nodes=1", "--nodelist=node1")
+    job = sbatch(cluster, log, (*here, "--time=20"), run, "train-iters=5000", *EVERY_STEP, *ONE, site=file)
+    jobs = [str(job)]
+    try:
+        wait(lambda: max(losses(run), default=0) >= 5, 180, lambda: read(log))
+        urgent = ("--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 300")
+        jobs.append(call(cluster, "sbatch", "--parsable", *here, *urgent).strip())
+        wait(lambda: int(shown(cluster, job)["Restarts"]) == 1, 120, lambda: read(log))
+    finally:
+        call(cluster, "scancel", *jobs)
+    saved = re.search(r"stopped in good order \(checkpoints 0 -> (\d+)\): requeued, restart 1", log.read_text())
+    assert saved and reached(run / "checkpoints") == int(saved[1]) >= 5, log.read_text()
+
+
 def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, chain, tmp_path):
     """Last: it leaves the cluster with two nodes."""
     run, log = copy_run(chain.here, tmp_path / "lost"), tmp_path / "lost.out"
