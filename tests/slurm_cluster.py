@@ -60,7 +60,10 @@ KillWait=5
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1
 NodeName=node[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 RealMemory=16000
-PartitionName=batch Nodes=ALL Default=YES MaxTime=60 DefaultTime=5 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=batch Nodes=ALL Default=YES MaxTime=60 DefaultTime=5 State=UP PriorityTier=1 GraceTime=90
+PartitionName=urgent Nodes=ALL MaxTime=60 DefaultTime=5 State=UP PriorityTier=9
 PartitionName=paid Nodes=ALL MaxTime=60 DefaultTime=5 State=UP AllowAccounts=mine
 """
 
@@ -112,7 +115,9 @@ def lose_node(environment: dict[str, str], node: str) -> None:
 
 @contextmanager
 def slurm_cluster(nodes: int = 2) -> Iterator[dict[str, str]]:
-    """Start the cluster; yields the environment with which Slurm's commands find it. Partition: `batch`.
+    """Start the cluster; yields the environment with which Slurm's commands find it.
+
+    Partitions: `batch`; `urgent`, whose jobs preempt batch's; `paid`, for the account `mine` alone.
 
     Raises:
         RuntimeError: it did not come up, with the ends of its logs.

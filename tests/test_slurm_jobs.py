@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from slurm_cluster import MISSING, available, lose_node, processes, slurm_cluster
 
 from artifacts.files import read_json, sha256
-from benchmarks.made_up_data import bin_texts, copy_run, write_texts
-from launch.checkpoints import reached
+from benchmarks.made_up_data import copy_run
+from launch.checkpoints import RECIPE, reached
 from launch.runner import MARK
 from launch.training_log import logs_of, read_history
 
@@ -36,6 +37,15 @@ TWO_NODES = (
 EVERY_STEP = ("log-interval=1", "eval-iters=1", "eval-interval=10000")
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.skipif(not available(), reason=MISSING)]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A pipeline that ran as Slurm jobs, their ids by stage, and the same pipeline run here."""
+
+    run: Path
+    jobs: dict[str, list[int]]
+    here: Path
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +120,7 @@ def wait(condition: Callable[[], bool], seconds: float, what: Callable[[], str])
         time.sleep(0.3)
 
 
-def wait_for_end(cluster: dict[str, str], job: int, log: Path, seconds: float = 300) -> str:
+def wait_for_end(cluster: dict[str, str], job: int, log: Path, seconds: float = 900) -> str:
     over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
     wait(lambda: state(cluster, job) in over, seconds, lambda: read(log))
     return state(cluster, job)
@@ -124,17 +134,12 @@ def log_of_job(run: Path, job: int) -> Path:
     return Path(next(entry["log"] for entry in read_json(run / "slurm" / "jobs.json") if entry["id"] == job))
 
 
-def copied(data: Path, folder: Path) -> Path:
-    copy_run(data, folder)
-    return folder
-
-
 def losses(run: Path) -> dict[int, float]:
     return {int(step): loss for step, loss in read_history(*logs_of(run / "checkpoints"))["loss"]}
 
 
 @pytest.fixture(scope="module")
-def chain(cluster, tmp_path_factory) -> Iterator[tuple[Path, dict[str, list[int]], Path]]:
+def chain(cluster, tmp_path_factory) -> Iterator[Chain]:
     """The whole pipeline, submitted and finished; its jobs; and the same run here, as far as the bytes are compared."""
     folder = tmp_path_factory.mktemp("slurm")
     run, here = folder / "slurm" / "chain", folder / "here" / "chain"
@@ -157,23 +162,14 @@ def chain(cluster, tmp_path_factory) -> Iterator[tuple[Path, dict[str, list[int]
         over = ("COMPLETED", "FAILED", "CANCELLED")
         wait(lambda: state(cluster, jobs["report"][0]) in over, 1200, lambda: myllm(cluster, "status", str(run)))
         assert beside.wait(600) == 0, read(folder / "here.out")
-        yield run, jobs, here
+        yield Chain(run, jobs, here)
     finally:
         beside.terminate()
         beside.wait()
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A run's folder with tokenizer and dataset of made-up texts."""
-    folder = tmp_path_factory.mktemp("data")
-    write_texts(folder)
-    bin_texts(folder, folder / "run")
-    return folder / "run"
-
-
 def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, chain):
-    run, jobs, other = chain
+    run, jobs, other = chain.run, chain.jobs, chain.here
     status = myllm(cluster, "status", str(run))
     assert status.count(" done ") == status.count("COMPLETED") == len(jobs) == 15, status
     assert read_json(run / "report.json")["gates"]["serve"]["identical"] > 0
@@ -189,13 +185,15 @@ def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, chain):
     assert again.count("done before, not submitted") == 15
 
 
-def test_two_nodes_train_as_one_process(cluster, data, tmp_path):
+def test_two_nodes_train_as_one_process(cluster, chain, tmp_path):
     """TP 2 x DP 2 over gloo, from a checkpoint: what a fresh start draws depends on the layout."""
-    start = copied(data, tmp_path / "start")
+    start = copy_run(chain.here, tmp_path / "start")
     keys = ("train-iters=10", *EVERY_STEP)
     local(start, *keys, *ONE, "exit-interval=5")
-    run = copied(data, tmp_path / "two")
+    run = copy_run(chain.here, tmp_path / "two")
     shutil.copytree(start / "checkpoints", run / "checkpoints")
+    settings = run / "checkpoints" / RECIPE  # the copied dataset lies elsewhere, and blend.json names folders
+    settings.write_text(settings.read_text().replace(str(start), str(run)))
     local(start, *keys, *ONE)
     log = tmp_path / "two.out"
     site_file = str(REPOSITORY / "site" / "local-test.sh")
@@ -207,9 +205,9 @@ def test_two_nodes_train_as_one_process(cluster, data, tmp_path):
         assert found[step] == pytest.approx(wanted[step], rel=1e-6), step
 
 
-def test_out_of_time_twice_it_goes_on_to_the_same_loss(cluster, data, tmp_path, site):
+def test_out_of_time_twice_it_goes_on_to_the_same_loss(cluster, chain, tmp_path, site):
     """Slurm's own clock: it warns 65 s before the end of two minutes, looking every 30 s, so after 25 to 55 s."""
-    run, log = copied(data, tmp_path / "limited"), tmp_path / "limited.out"
+    run, log = copy_run(chain.here, tmp_path / "limited"), tmp_path / "limited.out"
     keys = ("train-iters=5000", *EVERY_STEP, *ONE)
     file = site("export SBATCH_TIMELIMIT=00:02:00 SBATCH_SIGNAL=B:USR1@65")
     job = sbatch(cluster, log, ("--nodes=1",), run, *keys, site=file)
@@ -222,7 +220,7 @@ def test_out_of_time_twice_it_goes_on_to_the_same_loss(cluster, data, tmp_path, 
     steps = [tuple(map(int, found)) for found in re.findall(r"checkpoints (\d+) -> (\d+)\): requeued", told)]
     assert len(steps) == 2 and steps[0][0] == 0 and 0 < steps[0][1] == steps[1][0] < steps[1][1], told
     last = steps[1][1]
-    other = copied(data, tmp_path / "undisturbed")
+    other = copy_run(chain.here, tmp_path / "undisturbed")
     local(other, *keys, f"exit-interval={last}")
     assert reached(other / "checkpoints") == last
     assert losses(run)[last] == losses(other)[last]
@@ -231,13 +229,13 @@ def test_out_of_time_twice_it_goes_on_to_the_same_loss(cluster, data, tmp_path, 
 def hit(cluster: dict[str, str], run: Path, job: int, iterations: int) -> None:
     """Warn a job as Slurm does, when its training is so far."""
     log = log_of_job(run, job)
-    wait(lambda: max(losses(run), default=0) >= iterations, 120, lambda: read(log))
+    wait(lambda: max(losses(run), default=0) >= iterations, 300, lambda: read(log))
     call(cluster, "scancel", "--batch", "--signal=USR1", str(job))
 
 
 @pytest.mark.parametrize("requeue", [True, False], ids=["requeued", "singleton"])
 def test_warned_it_saves_and_the_chain_goes_on(cluster, chain, site, requeue):
-    run = chain[0]
+    run = chain.run
     lines = () if requeue else ("export SBATCH_NO_REQUEUE=1 MYLLM_RESTARTS=2",)
     for old in [*run.glob("checkpoints*")]:
         shutil.rmtree(old)
@@ -322,9 +320,26 @@ def test_what_cannot_run_is_refused_before_anything_is_submitted(cluster, tmp_pa
     assert not call(cluster, "squeue", "-h", "-t", "pending,running").strip(), "nothing was submitted"
 
 
-def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, data, tmp_path):
+def test_preempted_it_saves_and_waits_for_its_turn(cluster, chain, tmp_path):
+    run, log = copy_run(chain.here, tmp_path / "preempted"), tmp_path / "preempted.out"
+    file = str(REPOSITORY / "site" / "local-test.sh")
+    here = ("--nodes=1", "--nodelist=node1")
+    job = sbatch(cluster, log, (*here, "--time=20"), run, "train-iters=5000", *EVERY_STEP, *ONE, site=file)
+    jobs = [str(job)]
+    try:
+        wait(lambda: max(losses(run), default=0) >= 5, 180, lambda: read(log))
+        urgent = ("--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 300")
+        jobs.append(call(cluster, "sbatch", "--parsable", *here, *urgent).strip())
+        wait(lambda: int(shown(cluster, job)["Restarts"]) == 1, 120, lambda: read(log))
+    finally:
+        call(cluster, "scancel", *jobs)
+    saved = re.search(r"stopped in good order \(checkpoints 0 -> (\d+)\): requeued, restart 1", log.read_text())
+    assert saved and reached(run / "checkpoints") == int(saved[1]) >= 5, log.read_text()
+
+
+def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, chain, tmp_path):
     """Last: it leaves the cluster with two nodes."""
-    run, log = copied(data, tmp_path / "lost"), tmp_path / "lost.out"
+    run, log = copy_run(chain.here, tmp_path / "lost"), tmp_path / "lost.out"
     keys = (
         "train-iters=5000",
         "save-interval=5",
