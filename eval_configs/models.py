@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
+from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate, OpenAISDK
 from opencompass.models.huggingface_above_v4_33 import _convert_base_messages, _convert_chat_messages
 
 
@@ -38,6 +38,19 @@ def summed_loss(model: Any, texts: list[str]) -> Any:
         labels = ids[:, 1:]
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
     return (loss * attention[:, 1:]).sum(-1).cpu().numpy()
+
+
+class ServedModel(OpenAISDK):  # type: ignore[misc]
+    """A served model. `max_seq_len` is the longest prompt, as everywhere in these suites.
+
+    OpenAISDK takes its own `max_seq_len` for prompt, answer and 100 tokens in reserve, and refuses a prompt that leaves
+    no room for them; but examples are left out only until a prompt is no longer than the same number.
+    """
+
+    RESERVE = 100  # opencompass/models/openai_api.py, _preprocess_messages
+
+    def __init__(self, max_seq_len: int, answer_room: int, **more: Any) -> None:
+        super().__init__(max_seq_len=max_seq_len + answer_room + self.RESERVE, **more)
 
 
 class BaseModel(HuggingFaceBaseModel):  # type: ignore[misc]  # OpenCompass has no types

@@ -47,6 +47,15 @@ writing_settings = [dict(model, max_seq_len=model["max_seq_len"] - out_length) f
 chat_settings = [
     dict(abbr=abbr, path=path, max_seq_len=_positions[path] - out_length, **_local) for abbr, path in _chat
 ]
+# The turns that OpenCompass gives a local chat model (huggingface_above_v4_33.py, _get_meta_template), so that a served
+# model is asked the very same. Without it, examples and question would be one message.
+_turns = dict(
+    round=[
+        dict(role="HUMAN", api_role="HUMAN"),
+        dict(role="SYSTEM", api_role="HUMAN"),
+        dict(role="BOT", api_role="BOT", generate=True),
+    ]
+)
 api_settings = [
     dict(
         abbr=abbr,
@@ -54,9 +63,11 @@ api_settings = [
         openai_api_base=name_and_url.split("@", 1)[1],
         tokenizer_path=_get("MYLLM_EVAL_TOKENIZER", ""),
         key="ENV",
+        meta_template=_turns,
         temperature=0,
         max_seq_len=int(_get("MYLLM_EVAL_POSITIONS", "2048")) - out_length - template_room,
         max_out_len=out_length,
+        answer_room=out_length,
         batch_size=16,
         query_per_second=100,
         retry=3,

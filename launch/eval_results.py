@@ -155,6 +155,8 @@ def verdict(row: Score) -> str:
     """What the interval says of chance, in a word."""
     if row.smoke and row.suite != "next_line":
         return "smoke"
+    if 2 * row.unread > row.n:
+        return "not answered"
     if row.low > row.chance:
         return "above chance"
     return "below chance" if row.high < row.chance else "at chance"

@@ -184,7 +184,9 @@ def write_scores(output: Path, suite: str, wanted: list[Wanted]) -> None:
     known = read_json(file) if file.exists() else []
     known = [row for row in known if "config" in row]  # a row without one is of an older version's making
     kept = [row for row in known if row["config"] != suite or (row["model"], row["suite"]) not in asked]
-    write_json(file, [*kept, *(asdict(one.score) for one in wanted if one.score)])
+    rows = [*kept, *(asdict(one.score) for one in wanted if one.score)]
+    if rows or known:
+        write_json(file, rows)
 
 
 def work_folder(planning: Path, suite: str, plan: dict[str, Any]) -> Path:

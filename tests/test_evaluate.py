@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,9 @@ def test_a_score_is_weighted_by_question_and_keeps_the_mean_of_subjects() -> Non
     score = eval_results.score_set("ceval", {"protocol": {"ppl": "p"}}, pairs, predictions, config="base_ppl", **more)
     assert (score.value, score.subject_mean, score.n, score.chance) == (60.0, 37.5, 5, 30.0)
     assert eval_results.verdict(score) == "at chance"
+    assert eval_results.verdict(replace(score, unread=3)) == "not answered"
+    assert eval_results.verdict(replace(score, low=31.0)) == "above chance"
+    assert eval_results.verdict(replace(score, smoke=True, low=31.0)) == "smoke"
 
 
 def test_decontamination_is_told_beside_the_score(tmp_path: Path) -> None:
@@ -273,6 +277,7 @@ class Chat(BaseHTTPRequestHandler):
     """An OpenAI-compatible server that answers every question with `answer`, or with HTTP `status`."""
 
     status, answer = 200, "答案是：A"
+    asked: list[dict[str, Any]] = []
 
     def reply(self, value: Any, status: int = 200) -> None:
         body = json.dumps(value).encode()
@@ -287,6 +292,7 @@ class Chat(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(asked)
         message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.answer}}
         self.reply(
             {"id": "1", "object": "chat.completion", "created": 1, "model": "tiny", "choices": [message]},
@@ -482,6 +488,9 @@ def test_a_served_model_and_a_server_that_fails(tiny: Path, server: str, tmp_pat
     golds = [json.loads(line) for line in (data / "data/FewCLUE/chid/test_public.json").read_text().splitlines()]
     assert row["value"] == pytest.approx(100 * sum(gold["answer"] == 0 for gold in golds) / 7, abs=0.01)
     assert (row["n"], row["chance"], row["way"], row["smoke"]) == (7, 14.29, "api", True)
+    (turn,) = Chat.asked[-1]["messages"]
+    assert turn["role"] == "user" and turn["content"].endswith("答：\n"), "the turns of `chat_gen`"
+    assert (Chat.asked[-1]["temperature"], Chat.asked[-1]["max_tokens"]) == (0, 32)
 
     Chat.status = 500
     assert start([*arguments, "--output", tmp_path / "bad"], tmp_path / "log").wait() == 2
