@@ -112,12 +112,20 @@ def alone_in(folder: Path) -> Iterator[None]:
 def write_job(arguments: argparse.Namespace, output: Path) -> None:
     """The one command of a cluster job, as a file that `launch.slurm` or `sbatch --wrap` can take."""
     words = sys.argv[2:] if sys.argv[1] == "eval" else sys.argv[1:]
-    at = next(i for i, word in enumerate(words) if word.startswith("--slurm"))
+    at = next(i for i, word in enumerate(words) if word.startswith("--sl"))  # argparse takes `--slurm` cut short too
     del words[at : at + (1 if "=" in words[at] else 2)]
     line = shlex.join([str(REPOSITORY / ".venv" / "bin" / "python"), "-m", "launch.evaluate", *words])
     job = output / "jobs" / f"eval-{Path(arguments.suite).stem}.sh"
-    write_text(job, f"#!/bin/bash\n# site: {arguments.slurm}; one node, one GPU unless --device cpu\nset -e\n"
-               f"cd {shlex.quote(str(Path.cwd()))}\n{line}\n")  # fmt: skip
+    site = shlex.quote(str(REPOSITORY / "site" / f"{arguments.slurm}.sh"))
+    lines = [
+        "#!/bin/bash",
+        f"# site: {arguments.slurm}; one node, one GPU unless --device cpu",
+        "set -e",
+        f"cd {shlex.quote(str(Path.cwd()))}",
+        f"if [ -f {site} ]; then source {site}; fi",
+        line,
+    ]
+    write_text(job, "\n".join(lines) + "\n")
     print(f"{job}: one job; submit it with sbatch and the options of {arguments.slurm}")
 
 
@@ -216,7 +224,7 @@ def score(
         todo = [one for one in wanted if one.score is None]
         work = work_folder(planning, suite, plan)
         asked = [model for model in models if any(one.model == model for one in todo)]
-        variables |= opencompass.settings(asked, {})
+        variables |= opencompass.settings(asked or models, {})
         command = opencompass.command(config, work)
         print(opencompass.shown(command, variables, data), flush=True)
         if todo and not arguments.dry_run:
