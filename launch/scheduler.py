@@ -12,9 +12,7 @@ from artifacts.errors import UserError
 
 ALIVE = frozenset("PENDING RUNNING REQUEUED REQUEUE_HOLD CONFIGURING COMPLETING SUSPENDED RESIZING SIGNALING".split())
 FINE = frozenset({*ALIVE, "COMPLETED"})
-NO_ANSWER = re.compile(
-    r"configuration source|unable to contact|connection refused|zero bytes|munge|configuration file", re.I
-)
+NO_ANSWER = re.compile(r"configuration (source|file)|unable to contact|connection refused|zero bytes|munge", re.I)
 UNKNOWN = "UNKNOWN"  # Slurm has forgotten the job (MinJobAge), and no accounting database tells
 
 
