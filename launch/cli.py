@@ -206,7 +206,7 @@ COMMANDS = {
 }
 
 
-def parser(chosen: str | None) -> argparse.ArgumentParser:
+def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The command's parser; only the chosen subcommand's module is imported, and only its arguments are known."""
     top = argparse.ArgumentParser(
         prog="myllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
