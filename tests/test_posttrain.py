@@ -649,7 +649,7 @@ def test_a_reward_model_learns_the_held_out_pairs(reward: Path) -> None:
 def test_kto_widens_the_margin_of_good_answers(ground: Path, sft: Path, tmp_path: Path) -> None:
     options = ("--model", sft, "--data", ground / "data", "--output", tmp_path / "kto")
     found = measured(tmp_path, "kto", *options)
-    assert found["eval_loss_after"] < found["eval_loss_before"] and found["eval_reward_margin"] > 0
+    assert found["eval_loss_after"] < found["eval_loss_before"] and found["eval_reward_margin_after"] > 0
 
 
 @pytest.mark.slow
