@@ -12,6 +12,7 @@ command=("$PWD/.venv-lmdeploy/bin/python" -m launch.lmdeploy_closed serve api_se
   --model-name "$(basename "$model")" --server-name 127.0.0.1 --server-port "${PORT:-8000}" --dtype bfloat16
   --session-len "${MAX_MODEL_LEN:?the longest prompt and reply}" --tp "${TP:-1}" --cache-max-entry-count 0.8
   --chat-template hf --disable-fastapi-docs)
+# shellcheck disable=SC2016  # shown, not the key itself
 echo 'VLLM_API_KEY="$MYLLM_API_KEY"' "${variables[@]}" "${command[@]}"
 if [ "${2:-}" = --dry-run ]; then exit; fi
 export VLLM_API_KEY=${MYLLM_API_KEY:?set MYLLM_API_KEY to the key that clients shall send}

@@ -21,6 +21,7 @@ command=("$PWD/.venv-serve/bin/vllm" serve "$model" --served-model-name "$(basen
   --host 127.0.0.1 --port "$port" --dtype float32 --max-model-len "${MAX_MODEL_LEN:?the longest prompt and reply}"
   "${parallel[@]}" --enforce-eager --kv-cache-memory-bytes 256M --distributed-executor-backend "$executor"
   --middleware launch.key_middleware.RequireKey --disable-fastapi-docs)
+# shellcheck disable=SC2016  # shown, not the key itself
 echo 'VLLM_API_KEY="$MYLLM_API_KEY"' "${variables[@]}" "${command[@]}"
 if [ "${2:-}" = --dry-run ]; then exit; fi
 export VLLM_API_KEY=${MYLLM_API_KEY:?set MYLLM_API_KEY to the key that clients shall send}
