@@ -194,5 +194,7 @@ def track_with_swanlab(project: str, args: Any) -> None:
     swanlab.sync_tensorboard_torch()
 
 
+if __name__ == "__mp_main__":  # a process that a rank spawned to write its checkpoints: a kill would leave it waiting
+    die_with_parent()
 if __name__ == "__main__":
     run_main(main)
