@@ -285,6 +285,8 @@ def test_warned_without_a_checkpoint_it_stops_and_cancelled_it_leaves_no_process
     log = log_of_job(run, tokenizer)
     assert wait_for_end(cluster, tokenizer, log, 60) == "FAILED"
     assert "no newer checkpoint" in log.read_text() and "save more often" in log.read_text()
+    last = jobs["binning"][0]  # what depends on the failed one is cancelled when Slurm next looks
+    wait(lambda: state(cluster, last) == "CANCELLED", 90, lambda: state(cluster, last))
     started.unlink()
     jobs = submit(cluster, run, "--to", "binning")
     assert "download" not in jobs, "what was done is not submitted again"

@@ -249,6 +249,24 @@ def test_a_signal_saves_and_exits_0(data, tmp_path, number, step):
     assert not checkpoints.damage(run / "checkpoints" / f"iter_{reached:07d}")
 
 
+def test_a_kill_leaves_no_process(data, tmp_path):
+    """Ranks, and what Megatron spawned to write checkpoints, end with the launcher."""
+    import psutil
+
+    run = fresh(data, tmp_path / "run")
+    with (tmp_path / "output").open("w") as stream:
+        process = subprocess.Popen(
+            command(run, *SHORT, "train-iters=4000"), cwd=REPOSITORY, stdout=stream, stderr=stream
+        )
+    wait_for_step(process, log_of(run / "checkpoints"), 7)  # a checkpoint was saved at 5
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert any("spawn_main" in " ".join(child.cmdline()) for child in started)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert not alive, [child.cmdline() for child in alive]
+
+
 def test_the_time_limit_saves_and_exits_0(data, tmp_path):
     run = fresh(data, tmp_path / "run")
     out = finish(command(run, *SHORT, "train-iters=100000", "save-interval=100000", "exit-duration-in-mins=1"))
