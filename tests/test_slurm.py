@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,16 +17,19 @@ from artifacts.files import read_json, write_json
 from artifacts.layout import Run
 from launch import job, preflight, scheduler, site, submit
 from launch.pipeline import Pipeline, Stage, load_pipeline
+from launch.serve_machine import free_port
 from launch.submit import dependency, freeze, plan, submit_pipeline
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+# whatever environments are made beside them
+FOREIGN = (".git", ".venv", ".tools", ".wheels", "runs")
 SCRIPTS = sorted(
     path
-    for path in REPOSITORY.rglob("*")
-    if path.is_file()
-    and not {".git", ".venv", ".venv-eval", ".venv-serve", ".tools", "runs"} & set(path.relative_to(REPOSITORY).parts)
-    and (path.suffix in (".sh", ".sbatch") or path.name == "run" and path.parent.name == ".ci")
+    for top in REPOSITORY.iterdir()
+    if top.is_dir() and not top.name.startswith(FOREIGN)
+    for path in top.rglob("*")
+    if path.is_file() and (path.suffix in (".sh", ".sbatch") or path.name == "run" and path.parent.name == ".ci")
 )
 CONTAINERS = REPOSITORY / "environments" / "containers"
 
@@ -244,12 +246,6 @@ def test_preflight_of_two_nodes_compares_them_with_each_other():
     slow = replace(FIT, node="node2", gflops=100_000)
     assert preflight.judge([FIT, slow], LIMITS) == ["node2 is slow: 100000 GFLOP/s, node1 has 700000"]
     assert preflight.pairs(2) == [(0, 1)] and preflight.pairs(4) == [(0, 1), (1, 2), (2, 3), (3, 0)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.slow
