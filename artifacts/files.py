@@ -64,18 +64,26 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-@contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; raises UserError when another process does. A killed process holds nothing."""
+def hold_lock(path: Path, taken: str) -> IO[str]:
+    """The lock file, held until it is closed (`with` does); raises UserError(taken) when another process holds it.
+
+    A killed process holds nothing, and programs that the holder starts do not inherit it.
+    """
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is in use by another run of this command: wait for it, or end it") from None
-        yield
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(taken) from None
+    return lock
+
+
+def only_run(folder: Path) -> IO[str]:
+    """Hold a working folder's lock; raises UserError when another process does."""
+    return hold_lock(folder / "lock", f"{folder} is in use by another run of this command: wait for it, or end it")
 
 
 def write_text(path: Path | str, text: str) -> None:

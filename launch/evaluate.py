@@ -14,20 +14,17 @@ any score is missing, telling the line of the log that says why.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import read_json, read_yaml, sha256, write_json, write_text
+from artifacts.files import hold_lock, read_json, read_yaml, sha256, write_json, write_text
 from artifacts.layout import REPOSITORY, environment
 from artifacts.stage import report_metrics
 from eval_configs.smoke_data import MARK, write_smoke
@@ -93,20 +90,6 @@ def decontamination(name: str, entry: dict[str, Any], reports: list[Path]) -> st
             if name in (*path.parts, path.stem) or entry.get("data", "no data") in row["evaluation"]:
                 removed, seen = removed + row["removed"], True
     return f"checked, {removed:,} documents removed" if seen else "not checked"
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a working folder; raises UserError when another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{folder} is in use by another evaluation: wait for it, or give another --output"
-            ) from None
-        yield
 
 
 def write_job(arguments: argparse.Namespace, output: Path) -> None:
@@ -217,7 +200,8 @@ def score(
         write_smoke(data)
     smoke = (data / MARK).exists()
     variables = variables_of(arguments, models, home)
-    with alone_in(planning):
+    taken = f"{planning} is in use by another evaluation: wait for it, or give another --output"
+    with hold_lock(planning / "lock", taken):
         plan = make_plan(config, {**opencompass.whole_environment(planning, data), **variables}, planning)
         check_counts(plan["pairs"], entries, bool(arguments.limit), smoke)
         wanted = wanted_scores(output, models, plan["pairs"], suite)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import read_json
+from artifacts.files import hold_lock, read_json
 from artifacts.layout import REPOSITORY, Run
 from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, report_unfinished
@@ -142,19 +142,6 @@ def _ignore_and_follow(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     die_with_parent(parent)
-
-
-def only_one(run: Run) -> Any:
-    """Hold the run's training lock; UserError when another launcher holds it. A killed process holds nothing."""
-    import fcntl
-
-    run.folder.mkdir(parents=True, exist_ok=True)
-    lock = (run.folder / ".pretrain.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"{run.folder} is being trained by another process: wait for it, or stop it") from None
-    return lock
 
 
 def train(command: list[str], log: Path, environment: dict[str, str], ranks: int) -> None:
@@ -303,7 +290,8 @@ def main() -> int:
             f"0-{layout.nodes - 1}"
         )
     if node == 0:
-        lock = only_one(run)  # noqa: F841  # held until this process ends
+        taken = f"{run.folder} is being trained by another process: wait for it, or stop it"
+        lock = hold_lock(run.folder / ".pretrain.lock", taken)  # noqa: F841  # held until this process ends
         checkpoints.claim(run, recipe, arguments.start_over)
         checkpoints.use_newest_whole(run.checkpoints)
     iterations = whole(recipe, "train-iters")

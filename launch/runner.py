@@ -7,7 +7,6 @@ Killed at any moment, the same command goes on: every stage writes aside and ren
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import UserError
-from artifacts.files import read_json, write_json
+from artifacts.files import hold_lock, read_json, write_json
 from artifacts.layout import REPOSITORY, Run, environment
 from artifacts.stage import UNFINISHED
 from launch.pipeline import Pipeline, Stage, fingerprint
@@ -250,12 +249,8 @@ def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: boo
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, end_once)
-    with (run.folder / ".lock").open("w") as lock:
-        os.set_inheritable(lock.fileno(), False)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{run.folder} is in use by another `myllm run`: wait for it, or stop it") from None
+    taken = f"{run.folder} is in use by another `myllm run`: wait for it, or stop it"
+    with hold_lock(run.folder / ".lock", taken):
         end_left_over(run)
         write_json(
             run.folder / "pipeline.json", {"pipeline": pipeline.name, "stages": [s.name for s in pipeline.stages]}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from artifacts.files import write_json
+from artifacts.files import hold_lock, write_json
 
 CHUNK = 1 << 18
 RETRIED = {408, 425, 429, 500, 502, 503, 504}  # any other refusal is final: another mirror, or the user, must help
@@ -214,15 +214,10 @@ def fetch(
     A file that fails its check is fetched once more from the beginning (it may be two versions in one), then from the
     next address. Raises UserError telling what each address answered, and when another process writes this file.
     """
-    import fcntl
-
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.download")
-    with target.with_name(f".{target.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{target} is being downloaded by another process: wait for it, or end it") from None
+    taken = f"{target} is being downloaded by another process: wait for it, or end it"
+    with hold_lock(target.with_name(f".{target.name}.lock"), taken) as lock:
         answers = []
         for url in wanted.urls:
             for resumed in (partial.exists(), False):

@@ -7,7 +7,6 @@ random depends on the pipeline stage, what is loaded does not.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from benchmarks.made_up_data import bin_texts, copy_run, write_texts
 from converters.checkpoint import Checkpoint
 from launch import checkpoints
 from launch.pretrain import ranks_under
+from launch.serve_machine import free_port
 from launch.training_log import ITERATION, log_of, read_history
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -322,12 +322,6 @@ def test_a_missing_dataset_is_named(data, tmp_path):
     run = fresh(data, tmp_path / "run")
     (run / "dataset" / "blend.json").unlink()
     assert "blend.json does not exist: run the stage that makes it first" in fail(command(run, *SHORT))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_two_machines_train_as_one(data, starts, references, tmp_path):
