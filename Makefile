@@ -33,7 +33,8 @@ bench-preprocess: env-train  ## corpus steps, tokenizer and binning against thei
 bench-pretrain: env-train  ## launcher against bare Megatron, SDPA against unfused attention: benchmarks/pretrain.md
 	.venv/bin/python -m benchmarks.pretrain
 
-bench-serve: env-train env-serve  ## 32 clients for a minute against the demo's model: benchmarks/serve.md
+bench-serve: envs  ## 32 clients for a minute against the demo's model, made if it is not there: benchmarks/serve.md
+	.venv/bin/myllm run poetry-tiny --to dpo
 	.venv/bin/python -m benchmarks.serve --output benchmarks/serve.md
 
 bench-gpu: env-train  ## tokens/s, MFU, memory of 0.5B and 1.1B on a GPU: benchmarks/gpu.md

@@ -22,13 +22,14 @@ from artifacts.stage import report_metrics
 from artifacts.statistics import mean_interval
 from launch.pair_accuracy import answer_logprobs
 from launch.posttrain_data import questions
+from launch.reward_server import RewardModel
 from launch.rewards import load
 
 BATCH = 128  # answers written at a time
 SHOWN = 6  # answers kept
 
 
-def read_model(folder: Path, kind: str = "AutoModelForCausalLM") -> tuple[Any, Any]:
+def read_model(folder: Path) -> tuple[Any, Any]:
     """Model in float32 and tokenizer of a folder; UserError when it is none."""
     import torch
     import transformers
@@ -36,7 +37,7 @@ def read_model(folder: Path, kind: str = "AutoModelForCausalLM") -> tuple[Any, A
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: --model wants a Hugging Face model folder")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
-    return getattr(transformers, kind).from_pretrained(str(folder), dtype=torch.float32).eval(), tokenizer
+    return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval(), tokenizer
 
 
 def write_answers(
@@ -69,20 +70,6 @@ def write_answers(
     return sequences
 
 
-def judged_by_model(folder: Path, conversations: list[list[dict[str, str]]]) -> list[float]:
-    """What a merged reward model thinks of each conversation, read at its last token."""
-    import torch
-
-    model, tokenizer = read_model(folder, "AutoModelForSequenceClassification")
-    found: list[float] = []
-    for start in range(0, len(conversations), BATCH):
-        texts = [tokenizer.apply_chat_template(c, tokenize=False) for c in conversations[start : start + BATCH]]
-        inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
-        with torch.inference_mode():
-            found += model(**inputs).logits[:, 0].tolist()
-    return found
-
-
 def by_question(values: list[float | None], answers: int) -> list[float]:
     """The mean of each question's answers; questions that nothing was to be judged of are left out."""
     groups = [values[start : start + answers] for start in range(0, len(values), answers)]
@@ -109,8 +96,9 @@ def measure(folder: Path, first: Path, rows: list[dict[str, Any]], options: argp
         if values:
             found["rewards"][name] = interval(values)
     if options.reward_model:
-        values = judged_by_model(options.reward_model, [p + c for p, c in zip(prompts, completions, strict=True)])
-        found["rewards"]["reward_model"] = interval(by_question(list(values), options.answers))
+        whole = [p + c for p, c in zip(prompts, completions, strict=True)]
+        judged = RewardModel(options.reward_model)(tokenizer.apply_chat_template(whole, tokenize=False))
+        found["rewards"]["reward_model"] = interval(by_question(list(judged), options.answers))
     own = answer_logprobs(model, sequences)
     origin = own if folder == first else answer_logprobs(read_model(first)[0], sequences)
     found["kl"] = interval(by_question([a - b for a, b in zip(own, origin, strict=True)], options.answers))

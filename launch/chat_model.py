@@ -50,7 +50,7 @@ def check_adapter(adapter: Path, option: str = "--adapter") -> None:
 
 
 def check_reward_model(folder: Path, as_adapter: bool) -> None:
-    """UserError unless the folder is a reward model: an adapter with a value head (PPO), or a classifier (GRPO)."""
+    """UserError unless the folder is a reward model: a merged one, or an adapter with its value head."""
     if as_adapter:
         check_adapter(folder, "--reward-model")
         if not (folder / VALUE_HEAD).is_file():

@@ -4,6 +4,7 @@
     myllm eval runs/mine/models/base --suite base_ppl --limit 20
     myllm eval base=runs/a/models/base sft=runs/a/models/sft --suite smoke_cpu
     myllm eval http://127.0.0.1:8000 --suite api_gen --tokenizer runs/a/models/dpo
+    myllm eval runs/mine/models/base --suite base_ppl --device cuda --slurm mine     # as a job of site/mine.sh
 
 A suite is a file of eval_configs/, which you may edit or add to; `--dry-run` prints the `opencompass` command. Writes
 `scores.json` (one row a model and set) and `predictions/<model>-<suite>-<set>.json`. What was scored before with the
@@ -14,6 +15,7 @@ any score is missing, telling the line of the log that says why.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import subprocess
@@ -24,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import hold_lock, read_json, read_yaml, sha256, write_json, write_text
+from artifacts.files import hold_lock, read_json, read_yaml, sha256, write_json
 from artifacts.layout import REPOSITORY, environment
 from artifacts.stage import report_metrics
 from eval_configs.smoke_data import MARK, write_smoke
-from launch import opencompass
+from launch import opencompass, scheduler
 from launch.eval_arguments import (
     CONFIGS,
     add_arguments,
@@ -41,6 +43,7 @@ from launch.eval_arguments import (
 )
 from launch.eval_models import Model
 from launch.eval_results import Score, collect, cut_texts, prediction_file, print_table, score_set, short
+from launch.site import EVERY, read_site
 
 
 @dataclass
@@ -92,24 +95,35 @@ def decontamination(name: str, entry: dict[str, Any], reports: list[Path]) -> st
     return f"checked, {removed:,} documents removed" if seen else "not checked"
 
 
-def write_job(arguments: argparse.Namespace, output: Path) -> None:
-    """The one command of a cluster job, as a file that `launch.slurm` or `sbatch --wrap` can take."""
-    words = sys.argv[2:] if sys.argv[1] == "eval" else sys.argv[1:]
-    at = next(i for i, word in enumerate(words) if word.startswith("--sl"))  # argparse takes `--slurm` cut short too
-    del words[at : at + (1 if "=" in words[at] else 2)]
-    line = shlex.join([str(REPOSITORY / ".venv" / "bin" / "python"), "-m", "launch.evaluate", *words])
-    job = output / "jobs" / f"eval-{Path(arguments.suite).stem}.sh"
-    site = shlex.quote(str(REPOSITORY / "site" / f"{arguments.slurm}.sh"))
-    lines = [
-        "#!/bin/bash",
-        f"# site: {arguments.slurm}; one node, one GPU unless --device cpu",
-        "set -e",
-        f"cd {shlex.quote(str(Path.cwd()))}",
-        f"if [ -f {site} ]; then source {site}; fi",
-        line,
-    ]
-    write_text(job, "\n".join(lines) + "\n")
-    print(f"{job}: one job; submit it with sbatch and the options of {arguments.slurm}")
+def without_slurm(words: list[str]) -> list[str]:
+    """The words of this command but `--slurm SITE`, which argparse takes cut short and with `=` too."""
+    at = next(i for i, word in enumerate(words) if word.startswith("--sl"))
+    return words[:at] + words[at + (1 if "=" in words[at] else 2) :]
+
+
+def submit_job(arguments: argparse.Namespace, output: Path) -> None:
+    """Submit this very command to a site's Slurm, as one job; with --dry-run, print what would be submitted.
+
+    Raises:
+        UserError: there is no such site, or Slurm refuses the job.
+    """
+    site = read_site(arguments.slurm)
+    name = f"eval-{Path(arguments.suite).stem}"
+    options = [f"--job-name={name}", f"--chdir={REPOSITORY}", f"--output={output}/jobs/{name}-%j.out", "--nodes=1"]
+    options += ["--gpus-per-node=1"] if arguments.device.startswith("cuda") else []
+    options += [*site.options.get(EVERY, []), *site.options.get("score", [])]
+    words = without_slurm(sys.argv[2:] if sys.argv[1] == "eval" else sys.argv[1:])
+    # paths among the words are those of this folder; the job runs in the repository's
+    command = ["env", f"--chdir={Path.cwd()}", str(REPOSITORY / ".venv/bin/python"), "-m", "launch.evaluate", *words]
+    script = [str(REPOSITORY / "launch/slurm/job.sbatch"), *command]
+    environment = {**os.environ, **site.environment}
+    print(shlex.join(["sbatch", *options, *script]), flush=True)
+    if arguments.dry_run:
+        return
+    scheduler.test_only(options, script, environment)
+    (output / "jobs").mkdir(parents=True, exist_ok=True)
+    number = scheduler.submit(options, script, environment)
+    print(f"job {number}: {output}/jobs/{name}-{number}.out")
 
 
 def wanted_scores(output: Path, models: list[Model], pairs: list[dict[str, Any]], suite: str) -> list[Wanted]:
@@ -239,7 +253,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("give --output FOLDER: the model lies in no run's models/, so there is no eval/ beside it")
     output = output.resolve()
     if arguments.slurm:
-        write_job(arguments, output)
+        submit_job(arguments, output)
         return 0
     environment("eval")
     started = time.monotonic()

@@ -4,7 +4,7 @@
     myllm posttrain dpo --model runs/r/models/sft --data runs/r/tasks --output-folder runs/r/models/dpo-adapter
     myllm posttrain merge --model runs/r/models/sft --adapter runs/r/models/dpo-adapter \\
         --output-folder runs/r/models/dpo
-    myllm posttrain ppo --model runs/r/models/sft --reward-model runs/r/models/reward-adapter --data runs/r/tasks \\
+    myllm posttrain ppo --model runs/r/models/sft --reward-model runs/r/models/reward --data runs/r/tasks \\
         --output-folder runs/r/models/ppo-adapter
     myllm posttrain grpo --model runs/r/models/sft --data runs/r/tasks --output-folder runs/r/models/grpo --dry-run
 
@@ -56,6 +56,7 @@ from launch.posttrain_metrics import training_metrics
 from launch.posttrain_recipe import TRACKERS, recipe_settings
 from launch.posttrain_tool import run_tool, shown
 from launch.posttrain_work import prepare_work, render, wait_for_work
+from launch.serve_machine import free_port
 
 
 def train(job: Job, mark: str, ids: dict[str, int], data: dict[str, Findings], resumed_at: int) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def run_job(job: Job, dry_run: bool = False, prepare: bool = False) -> None:
     if job.adapter:
         check_adapter(job.adapter)
     if job.reward_model:
-        check_reward_model(job.reward_model, as_adapter=job.tool != TRL)
+        check_reward_model(job.reward_model, as_adapter=job.stage == "ppo" and not job.reward_port)
     if job.data:
         data = check_data(job)
     if dry_run:
@@ -156,7 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder of <dataset>.json files (training recipes)")
     parser.add_argument("--adapter", type=Path, help="LoRA adapter (recipe merge)")
     parser.add_argument(
-        "--reward-model", type=Path, help="ppo: output of recipe `reward`; grpo: the same after `merge` (optional)"
+        "--reward-model", type=Path, help="ppo, and grpo if you like: output of recipe `reward` after `merge`"
     )
     parser.add_argument(
         "--output-folder", "--output", dest="output", type=Path, required=True,
@@ -188,6 +189,7 @@ def job_of(options: argparse.Namespace) -> Job:
         tool=recipe.tool,
         reward_model=absolute(options.reward_model),
         environment=recipe.environment,
+        reward_port=free_port() if recipe.settings.get("reward_model_type") == "api" else 0,
     )
     if job.exports and not job.adapter:
         raise UserError(f"{job.recipe} merges an adapter: give it with --adapter")
@@ -198,7 +200,7 @@ def job_of(options: argparse.Namespace) -> Job:
     if job.reward_model and job.stage not in ("ppo", "grpo"):
         raise UserError(f"{job.recipe} takes no --reward-model: ppo and grpo do")
     if job.stage == "ppo" and not job.reward_model:
-        raise UserError(f"{job.recipe} learns from a reward model: give recipe `reward`'s output with --reward-model")
+        raise UserError(f"{job.recipe} learns from a reward model: give recipe `reward`, merged, with --reward-model")
     if job.tool == TRL:
         check_rewards_given(job)
     return job

@@ -35,6 +35,7 @@ class Job:
     exports: bool = False  # `llamafactory-cli export` instead of `train`
     tool: str = LLAMAFACTORY
     reward_model: Path | None = None
+    reward_port: int = 0  # where PPO asks the reward model (launch/reward_server.py); 0: it loads it itself
     environment: dict[str, str] = field(default_factory=dict)  # of the hardware file: how many processes, where
 
     @property
@@ -67,6 +68,11 @@ class Job:
     def node(self) -> int:
         """Which of the machines this is; the first one alone writes what is not the tool's."""
         return int(self.environment.get("NODE_RANK", 0))
+
+    @property
+    def judge(self) -> Path | None:
+        """The reward model that PPO asks at an address; None when there is none, or when the tool loads it itself."""
+        return self.reward_model if self.reward_port else None
 
     @property
     def processes(self) -> int:

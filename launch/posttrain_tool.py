@@ -14,9 +14,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
 
 from artifacts.errors import UserError
+from launch import reward_server
 from launch.posttrain_job import OVERLAY, TRL, Job
 
 
@@ -45,6 +51,10 @@ def added_environment(job: Job) -> dict[str, str]:
         added["HF_DATASETS_CACHE"] = str(job.work / "cache")
     else:
         added |= job.environment
+    if job.judge:  # asked without a detour over a proxy
+        added["no_proxy"] = ",".join(
+            filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), reward_server.HOST])
+        )
     if job.stage == "ppo":  # LLaMA-Factory's PPO is written for trl 0.9.6 and its other stages for a newer one
         added |= {"PYTHONPATH": str(OVERLAY), "DISABLE_VERSION_CHECK": "1"}
     return added
@@ -67,7 +77,20 @@ def child_environment(job: Job) -> dict[str, str]:
 def shown(job: Job) -> str:
     """The command as a line for a shell."""
     prefix = " ".join(f"{key}={shlex.quote(value)}" for key, value in added_environment(job).items())
-    return f"{prefix} {shlex.join(command(job))}"
+    judge = f"{shlex.join(reward_server.command(job.judge, job.reward_port))} &\n" if job.judge else ""
+    return f"{judge}{prefix} {shlex.join(command(job))}"
+
+
+@contextmanager
+def reward_model(job: Job) -> Iterator[None]:
+    """The reward model, there to be asked while the tool runs, where the job has one that is asked."""
+    if not job.judge:
+        yield
+        return
+    # where the file says: on another machine of the same training, the first one has written it
+    port = urlsplit(yaml.safe_load(job.yaml.read_text(encoding="utf-8"))["reward_model"]).port
+    with reward_server.serving(job.judge, int(port or 0), job.work / f"reward_model.{job.node}.log"):
+        yield
 
 
 def follow_progress(log: Path, stop: threading.Event) -> None:
@@ -107,7 +130,7 @@ def run_tool(job: Job) -> float:
     stop = threading.Event()
     follower = threading.Thread(target=follow_progress, args=(job.raw / "trainer_log.jsonl", stop), daemon=True)
     tail = b""
-    with log.open("ab") as kept:
+    with log.open("ab") as kept, reward_model(job):
         process = subprocess.Popen(
             command(job), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(job), bufsize=0
         )

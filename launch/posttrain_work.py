@@ -19,6 +19,7 @@ from artifacts.layout import REPOSITORY
 from launch.chat_model import VALUE_HEAD
 from launch.posttrain_data import write_data
 from launch.posttrain_job import TRL, Job
+from launch.reward_server import address
 
 WAIT = 1800.0  # seconds that another machine waits for the first one to prepare the work folder
 
@@ -41,7 +42,7 @@ def render(job: Job, checkpoint: Path | None = None) -> str:
         if job.adapter or checkpoint:
             paths["adapter_name_or_path"] = str(checkpoint or job.adapter)
         if job.reward_model:
-            paths["reward_model"] = str(job.reward_model)
+            paths["reward_model"] = address(job.reward_port) if job.judge else str(job.reward_model)
         paths |= {"dataset_dir": str(job.work), "output_dir": str(job.raw), "cache_dir": str(job.work / "cache")}
     if not job.exports:
         paths["logging_dir"] = str(job.work / "tracking")

@@ -7,7 +7,7 @@ characters, letters and digits count, so that other punctuation or spacing hides
 JSON, JSONL, CSV or Parquet file: all its strings are compared, made Simplified first as the corpus is. An item that is
 shorter than a run cannot be told from chance and is left out; the report says how many are.
 
-The report names for every dropped document the set, the item and the run that it shares.
+The report names for every dropped document the set, the item and the run that it shares. `--gate` is for a corpus that is already in use: nothing may have to be dropped.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--evaluation", action="append", required=True, help="an evaluation set; may be repeated")
     parser.add_argument("--report", type=Path, help="default: the output's name with .contaminated.json")
+    parser.add_argument("--gate", action="store_true", help="fail when a document had to be dropped")
     arguments = parser.parse_args()
     paths = tuple(arguments.evaluation)
     reasons: Counter[str] = Counter()
@@ -152,6 +153,11 @@ def main() -> None:
     sets = [{"evaluation": path, "removed": sum(r["evaluation"] == path for r in removed)} for path in paths]
     write_json(report, {"run": RUN, "kept": kept, "short_strings": short, "sets": sets, "removed": removed})
     report_metrics(documents_in=kept + len(removed), documents=kept, dropped=dict(reasons))
+    if arguments.gate and removed:
+        raise UserError(
+            f"{len(removed)} documents of {arguments.input} share {RUN} characters with what will be asked ({report}): "
+            f"train on {arguments.output} instead"
+        )
 
 
 if __name__ == "__main__":

@@ -135,6 +135,8 @@ def test_what_an_evaluation_set_holds_is_removed_and_reported(tmp_path):
     report = read_json(tmp_path / "G.contaminated.json")
     assert report["removed"] == [{"id": "leak", "evaluation": str(evaluation), "item": 2, "run": question[10:23]}]
     assert report["kept"] == 2 and report["short_strings"] == 2
+    gated = subprocess.run([*command, "--gate"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert gated.returncode == 2 and "error: 1 documents of" in gated.stderr and "G.jsonl instead" in gated.stderr
 
 
 def test_a_broken_evaluation_set_is_named(tmp_path):

@@ -333,10 +333,17 @@ def test_help_is_light() -> None:
     assert not any(line.endswith((" torch", " opencompass", " transformers")) for line in done.stderr.splitlines())
 
 
-def test_a_job_for_a_cluster_is_the_same_command(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(monkeypatch, tiny, "--suite", "base_ppl", "--output", tmp_path, "--slurm", "mine", "--limit", 3) == 0
-    job = (tmp_path / "jobs" / "eval-base_ppl.sh").read_text()
-    assert f"-m launch.evaluate {tiny} --suite base_ppl --output {tmp_path} --limit 3\n" in job and "site: mine" in job
+def test_a_job_for_a_cluster_is_the_same_command(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [tiny, "--suite", "base_ppl", "--output", tmp_path, "--slurm", "local-test", "--limit", 3, "--dry-run"]
+    assert run(monkeypatch, *words) == 0
+    told = capsys.readouterr().out
+    assert f"-m launch.evaluate {tiny} --suite base_ppl --output {tmp_path} --limit 3 --dry-run\n" in told
+    assert f"--output={tmp_path}/jobs/eval-base_ppl-%j.out" in told and "--mem=4000" in told and "gpus" not in told
+    assert not (tmp_path / "jobs").exists()
+    with pytest.raises(UserError, match="there is no site 'local-tets' .did you mean 'local-test'"):
+        run(monkeypatch, tiny, "--suite", "base_ppl", "--output", tmp_path, "--slurm=local-tets")
 
 
 # ---- the real OpenCompass ------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_every_stage_ran_and_every_gate_passed(whole_run):
     assert {stage["name"]: stage["status"] for stage in report["stages"]} == {
         name: "done"
         for name in (
-            "download extract simplify clean deduplicate tokenizer binning tasks pretrain convert sft dpo serve score"
+            "download extract simplify clean deduplicate tokenizer binning tasks decontaminate pretrain convert sft dpo serve score"
         ).split()
     }
     assert report["gates"]["convert"]["max_abs_diff"] <= 1e-4
@@ -63,6 +63,9 @@ def test_every_stage_ran_and_every_gate_passed(whole_run):
     assert report["gates"]["serve"]["identical"] == report["gates"]["serve"]["prompts"] > 0
     found = {(score["model"], score["suite"]) for score in report["scores"]}
     assert {(model, "next_line") for model in ("base", "sft", "dpo")} <= found
+    assert {s["decontamination"] for s in report["scores"] if s["suite"] == "next_line"} == {
+        "checked, 0 documents removed"
+    }
     assert {("sft", "preference_pairs"), ("dpo", "preference_pairs"), ("dpo", "verse_form")} <= found
     for score in report["scores"]:
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 100 and score["n"] > 0
@@ -90,7 +93,7 @@ def test_it_learned_something(whole_run):
 def test_run_again_does_nothing(whole_run):
     before = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*.safetensors")}
     output = finish(myllm(whole_run, "--to", "score"))
-    assert output.count("done before, skipped") == 14
+    assert output.count("done before, skipped") == 15
     assert {path: path.stat().st_mtime_ns for path in whole_run.rglob("*.safetensors")} == before
 
 
@@ -98,7 +101,7 @@ def test_run_again_does_nothing(whole_run):
 def test_killed_in_a_stage_it_finishes_with_the_same_bytes(whole_run, tmp_path, stage):
     folder = tmp_path / "short"
     process = subprocess.Popen(
-        myllm(folder, "--to", "tasks"), cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
+        myllm(folder, "--to", "decontaminate"), cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
     )
     log = folder / "logs" / f"{stage}.log"
     while not log.exists():
@@ -108,7 +111,7 @@ def test_killed_in_a_stage_it_finishes_with_the_same_bytes(whole_run, tmp_path, 
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "manifests" / f"{stage}.json").exists()
-    finish(myllm(folder, "--to", "tasks"))
+    finish(myllm(folder, "--to", "decontaminate"))
     for part in ("corpus", "tokenizer", "tasks"):
         assert sha256(folder / part) == sha256(whole_run / part), part
     for file in sorted((whole_run / "dataset").glob("*.bin")) + sorted((whole_run / "dataset").glob("*.idx")):

@@ -16,6 +16,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,10 @@ from launch import (
     posttrain_recipe,
     posttrain_tool,
     posttrain_work,
+    reward_server,
 )
 from launch.lint_data import lint
+from launch.serve_machine import free_port
 
 ALPHABET = "春夏秋冬风花雪月山水云雨江湖日夜天地人心"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -299,7 +303,7 @@ def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ppo", "--data", "d"], "give recipe `reward`'s output with --reward-model"),
+        (["ppo", "--data", "d"], "give recipe `reward`, merged, with --reward-model"),
         (["dpo", "--data", "d", "--reward-model", "r"], "takes no --reward-model"),
         (["dpo"], "give the folder of its data files with --data"),
         (["merge"], "give it with --adapter"),
@@ -538,6 +542,13 @@ def reward(ground: Path, sft: Path) -> Path:
     return output
 
 
+@pytest.fixture(scope="module")
+def judge(ground: Path, sft: Path, reward: Path) -> Path:
+    """The same, merged."""
+    finish(start("merge", "--model", sft, "--adapter", reward, "--output", ground / "judge"))
+    return ground / "judge"
+
+
 def work_metrics(output: Path) -> dict[str, Any]:
     return json.loads((output.with_name(output.name + ".work") / "metrics.json").read_text(encoding="utf-8"))
 
@@ -567,20 +578,51 @@ def test_a_killed_reward_model_goes_on_with_its_value_head(
 
 
 @pytest.mark.slow
-def test_a_merged_reward_model_is_a_classifier_of_the_same_rewards(sft: Path, reward: Path, tmp_path: Path) -> None:
+def test_a_merged_reward_model_is_a_classifier_of_the_same_rewards(sft: Path, judge: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    output = tmp_path / "reward"
-    finish(start("merge", "--model", sft, "--adapter", reward, "--output", output))
-    gate = json.loads((output / "merge.json").read_text(encoding="utf-8"))
+    gate = json.loads((judge / "merge.json").read_text(encoding="utf-8"))
     assert gate["max_reward_diff"] <= 1e-5 and gate["max_abs_diff"] <= 1e-5
-    model = AutoModelForSequenceClassification.from_pretrained(output)
+    model = AutoModelForSequenceClassification.from_pretrained(judge)
     assert model.config.num_labels == 1 and type(model).__name__ == "Qwen2ForSequenceClassification"
-    assert (output / "tokenizer.json").read_bytes() == (sft / "tokenizer.json").read_bytes()
+    assert (judge / "tokenizer.json").read_bytes() == (sft / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_reward_model_is_asked_where_it_was_trained(
+    ground: Path, sft: Path, reward: Path, judge: Path, tmp_path: Path
+) -> None:
+    """Answers as PPO sends them, without the line feed that ended them in training, get the adapter's numbers."""
+    from transformers import AutoTokenizer
+
+    expected, _ = merge_gate.adapter_rewards(sft, reward)
+    tokenizer = AutoTokenizer.from_pretrained(sft)
+    texts = [tokenizer.decode(ids[0]) for ids in merge_gate.check_inputs(sft, answered=True)]
+    assert all(text.endswith("<|im_end|>\n") for text in texts)
+    port = free_port()
+    with reward_server.serving(judge, port, tmp_path / "log"):
+
+        def ask(body: object) -> tuple[int, dict[str, Any]]:
+            request = urllib.request.Request(reward_server.address(port), json.dumps(body).encode())
+            try:
+                with urllib.request.urlopen(request, timeout=60) as reply:
+                    return reply.status, json.load(reply)
+            except urllib.error.HTTPError as error:
+                return error.code, json.load(error)
+
+        for end in ("<|im_end|>\n", "\n", ""):  # whole, as PPO's text ends, and an answer that was cut
+            status, found = ask({"messages": [text.removesuffix(end) for text in texts]})
+            assert status == 200 and found["scores"] == pytest.approx(expected, abs=1e-4)
+        assert ask({"messages": [1]})[0] == ask(["no object"])[0] == 400
+        with pytest.raises(UserError, match="cannot be asked: error: port .* in use"):
+            with reward_server.serving(judge, port, tmp_path / "second"):
+                pass
+    with pytest.raises(UserError, match="wants recipe `reward` merged"):
+        reward_server.main(["--model", str(ground / "base"), "--port", str(port)])
 
 
 @pytest.fixture(scope="module")
-def ppo(ground: Path, sft: Path, reward: Path) -> Path:
+def ppo(ground: Path, sft: Path, judge: Path) -> Path:
     """PPO's adapter, of a run that was killed on the way once."""
     keys = {"dataset": "sft_train", "max_steps": 32, "max_new_tokens": 8, "cutoff_len": 32,
             "per_device_train_batch_size": 64, "ppo_epochs": 4, "learning_rate": "2e-3"}  # fmt: skip
@@ -592,7 +634,7 @@ def ppo(ground: Path, sft: Path, reward: Path) -> Path:
         output,
         *(part for key, value in keys.items() for part in ("--set", f"{key}={value}")),
     ]
-    arguments = ["ppo", "--model", sft, "--reward-model", reward, *options, "--seed", 5]
+    arguments = ["ppo", "--model", sft, "--reward-model", judge, *options, "--seed", 5]
     process, log = start(*arguments), ground / "ppo.work" / "output" / "trainer_log.jsonl"
     deadline = time.monotonic() + 200
     while not log.exists():

@@ -41,11 +41,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.skipif(not availa
 
 @dataclass(frozen=True)
 class Chain:
-    """A pipeline that ran as Slurm jobs, their ids by stage, and the same pipeline run here."""
+    """A pipeline that runs as Slurm jobs, their ids by stage, and the same pipeline run here, to its stage `sft`."""
 
     run: Path
     jobs: dict[str, list[int]]
     here: Path
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A training whose job has too little time, and what it is told to do."""
+
+    run: Path
+    job: int
+    log: Path
+    keys: tuple[str, ...]
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +68,13 @@ def cluster():
 def site(tmp_path) -> Callable[..., str]:
     """Makes a site file out of the example of a throw-away cluster and further lines."""
 
-    def make(*lines: str) -> str:
-        path = tmp_path / "site.sh"
-        path.write_text((REPOSITORY / "site" / "local-test.sh").read_text() + "\n".join(lines) + "\n")
-        return str(path)
+    return lambda *lines: site_in(tmp_path, *lines)
 
-    return make
+
+def site_in(folder: Path, *lines: str) -> str:
+    path = folder / "site.sh"
+    path.write_text((REPOSITORY / "site" / "local-test.sh").read_text() + "\n".join(lines) + "\n")
+    return str(path)
 
 
 def call(cluster: dict[str, str], *command: str, fails: bool = False) -> str:
@@ -140,7 +151,7 @@ def losses(run: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def chain(cluster, tmp_path_factory) -> Iterator[Chain]:
-    """The whole pipeline, submitted and finished; its jobs; and the same run here, as far as the bytes are compared."""
+    """The whole pipeline, submitted; and the same run here, finished as far as the bytes are compared."""
     folder = tmp_path_factory.mktemp("slurm")
     run, here = folder / "slurm" / "chain", folder / "here" / "chain"
     command = [
@@ -159,8 +170,6 @@ def chain(cluster, tmp_path_factory) -> Iterator[Chain]:
         beside = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output)
     try:
         jobs = submit(cluster, run)
-        over = ("COMPLETED", "FAILED", "CANCELLED")
-        wait(lambda: state(cluster, jobs["report"][0]) in over, 1200, lambda: myllm(cluster, "status", str(run)))
         assert beside.wait(600) == 0, read(folder / "here.out")
         yield Chain(run, jobs, here)
     finally:
@@ -168,23 +177,20 @@ def chain(cluster, tmp_path_factory) -> Iterator[Chain]:
         beside.wait()
 
 
-def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, chain):
-    run, jobs, other = chain.run, chain.jobs, chain.here
-    status = myllm(cluster, "status", str(run))
-    assert status.count(" done ") == status.count("COMPLETED") == len(jobs) == 15, status
-    assert read_json(run / "report.json")["gates"]["serve"]["identical"] > 0
-    assert (run / "slurm/1/revision.txt").read_text().startswith("revision ")
-    for part in ("corpus", "tokenizer", "tasks"):
-        assert sha256(other / part) == sha256(run / part), part
-    files = [*other.glob("dataset/*.bin"), *other.glob("dataset/*.idx"), *other.glob("models/*/*.safetensors")]
-    assert len(files) > 8
-    for file in files:
-        assert sha256(file) == sha256(run / file.relative_to(other)), file
-    assert losses(other) == losses(run)
-    again = myllm(cluster, "submit", "poetry-tiny", "--run-folder", str(run), "--site", "local-test", *SETS)
-    assert again.count("done before, not submitted") == 15
+@pytest.fixture(scope="module")
+def limited(cluster, chain, tmp_path_factory) -> Iterator[Limited]:
+    """It is asked for before its time: Slurm's clock goes by the minute, and the next tests run meanwhile."""
+    folder = tmp_path_factory.mktemp("limited")
+    run, log = copy_run(chain.here, folder / "run"), folder / "limited.out"
+    keys = ("train-iters=5000", *EVERY_STEP, *ONE)
+    # it warns 90 s before the end of three minutes, looking every 30 s, so after 60 to 90 s
+    file = site_in(folder, "export SBATCH_TIMELIMIT=00:03:00 SBATCH_SIGNAL=B:USR1@90")
+    job = sbatch(cluster, log, ("--nodes=1",), run, *keys, site=file)
+    yield Limited(run, job, log, keys)
+    call(cluster, "scancel", str(job))
 
 
+@pytest.mark.usefixtures("limited")
 def test_two_nodes_train_as_one_process(cluster, chain, tmp_path):
     """TP 2 x DP 2 over gloo, from a checkpoint: what a fresh start draws depends on the layout."""
     start = copy_run(chain.here, tmp_path / "start")
@@ -205,25 +211,36 @@ def test_two_nodes_train_as_one_process(cluster, chain, tmp_path):
         assert found[step] == pytest.approx(wanted[step], rel=1e-6), step
 
 
-def test_out_of_time_twice_it_goes_on_to_the_same_loss(cluster, chain, tmp_path, site):
-    """Slurm's own clock: it warns 65 s before the end of two minutes, looking every 30 s, so after 25 to 55 s."""
-    run, log = copy_run(chain.here, tmp_path / "limited"), tmp_path / "limited.out"
-    keys = ("train-iters=5000", *EVERY_STEP, *ONE)
-    file = site("export SBATCH_TIMELIMIT=00:02:00 SBATCH_SIGNAL=B:USR1@65")
-    job = sbatch(cluster, log, ("--nodes=1",), run, *keys, site=file)
-    try:
-        wait(lambda: int(shown(cluster, job)["Restarts"]) == 2, 240, lambda: read(log))
-    finally:
-        call(cluster, "scancel", str(job))
-    wait_for_end(cluster, job, log)
-    told = log.read_text()
-    steps = [tuple(map(int, found)) for found in re.findall(r"checkpoints (\d+) -> (\d+)\): requeued", told)]
-    assert len(steps) == 2 and steps[0][0] == 0 and 0 < steps[0][1] == steps[1][0] < steps[1][1], told
-    last = steps[1][1]
-    other = copy_run(chain.here, tmp_path / "undisturbed")
-    local(other, *keys, f"exit-interval={last}")
-    assert reached(other / "checkpoints") == last
-    assert losses(run)[last] == losses(other)[last]
+def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, chain):
+    run, jobs, other = chain.run, chain.jobs, chain.here
+    over = ("COMPLETED", "FAILED", "CANCELLED")
+    wait(lambda: state(cluster, jobs["report"][0]) in over, 900, lambda: myllm(cluster, "status", str(run)))
+    status = myllm(cluster, "status", str(run))
+    assert status.count(" done ") == status.count("COMPLETED") == len(jobs) == 16, status
+    assert read_json(run / "report.json")["gates"]["serve"]["identical"] > 0
+    assert (run / "slurm/1/revision.txt").read_text().startswith("revision ")
+    for part in ("corpus", "tokenizer", "tasks"):
+        assert sha256(other / part) == sha256(run / part), part
+    files = [*other.glob("dataset/*.bin"), *other.glob("dataset/*.idx"), *other.glob("models/*/*.safetensors")]
+    assert len(files) > 8
+    for file in files:
+        assert sha256(file) == sha256(run / file.relative_to(other)), file
+    assert losses(other) == losses(run)
+    again = myllm(cluster, "submit", "poetry-tiny", "--run-folder", str(run), "--site", "local-test", *SETS)
+    assert again.count("done before, not submitted") == 16
+
+
+def test_a_model_is_scored_by_a_job(cluster, chain, limited, tmp_path):
+    base = chain.here / "models" / "base"
+    words = (str(base), "--suite", "smoke_cpu", "--sets", "next_line", "--output", str(tmp_path), "--limit", "8")
+    told = myllm(cluster, "eval", *words, "--slurm", "local-test")
+    job = int(re.findall(r"^job (\d+): ", told, re.M)[0])
+    log = tmp_path / "jobs" / f"eval-smoke_cpu-{job}.out"
+    assert wait_for_end(cluster, job, log) == "COMPLETED", read(log)
+    assert [row["n"] for row in read_json(tmp_path / "scores.json")] == [8], read(log)
+    assert "invalid partition" in myllm(
+        cluster, "eval", *words, "--slurm", site_in(tmp_path, "export SBATCH_PARTITION=none"), fails=True
+    )
 
 
 def hit(cluster: dict[str, str], run: Path, job: int, iterations: int) -> None:
@@ -251,6 +268,21 @@ def test_warned_it_saves_and_the_chain_goes_on(cluster, chain, site, requeue):
     assert ("requeued, restart 1 of at most 3" if requeue else "the next job of the chain goes on (2 left)") in first
     assert [state(cluster, job) for job in jobs["pretrain"]] == ["COMPLETED"] * len(jobs["pretrain"])
     assert read_json(run / "manifests" / "pretrain.json")["metrics"]["iterations"] == iterations
+
+
+def test_out_of_time_twice_it_goes_on_to_the_same_loss(cluster, chain, limited, tmp_path):
+    run, told = limited.run, limited.log
+    wait(lambda: int(shown(cluster, limited.job)["Restarts"]) >= 2, 300, lambda: read(told))
+    call(cluster, "scancel", str(limited.job))
+    wait_for_end(cluster, limited.job, told)
+    found = re.findall(r"checkpoints (\d+) -> (\d+)\): requeued", told.read_text())
+    steps = [(int(before), int(after)) for before, after in found]
+    assert len(steps) >= 2 and steps[0][0] == 0 and 0 < steps[0][1] == steps[1][0] < steps[1][1], read(told)
+    last = steps[1][1]
+    other = copy_run(chain.here, tmp_path / "undisturbed")
+    local(other, *limited.keys, f"exit-interval={last}")
+    assert reached(other / "checkpoints") == last
+    assert losses(run)[last] == losses(other)[last]
 
 
 def test_a_stage_that_fails_stops_the_chain_and_names_its_log(cluster, tmp_path, site):
