@@ -7,7 +7,8 @@ characters, letters and digits count, so that other punctuation or spacing hides
 JSON, JSONL, CSV or Parquet file: all its strings are compared, made Simplified first as the corpus is. An item that is
 shorter than a run cannot be told from chance and is left out; the report says how many are.
 
-The report names for every dropped document the set, the item and the run that it shares. `--gate` is for a corpus that is already in use: nothing may have to be dropped.
+The report names for every dropped document the set, the item and the run that it shares. `--gate` is for a corpus that
+is already in use: nothing may have to be dropped.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def test_every_stage_ran_and_every_gate_passed(whole_run):
     assert {stage["name"]: stage["status"] for stage in report["stages"]} == {
         name: "done"
         for name in (
-            "download extract simplify clean deduplicate tokenizer binning tasks decontaminate pretrain convert sft dpo serve score"
+            "download extract simplify clean deduplicate tokenizer binning tasks decontaminate pretrain convert sft "
+            "dpo serve score"
         ).split()
     }
     assert report["gates"]["convert"]["max_abs_diff"] <= 1e-4
