@@ -78,7 +78,9 @@ def find_folder(name: str) -> Path:
 
 
 def read_found(folder: Path, prefix: str) -> list[Found]:
-    """Every score of a run that came with its predictions."""
+    """Every score of a run that came with its predictions; models in the order in which they were given."""
+    scores = folder / "scores.json"
+    order = list(dict.fromkeys(row["model"] for row in read_json(scores))) if scores.exists() else []
     found = []
     for file in sorted((folder / "predictions").glob("*.json")):
         content = read_json(file)
@@ -87,7 +89,8 @@ def read_found(folder: Path, prefix: str) -> list[Found]:
         row = {**content["score"], "model": prefix + content["score"]["model"]}
         rows = content["predictions"]
         found.append(Found(row, [(str(r["id"]), str(r["answer"])) for r in rows], [bool(r["right"]) for r in rows]))
-    return found
+    place = {prefix + model: number for number, model in enumerate(order)}
+    return sorted(found, key=lambda one: place.get(one.row["model"], len(place)))
 
 
 def comparable(first: Found, second: Found) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -151,7 +152,12 @@ def main() -> None:
     report = arguments.report or arguments.output.with_name(arguments.output.name.split(".")[0] + ".contaminated.json")
     kept = reasons.pop("kept", 0)
     short = index_of(paths).short
-    sets = [{"evaluation": path, "removed": sum(r["evaluation"] == path for r in removed)} for path in paths]
+    beside = {
+        path: os.path.relpath(path, report.parent) for path in paths
+    }  # so that a run gives the same bytes anywhere
+    counts = Counter(row["evaluation"] for row in removed)
+    sets = [{"evaluation": beside[path], "removed": counts[path]} for path in paths]
+    removed = [{**row, "evaluation": beside[row["evaluation"]]} for row in removed]
     write_json(report, {"run": RUN, "kept": kept, "short_strings": short, "sets": sets, "removed": removed})
     report_metrics(documents_in=kept + len(removed), documents=kept, dropped=dict(reasons))
     if arguments.gate and removed:

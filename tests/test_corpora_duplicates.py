@@ -133,7 +133,7 @@ def test_what_an_evaluation_set_holds_is_removed_and_reported(tmp_path):
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     assert [row["id"] for row in read_jsonl(tmp_path / "G.jsonl")] == ["clean", "twelve"]
     report = read_json(tmp_path / "G.contaminated.json")
-    assert report["removed"] == [{"id": "leak", "evaluation": str(evaluation), "item": 2, "run": question[10:23]}]
+    assert report["removed"] == [{"id": "leak", "evaluation": "eval.jsonl", "item": 2, "run": question[10:23]}]
     assert report["kept"] == 2 and report["short_strings"] == 2
     gated = subprocess.run([*command, "--gate"], cwd=REPOSITORY, capture_output=True, text=True)
     assert gated.returncode == 2 and "error: 1 documents of" in gated.stderr and "G.jsonl instead" in gated.stderr

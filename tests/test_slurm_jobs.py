@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.skipif(not availa
 
 @dataclass(frozen=True)
 class Chain:
-    """A pipeline that runs as Slurm jobs, their ids by stage, and the same pipeline run here, to its stage `sft`."""
+    """A pipeline that runs as Slurm jobs, their ids by stage, and the same pipeline run here, up to `convert`."""
 
     run: Path
     jobs: dict[str, list[int]]
@@ -164,7 +164,7 @@ def chain(cluster, tmp_path_factory) -> Iterator[Chain]:
         str(here),
         *SETS,
         "--to",
-        "sft",
+        "convert",
     ]
     with (folder / "here.out").open("wb") as output:
         beside = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output)
@@ -194,13 +194,15 @@ def limited(cluster, chain, tmp_path_factory) -> Iterator[Limited]:
 def test_two_nodes_train_as_one_process(cluster, chain, tmp_path):
     """TP 2 x DP 2 over gloo, from a checkpoint: what a fresh start draws depends on the layout."""
     start = copy_run(chain.here, tmp_path / "start")
-    keys = ("train-iters=10", *EVERY_STEP)
-    local(start, *keys, *ONE, "exit-interval=5")
+    keys = ("train-iters=10", "save-interval=5", *EVERY_STEP)
+    local(start, *keys, *ONE)
     run = copy_run(chain.here, tmp_path / "two")
-    shutil.copytree(start / "checkpoints", run / "checkpoints")
+    others = shutil.ignore_patterns("iter_0000010", "*.log")
+    shutil.copytree(start / "checkpoints", run / "checkpoints", ignore=others)
+    (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("5")
     settings = run / "checkpoints" / RECIPE  # the copied dataset lies elsewhere, and blend.json names folders
     settings.write_text(settings.read_text().replace(str(start), str(run)))
-    local(start, *keys, *ONE)
+    assert not losses(run)
     log = tmp_path / "two.out"
     site_file = str(REPOSITORY / "site" / "local-test.sh")
     job = sbatch(cluster, log, ("--nodes=2", "--time=10"), run, *keys, *TWO_NODES, site=site_file)
@@ -222,7 +224,7 @@ def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, chain):
     for part in ("corpus", "tokenizer", "tasks"):
         assert sha256(other / part) == sha256(run / part), part
     files = [*other.glob("dataset/*.bin"), *other.glob("dataset/*.idx"), *other.glob("models/*/*.safetensors")]
-    assert len(files) > 8
+    assert len(files) == 9
     for file in files:
         assert sha256(file) == sha256(run / file.relative_to(other)), file
     assert losses(other) == losses(run)
@@ -230,7 +232,22 @@ def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, chain):
     assert again.count("done before, not submitted") == 16
 
 
-def test_a_model_is_scored_by_a_job(cluster, chain, limited, tmp_path):
+def test_out_of_time_twice_it_goes_on_to_the_same_loss(cluster, chain, limited, tmp_path):
+    run, told = limited.run, limited.log
+    wait(lambda: int(shown(cluster, limited.job)["Restarts"]) >= 2, 300, lambda: read(told))
+    call(cluster, "scancel", str(limited.job))
+    wait_for_end(cluster, limited.job, told)
+    found = re.findall(r"checkpoints (\d+) -> (\d+)\): requeued", told.read_text())
+    steps = [(int(before), int(after)) for before, after in found]
+    assert len(steps) >= 2 and steps[0][0] == 0 and 0 < steps[0][1] == steps[1][0] < steps[1][1], read(told)
+    last = steps[1][1]
+    other = copy_run(chain.here, tmp_path / "undisturbed")
+    local(other, *limited.keys, f"exit-interval={last}")
+    assert reached(other / "checkpoints") == last
+    assert losses(run)[last] == losses(other)[last]
+
+
+def test_a_model_is_scored_by_a_job(cluster, chain, tmp_path):
     base = chain.here / "models" / "base"
     words = (str(base), "--suite", "smoke_cpu", "--sets", "next_line", "--output", str(tmp_path), "--limit", "8")
     told = myllm(cluster, "eval", *words, "--slurm", "local-test")
@@ -268,21 +285,6 @@ def test_warned_it_saves_and_the_chain_goes_on(cluster, chain, site, requeue):
     assert ("requeued, restart 1 of at most 3" if requeue else "the next job of the chain goes on (2 left)") in first
     assert [state(cluster, job) for job in jobs["pretrain"]] == ["COMPLETED"] * len(jobs["pretrain"])
     assert read_json(run / "manifests" / "pretrain.json")["metrics"]["iterations"] == iterations
-
-
-def test_out_of_time_twice_it_goes_on_to_the_same_loss(cluster, chain, limited, tmp_path):
-    run, told = limited.run, limited.log
-    wait(lambda: int(shown(cluster, limited.job)["Restarts"]) >= 2, 300, lambda: read(told))
-    call(cluster, "scancel", str(limited.job))
-    wait_for_end(cluster, limited.job, told)
-    found = re.findall(r"checkpoints (\d+) -> (\d+)\): requeued", told.read_text())
-    steps = [(int(before), int(after)) for before, after in found]
-    assert len(steps) >= 2 and steps[0][0] == 0 and 0 < steps[0][1] == steps[1][0] < steps[1][1], read(told)
-    last = steps[1][1]
-    other = copy_run(chain.here, tmp_path / "undisturbed")
-    local(other, *limited.keys, f"exit-interval={last}")
-    assert reached(other / "checkpoints") == last
-    assert losses(run)[last] == losses(other)[last]
 
 
 def test_a_stage_that_fails_stops_the_chain_and_names_its_log(cluster, tmp_path, site):
