@@ -12,6 +12,7 @@ figures of other models stand apart, with their protocol: they were not measured
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,12 @@ def find_folder(name: str) -> Path:
             return folder
     known = [path.parent.parent.name for path in (REPOSITORY / "runs").glob("*/eval/predictions")]
     raise UserError(f"{name} holds no scores{nearest(name, known)}: run `myllm eval MODEL --suite next_line` first")
+
+
+def run_name(folder: Path) -> str:
+    """What the models of a folder are told apart by: the run's name, or that of the folder itself."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "eval" else folder.name
 
 
 def read_found(folder: Path, prefix: str) -> list[Found]:
@@ -159,10 +166,13 @@ def run(arguments: argparse.Namespace) -> int:
     from jinja2 import Environment
 
     folders = [find_folder(name) for name in arguments.run]
+    for name, count in Counter(run_name(folder) for folder in folders).items():
+        if count > 1:
+            raise UserError(f"{count} of the folders are called {name!r}: their models could not be told apart")
     found: list[Found] = []
     bits: list[dict[str, Any]] = []
     for folder in folders:
-        prefix = f"{folder.resolve().parent.name}/" if len(folders) > 1 else ""
+        prefix = f"{run_name(folder)}/" if len(folders) > 1 else ""
         found += read_found(folder, prefix)
         file = folder / "bits_per_byte.json"
         rows = read_json(file) if file.exists() else []

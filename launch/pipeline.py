@@ -79,8 +79,8 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
             )
         values[key] = value
     folder = run.resolve()
-    values["run"] = str(folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder)
-    values["cache"] = str(cache_folder())
+    where_run = folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder
+    folders = {"run": str(where_run), "cache": str(cache_folder())}
     stages: list[Stage] = []
     for stage_name, entry in content["stages"].items():
         check_keys(f"{where}, stage {stage_name}", entry, STAGE_KEYS)
@@ -89,12 +89,14 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
                 raise UserError(f"{where}, stage {stage_name}: needs {need!r}, which is no earlier stage")
         commands = []
         for command in entry["commands"]:
-            unknown = [key for key in PLACEHOLDER.findall(command) if key not in values]
+            unknown = [key for key in PLACEHOLDER.findall(command) if key not in (values | folders)]
             if unknown:
-                raise UserError(
-                    f"{where}, stage {stage_name}: nothing is known of {{{unknown[0]}}}{nearest(unknown[0], values)}"
-                )
-            commands.append(shlex.split(PLACEHOLDER.sub(lambda match: str(values[match[1]]), command)))
+                close = nearest(unknown[0], values | folders)
+                raise UserError(f"{where}, stage {stage_name}: nothing is known of {{{unknown[0]}}}{close}")
+            # a value may be several words, a folder's name with a space in it is still one
+            filled = PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), command)
+            words = shlex.split(filled)
+            commands.append([PLACEHOLDER.sub(lambda match: folders.get(match[1], match[0]), word) for word in words])
         reads = [REPOSITORY / name for name in entry.get("reads", [])]
         for file in reads:
             if not file.exists():

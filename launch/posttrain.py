@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, nearest, run_main
-from artifacts.files import atomic_folder, read_json, write_json
+from artifacts.files import atomic_folder, hold_lock, read_json, write_json
 from artifacts.stage import report_metrics
 from launch.chat_model import (
     VALUE_HEAD,
@@ -99,13 +99,12 @@ def merge(job: Job, mark: str, ids: dict[str, int]) -> dict[str, Any]:
             fill_reward_model(aside, job.adapter, aside)
             gate |= check_rewards(rewards, merged_rewards(aside))
             write_json(job.work / "merge.json", gate)
-        worst = max(gate["max_abs_diff"], gate.get("max_reward_diff", 0.0))
-        if not worst <= gate["tolerance"]:
-            raise UserError(
-                f"merged {'rewards' if worst != gate['max_abs_diff'] else 'logits'} differ from the adapter's by "
-                f"{worst:.3g} (allowed {gate['tolerance']:g}): was {job.adapter} trained on {job.model}? "
-                f"See {job.work / 'merge.json'}"
-            )
+        for what, difference in (("logits", gate["max_abs_diff"]), ("rewards", gate.get("max_reward_diff", 0.0))):
+            if not difference <= gate["tolerance"]:  # NaN neither
+                raise UserError(
+                    f"merged {what} differ from the adapter's by {difference:.3g} (allowed {gate['tolerance']:g}): "
+                    f"was {job.adapter} trained on {job.model}? See {job.work / 'merge.json'}"
+                )
         write_json(aside / "merge.json", gate)
         write_json(aside / PROVENANCE, provenance(job, mark))
     shutil.rmtree(job.raw)
@@ -138,13 +137,15 @@ def run_job(job: Job, dry_run: bool = False, prepare: bool = False) -> None:
         wait_for_work(job, mark)
         run_tool(job)
         return
-    resumed_at = prepare_work(job, mark)
-    print(f"rendered {job.yaml}\n+ {shown(job)}", flush=True)
-    if prepare:
-        return
-    metrics = merge(job, mark, ids) if job.exports else train(job, mark, ids, data, resumed_at)
-    write_json(job.work / "metrics.json", metrics)
-    report_metrics(**metrics)
+    taken = f"{job.output} is being made by another run of this command: wait for it, end it, or give another folder"
+    with hold_lock(job.output.with_name(f".{job.output.name}.lock"), taken):
+        resumed_at = prepare_work(job, mark)
+        print(f"rendered {job.yaml}\n+ {shown(job)}", flush=True)
+        if prepare:
+            return
+        metrics = merge(job, mark, ids) if job.exports else train(job, mark, ids, data, resumed_at)
+        write_json(job.work / "metrics.json", metrics)
+        report_metrics(**metrics)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

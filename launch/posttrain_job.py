@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,10 @@ def fingerprint(job: Job) -> str:
             parts[name] = sha256(folder)
     if job.data:
         parts["data"] = {name: sha256(job.data / f"{name}.json") for name in job.datasets()}
+    for name in job.settings.get("reward_funcs") or []:
+        spec = find_spec(name.rpartition(".")[0]) if "." in name else None
+        if spec and spec.origin:
+            parts[f"reward {name}"] = sha256(Path(spec.origin))
     if job.processes > 1:
         parts["processes"] = job.processes
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

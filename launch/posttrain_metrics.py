@@ -84,7 +84,7 @@ def training_metrics(job: Job, data: dict[str, Findings], resumed_at: int, secon
     the whole command's time, which stands in where the trainer tells none (PPO).
 
     Raises:
-        UserError: the loss is no number.
+        UserError: a loss or the measure is no number.
     """
     state = read_json(job.raw / "trainer_state.json")
     history = state["log_history"]
@@ -92,8 +92,6 @@ def training_metrics(job: Job, data: dict[str, Findings], resumed_at: int, secon
     losses = curve_of(history, "loss")
     if losses:
         metrics |= {"train_loss": mean_of_end(losses, 10), "loss_curve": thin(losses)}
-        if not math.isfinite(metrics["train_loss"]):
-            raise UserError(f"the loss is {metrics['train_loss']}: lower learning_rate ({job.yaml})")
     after = job.raw / "eval_results.json"  # the last evaluation comes after the state was saved
     if after.exists():
         history.append({"step": state["global_step"], **read_json(after)})
@@ -119,6 +117,9 @@ def training_metrics(job: Job, data: dict[str, Findings], resumed_at: int, secon
     measure, higher = MEASURES[job.stage]
     metrics |= {"measure": measure, "higher_is_better": higher}
     metrics |= {f"measure_{when}": metrics.get(f"{measure}_{when}") for when in ("before", "after")}
+    for name in ("train_loss", "eval_loss_after", "measure_after"):
+        if metrics.get(name) is not None and not math.isfinite(metrics[name]):
+            raise UserError(f"{name} is {metrics[name]}: lower learning_rate ({job.yaml})")
     return metrics | speed(job, state, data[job.datasets()[0]], resumed_at, seconds)
 
 

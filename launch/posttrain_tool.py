@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import yaml
-
 from artifacts.errors import UserError
+from artifacts.files import read_yaml
+from artifacts.processes import die_with_parent
 from launch import reward_server
 from launch.posttrain_job import OVERLAY, TRL, Job
 
@@ -88,7 +88,7 @@ def reward_model(job: Job) -> Iterator[None]:
         yield
         return
     # where the file says: on another machine of the same training, the first one has written it
-    port = urlsplit(yaml.safe_load(job.yaml.read_text(encoding="utf-8"))["reward_model"]).port
+    port = urlsplit(read_yaml(job.yaml)["reward_model"]).port
     with reward_server.serving(job.judge, int(port or 0), job.work / f"reward_model.{job.node}.log"):
         yield
 
@@ -132,8 +132,9 @@ def run_tool(job: Job) -> float:
     tail = b""
     with log.open("ab") as kept, reward_model(job):
         process = subprocess.Popen(
-            command(job), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(job), bufsize=0
-        )
+            command(job), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(job), bufsize=0,
+            preexec_fn=die_with_parent,
+        )  # fmt: skip
         assert process.stdout is not None
         follower.start()
         try:

@@ -46,6 +46,7 @@ def render(job: Job, checkpoint: Path | None = None) -> str:
         paths |= {"dataset_dir": str(job.work), "output_dir": str(job.raw), "cache_dir": str(job.work / "cache")}
     if not job.exports:
         paths["logging_dir"] = str(job.work / "tracking")
+        paths["logging_nan_inf_filter"] = False  # else a loss that is no number is logged as the one before it
     settings = dict(job.settings)
     if isinstance(settings.get("deepspeed"), str):  # written relative to the repository, wherever the command is run
         settings["deepspeed"] = str(REPOSITORY / settings["deepspeed"])

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from artifacts.errors import UserError
+from artifacts.layout import REPOSITORY
 
 ALIVE = frozenset("PENDING RUNNING REQUEUED REQUEUE_HOLD CONFIGURING COMPLETING SUSPENDED RESIZING SIGNALING".split())
 FINE = frozenset({*ALIVE, "COMPLETED"})
@@ -31,7 +32,7 @@ class Job:
 
 
 def call(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands.
+    """Run one of Slurm's commands, in the repository's folder, which job scripts know as SLURM_SUBMIT_DIR.
 
     Raises:
         UserError: it is not installed here, or no cluster answers it.
@@ -40,7 +41,7 @@ def call(command: list[str], environment: dict[str, str] | None = None) -> subpr
         raise UserError(
             f"{command[0]} is not installed here: run this on the cluster's login node, or `myllm run` without Slurm"
         )
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode and NO_ANSWER.search(done.stderr):
         raise UserError(
             f"no Slurm answers here ({said(done).split('; ')[-1]}): run this on a node of the cluster, or wait for its "

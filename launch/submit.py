@@ -18,17 +18,18 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from artifacts.errors import UserError
-from artifacts.files import atomic_folder, read_json, write_json, write_text
+from artifacts.files import atomic_folder, hold_lock, read_json, write_json, write_text
 from artifacts.layout import ENVIRONMENTS, REPOSITORY, Run
 from launch import scheduler
 from launch.job import TRAINER, trains
 from launch.pipeline import Pipeline, Stage, fingerprint
-from launch.runner import is_fresh
+from launch.runner import is_fresh, manifest_path
 from launch.site import EVERY, Site
 
 SCRIPT = "launch/slurm/stage.sbatch"
@@ -220,6 +221,16 @@ def show(planned: list[Planned], site: Site, after: list[int]) -> None:
         print(f"{job.stage}=$({' '.join(words)})")
 
 
+def alone(run: Run) -> IO[str]:
+    """Hold the right to submit for a run: two at once would take the same folder, and forget each other's jobs."""
+    try:
+        return hold_lock(run.folder / ".submit.lock", f"another `myllm submit` of {run.name} is at work: wait for it")
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or run.folder} cannot be written ({error.strerror}): mend it, or give --run-folder"
+        ) from None
+
+
 def submit_pipeline(
     pipeline: Pipeline, run: Run, stages: list[Stage], site: Site, after: list[int], dry_run: bool
 ) -> list[Submitted]:
@@ -229,32 +240,37 @@ def submit_pipeline(
         UserError: nothing was submitted: jobs of this run still wait or run, Slurm refuses one of the jobs, a job to
             wait for is dead, or the run's folder cannot be written.
     """
-    missing = what_is_missing(pipeline, run, stages)
-    for stage in stages:
-        if stage not in missing:
-            print(f"{stage.name}: done before, not submitted")
-    known = submitted_jobs(run)
-    number = max((job.submission for job in known), default=0) + 1
-    folder = (run.folder / "slurm" / str(number)).resolve()
-    planned = plan(run, missing, site, folder)
-    environment = {**os.environ, **site.environment}
-    if dry_run:
-        show(planned, site, after)
-        return []
-    if not planned:
-        return []
-    busy = [job for job in scheduler.find_jobs(job.id for job in known).values() if job.alive]
-    if busy:
-        numbers = ", ".join(str(job.id) for job in busy)
-        raise UserError(f"jobs {numbers} of {run.name} still wait or run: let them end, or `myllm cancel {run.name}`")
-    scheduler.refuse_dead(after)
-    for job in {tuple(job.options): job for job in planned}.values():
-        try:
-            scheduler.test_only(job.options, [str(REPOSITORY / SCRIPT)], environment)
-        except UserError as error:
-            raise UserError(f"{error} (stage {job.stage}, site file {site.path})") from None
-    freeze(pipeline, run, site, number)
-    return _submit(planned, run, number, environment, known, after)
+    with nullcontext() if dry_run else alone(run):
+        missing = what_is_missing(pipeline, run, stages)
+        for stage in stages:
+            if stage not in missing:
+                print(f"{stage.name}: done before, not submitted")
+        known = submitted_jobs(run)
+        number = max((job.submission for job in known), default=0) + 1
+        folder = (run.folder / "slurm" / str(number)).resolve()
+        planned = plan(run, missing, site, folder)
+        environment = {**os.environ, **site.environment}
+        if dry_run:
+            show(planned, site, after)
+            return []
+        if not planned:
+            return []
+        busy = [job for job in scheduler.find_jobs(job.id for job in known).values() if job.alive]
+        if busy:
+            numbers = ", ".join(str(job.id) for job in busy)
+            raise UserError(
+                f"jobs {numbers} of {run.name} still wait or run: let them end, or `myllm cancel {run.name}`"
+            )
+        scheduler.refuse_dead(after)
+        for job in {tuple(job.options): job for job in planned}.values():
+            try:
+                scheduler.test_only(job.options, [str(REPOSITORY / SCRIPT)], environment)
+            except UserError as error:
+                raise UserError(f"{error} (stage {job.stage}, site file {site.path})") from None
+        freeze(pipeline, run, site, number)
+        for stage in missing:  # one that is done, of a stage that is not, would else skip itself
+            manifest_path(run, stage.name).unlink(missing_ok=True)
+        return _submit(planned, run, number, environment, known, after)
 
 
 def _submit(

@@ -32,7 +32,7 @@ from artifacts.stage import report_metrics
 from preprocess.characters import CHINESE, DIGIT, GARBLED, LETTER, Characters, window_hashes
 from preprocess.clean import split_out
 from preprocess.read import Piece, Problems, records
-from preprocess.simplify import converter
+from preprocess.simplify import convert_many, converter
 
 RUN = 13  # characters
 BATCH = 512
@@ -106,10 +106,14 @@ def index_of(paths: tuple[str, ...]) -> Index:
     return Index(every, np.concatenate(items)[first], names, sieve, short)
 
 
-def judge(rows: list[dict[str, Any]], paths: tuple[str, ...]) -> list[str | None]:
-    """The reason for dropping each row, or None; a row to drop is told where under `contaminated`."""
+def judge(rows: list[dict[str, Any]], paths: tuple[str, ...], simplified: bool = False) -> list[str | None]:
+    """The reason for dropping each row, or None; a row to drop is told where under `contaminated`.
+
+    The evaluation sets are compared in Simplified characters, and so are the rows; `simplified`: they are already.
+    """
     index = index_of(paths)
-    texts = content([row["text"] for row in rows])
+    written = [row["text"] for row in rows]
+    texts = content(written if simplified else convert_many(written, "t2s"))
     starts = texts.window_starts(RUN)
     runs = window_hashes(texts.codes, RUN)[starts]
     likely = np.flatnonzero(index.sieve[runs & np.uint64(_SIEVE - 1)])

@@ -232,20 +232,17 @@ def extract(dump: Path, output: Path, processes: int, index: Path | None = None)
         todo = [task for task in enumerate(parts) if not (folder / f"{task[0]:05d}.json").exists()]
         if len(todo) < len(parts):
             print(f"{len(parts) - len(todo)} of {len(parts)} parts are done already", flush=True)
-        try:
-            with ProcessPoolExecutor(processes, get_context("spawn"), initializer=die_with_parent) as pool:
-                groups = all_groups(pool, parts, index, folder)
-                print(f"{len(groups)} conversion groups", flush=True)
-                done = pool.map(partial(extract_part, groups=groups, folder=folder), todo)
-                for _ in track(done, len(todo), "parts"):
-                    pass
-            marks = [read_json(folder / f"{number:05d}.json") for number in range(len(parts))]
-            total = {name: sum(mark[name] for mark in marks) for name in marks[0]}
-            if not total["pages_with_text"]:
-                raise UserError(f"{dump}: none of its {total['pages']} pages has text (redirects and empty pages only)")
-        except UserError:  # of the dump itself: nothing of it is worth keeping
+        with ProcessPoolExecutor(processes, get_context("spawn"), initializer=die_with_parent) as pool:
+            groups = all_groups(pool, parts, index, folder)
+            print(f"{len(groups)} conversion groups", flush=True)
+            done = pool.map(partial(extract_part, groups=groups, folder=folder), todo)
+            for _ in track(done, len(todo), "parts"):
+                pass
+        marks = [read_json(folder / f"{number:05d}.json") for number in range(len(parts))]
+        total = {name: sum(mark[name] for mark in marks) for name in marks[0]}
+        if not total["pages_with_text"]:
             shutil.rmtree(folder)
-            raise
+            raise UserError(f"{dump}: none of its {total['pages']} pages has text (redirects and empty pages only)")
         join([folder / f"{number:05d}.jsonl" for number in range(len(parts))], output)
     shutil.rmtree(folder)
     return total

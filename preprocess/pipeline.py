@@ -38,7 +38,7 @@ for _name in ("batch_bucket_files", "create_bucket", "list_bucket_tree"):
         setattr(huggingface_hub, _name, None)
 
 from artifacts.errors import UserError, run_main  # noqa: E402
-from artifacts.files import read_json, read_yaml, write_json  # noqa: E402
+from artifacts.files import hold_lock, read_json, read_yaml, sha256, write_json  # noqa: E402
 from artifacts.processes import die_with_parent  # noqa: E402
 from artifacts.stage import report_metrics  # noqa: E402
 from preprocess import decontaminate, minhash  # noqa: E402
@@ -89,7 +89,13 @@ def prepare_blocks(settings: Settings, files: list[tuple[str, int]], folder: Pat
     if s.quality is not None:
         blocks.append(Drop("quality", folder, partial(judge_rows, thresholds=thresholds_of(s.quality))))
     if s.evaluation:
-        blocks.append(Drop("decontaminate", folder, partial(decontaminate.judge, paths=s.evaluation)))
+        blocks.append(
+            Drop(
+                "decontaminate",
+                folder,
+                partial(decontaminate.judge, paths=s.evaluation, simplified=s.simplify != "none"),
+            )
+        )
     if s.deduplicate:
         has_ids = shape_of(s.source, s.text_key).identity is not None
         blocks.append(Sign(folder, folder / "work", f"{s.source}/" if has_ids else ""))
@@ -114,7 +120,11 @@ def claim(settings: Settings, files: list[tuple[str, int]], folder: Path) -> Non
     """Write the settings beside the run; raises UserError when the folder holds a run of other settings or inputs."""
     steps = [block.name for block in prepare_blocks(settings, files, folder)]
     steps += ["deduplicate"] if settings.deduplicate else []
-    wanted = {**vars(settings), "evaluation": list(settings.evaluation), "files": [list(f) for f in files]}
+    wanted = {
+        **vars(settings),
+        "evaluation": {path: sha256(path) for path in settings.evaluation},
+        "files": [list(f) for f in files],
+    }
     wanted = {**wanted, "steps": steps, "thresholds": vars(thresholds_of(settings.quality or []))}
     path = folder / "settings.json"
     if path.exists():
@@ -272,7 +282,9 @@ def main() -> None:
         site = {"partition": a.partition, "time": a.time, "qos": a.qos, "mem_per_cpu_gb": a.mem_per_cpu_gb}
         submit_slurm(settings, files, folder, a.workers, site)
         return
-    run_local(settings, files, folder, a.workers)
+    taken = f"{folder} is being made by another run of this command: wait for it, end it, or name another folder"
+    with hold_lock(folder.with_name(f".{folder.name}.lock"), taken):
+        run_local(settings, files, folder, a.workers)
     card = write_card(folder)
     report_metrics(documents=card["documents"], characters=card["characters"], card=str(folder / "data_card.md"))
 

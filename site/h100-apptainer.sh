@@ -14,8 +14,6 @@ declare -A OPTIONS=(
   [pretrain]="--time=24:00:00 --cpus-per-task=96 --mem=0 --exclusive"
   [sft]="--gpus-per-node=1"
   [dpo]="--gpus-per-node=1"
-  [serve]="--gpus-per-node=1"
-  [score]="--gpus-per-node=1 --time=06:00:00"
 )
 export MYLLM_RESTARTS=6
 export MYLLM_PREFLIGHT=yes
@@ -23,7 +21,7 @@ export MYLLM_PREFLIGHT=yes
 export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 export MYLLM_CACHE=/scratch/$USER/myllm
 MYLLM_CONTAINER="apptainer exec --nv --bind /scratch --bind $PWD /scratch/$USER/myllm-gpu.sif"
-export MYLLM_ENVIRONMENTS=/opt/myllm   # in the image
+export MYLLM_ENVIRONMENTS=/opt/myllm   # in the image, which does not hold what serves and scores: submit --to dpo
 
 site_setup() {
   module purge

@@ -19,6 +19,7 @@ export SBATCH_SIGNAL=B:USR1@300            # warn the job so many seconds before
 declare -A OPTIONS=(
   [all]="--cpus-per-task=8 --mem=32G"
   [pretrain]="--time=24:00:00 --cpus-per-task=64 --mem=0 --exclusive"
+  # [sft]="--gpus-per-node=8 --exclusive"  # a post-training on GPUs gets none by itself
 )
 
 export MYLLM_RESTARTS=10                   # times that a training may be requeued, or jobs more in its chain

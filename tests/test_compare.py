@@ -116,7 +116,13 @@ def test_runs_are_told_apart_and_what_is_missing_is_named(tmp_path: Path) -> Non
     write_score(tmp_path / "b", "base", [True, True])
     report = compared(tmp_path / "a", tmp_path / "b", "--against", "b/base")
     assert [pair["model"] for pair in report["pairs"]] == ["a/base"]
-    for words, reason in [([tmp_path / "c"], "holds no scores"), ([tmp_path / "a", "--against", "bas"], "'base'")]:
+    write_score(tmp_path / "other" / "b", "base", [True, True])
+    twice = [tmp_path / "b", tmp_path / "other" / "b"]
+    for words, reason in [
+        ([tmp_path / "c"], "holds no scores"),
+        ([tmp_path / "a", "--against", "bas"], "'base'"),
+        (twice, "2 of the folders are called 'b'"),
+    ]:
         done = subprocess.run(
             [sys.executable, "-m", "launch.compare", *map(str, words)], cwd=REPOSITORY, capture_output=True, text=True
         )

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import opencc
 import pytest
 
 from artifacts.errors import UserError
@@ -125,6 +126,7 @@ def test_what_an_evaluation_set_holds_is_removed_and_reported(tmp_path):
     rows = [
         {"id": "clean", "text": passage(rng, 500)},
         {"id": "leak", "text": passage(rng, 200) + spaced + passage(rng, 100)},
+        {"id": "traditional", "text": passage(rng, 100) + opencc.OpenCC("s2t").convert(question)},
         {"id": "twelve", "text": passage(rng, 100) + question[5:17] + passage(rng, 100)},
     ]
     write_jsonl(tmp_path / "F.jsonl", rows)
@@ -133,10 +135,13 @@ def test_what_an_evaluation_set_holds_is_removed_and_reported(tmp_path):
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     assert [row["id"] for row in read_jsonl(tmp_path / "G.jsonl")] == ["clean", "twelve"]
     report = read_json(tmp_path / "G.contaminated.json")
-    assert report["removed"] == [{"id": "leak", "evaluation": "eval.jsonl", "item": 2, "run": question[10:23]}]
+    assert report["removed"] == [
+        {"id": "leak", "evaluation": "eval.jsonl", "item": 2, "run": question[10:23]},
+        {"id": "traditional", "evaluation": "eval.jsonl", "item": 2, "run": question[:13]},
+    ]
     assert report["kept"] == 2 and report["short_strings"] == 2
     gated = subprocess.run([*command, "--gate"], cwd=REPOSITORY, capture_output=True, text=True)
-    assert gated.returncode == 2 and "error: 1 documents of" in gated.stderr and "G.jsonl instead" in gated.stderr
+    assert gated.returncode == 2 and "error: 2 documents of" in gated.stderr and "G.jsonl instead" in gated.stderr
 
 
 def test_a_broken_evaluation_set_is_named(tmp_path):

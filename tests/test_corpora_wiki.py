@@ -174,7 +174,11 @@ def test_a_cut_dump_is_named(tmp_path, share):
     dump.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(UserError, match=r"dump\.xml\.bz2 is not .*download it again"):
         extract_wiki.extract(dump, tmp_path / "out.jsonl", 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["dump.xml.bz2"]
+    assert not (tmp_path / "out.jsonl").exists()
+    dump.write_bytes(whole)  # as it was told; what was made of the cut one does not count
+    extract_wiki.extract(dump, tmp_path / "out.jsonl", 2)
+    extract_wiki.extract(dump, tmp_path / "fresh.jsonl", 2)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
 
 
 def test_a_dump_without_text_is_told(tmp_path):

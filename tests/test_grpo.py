@@ -20,7 +20,7 @@ from test_posttrain import ALPHABET, file_hash, finish, kill_after_checkpoint, m
 
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
-from launch import answer_rewards, posttrain, posttrain_recipe, rewards
+from launch import answer_rewards, posttrain, posttrain_job, posttrain_recipe, rewards
 
 KEYS = {
     "reward_funcs": "[reward_of_characters.seasons]",
@@ -126,6 +126,19 @@ def test_a_chat_model_is_no_reward_model(ground: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(UserError, match="wants recipe `reward` merged"):
         posttrain.run_job(job)
+
+
+def test_another_reward_of_the_same_name_is_another_training(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "my_rewards.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    marks = []
+    for value in ("1.0", "1.0", "2.00"):
+        module.write_text(f"def kind(completions, **_):\n    return [{value} for _ in completions]\n")
+        job = job_of(ground, tmp_path / "out", reward_funcs="[my_rewards.kind]")
+        marks.append(posttrain_job.fingerprint(job))
+    assert marks[0] == marks[1] != marks[2]
 
 
 def test_questions_of_the_wrong_kind_are_refused(ground: Path, tmp_path: Path) -> None:

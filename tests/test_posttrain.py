@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import UserError
+from artifacts.files import hold_lock
 from artifacts.layout import REPOSITORY
 from launch import (
     chat_model,
@@ -551,6 +552,26 @@ def judge(ground: Path, sft: Path, reward: Path) -> Path:
 
 def work_metrics(output: Path) -> dict[str, Any]:
     return json.loads((output.with_name(output.name + ".work") / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_is_no_model(ground: Path, tmp_path: Path) -> None:
+    """The trainer would log the last loss that was one, and LLaMA-Factory would save the weights."""
+    options = ("--model", ground / "base", "--data", ground / "data", "--output", tmp_path / "out")
+    keys = ("learning_rate=1e20", "max_steps=8", "max_grad_norm=1e20", "lr_scheduler_type=constant", "warmup_ratio=0")
+    process = start("sft_full", *options, *(part for key in keys for part in ("--set", key)))
+    told, _ = process.communicate(timeout=200)
+    assert process.returncode == 2 and "is nan: lower learning_rate" in told.splitlines()[-1], told[-2000:]
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_trainings_of_one_output_are_refused(ground: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    options = posttrain.parse([*map(str, sft_arguments(ground, output)), "--prepare"])
+    with hold_lock(tmp_path / ".out.lock", ""), pytest.raises(UserError, match="out is being made by another run"):
+        posttrain.run(options)
+    posttrain.run(options)
+    assert (tmp_path / "out.work").exists()
 
 
 @pytest.mark.slow

@@ -47,6 +47,13 @@ def run_all(run: Run, *replaced: str, name: str = "two") -> None:
     runner.run_pipeline(loaded, run, loaded.stages)
 
 
+def test_a_value_is_words_and_a_folder_is_one(pipelines, tmp_path):
+    pipelines("words", "name: words\nvalues: {more: ''}\nstages: {a: {commands: ['tool {more} --to={run}/x {run}']}}")
+    folder = tmp_path / "my runs" / "a"
+    stage = pipeline.load_pipeline("words", folder, ["more=--set a=1"]).stages[0]
+    assert stage.commands == [["tool", "--set", "a=1", f"--to={folder}/x", str(folder)]]
+
+
 def test_done_is_skipped_and_changed_is_redone(pipelines, tmp_path, capsys):
     pipelines("two", TWO_STAGES)
     run = Run(tmp_path / "run")

@@ -1,5 +1,6 @@
 """What submits to Slurm, without a Slurm: site files, plans, frozen code, scripts, containers, the verdict on nodes."""
 
+import argparse
 import os
 import re
 import shlex
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UserError
-from artifacts.files import read_json, write_json
+from artifacts.files import hold_lock, read_json, write_json
 from artifacts.layout import Run
-from launch import job, preflight, scheduler, site, submit
+from launch import job, preflight, scheduler, serve, site, submit
 from launch.pipeline import Pipeline, Stage, load_pipeline
+from launch.runner import manifest_path, run_pipeline
 from launch.serve_machine import free_port
 from launch.submit import dependency, freeze, plan, submit_pipeline
 
@@ -145,7 +147,8 @@ def test_what_a_submission_freezes_runs_without_the_repositorys_files(tmp_path):
     assert not (code / "runs").exists() or (code / "runs").resolve() == REPOSITORY / "runs"
     script = (
         "import launch.job as j, sys; from pathlib import Path\n"
-        "pipeline, run = j.read_frozen(Path(sys.argv[1])); print(j.__file__, run.folder, pipeline.stages[8].reads[0])"
+        "pipeline, run = j.read_frozen(Path(sys.argv[1]))\n"
+        "print(j.__file__, run.folder, pipeline.between('pretrain', 'pretrain')[0].reads[0])"
     )
     told = subprocess.run([code / ".venv/bin/python", "-c", script, folder], cwd=code, capture_output=True, text=True)
     assert told.stdout.split() == [
@@ -184,6 +187,32 @@ def test_a_stage_in_the_middle_is_not_submitted_alone(tmp_path):
     pipeline = load_pipeline("poetry-tiny", run.folder)
     with pytest.raises(UserError, match="stage simplify is not done yet: submit it too, with --from simplify"):
         submit_pipeline(pipeline, run, pipeline.between("clean", None), site.read_site("local-test"), [], dry_run=True)
+
+
+def test_what_is_submitted_does_not_take_itself_for_done(tmp_path, monkeypatch):
+    """A stage that needs one to be made again is done before; the job would skip it."""
+    run = Run(tmp_path / "run")
+    pipeline = Pipeline("two", [Stage("a", [["true"]]), Stage("b", [["true"]], ["a"])])
+    run_pipeline(pipeline, run, pipeline.stages)
+    manifest_path(run, "a").unlink()
+    jobs = iter(range(1, 9))
+    monkeypatch.setattr(scheduler, "test_only", lambda *_: None)
+    monkeypatch.setattr(scheduler, "submit", lambda *_: next(jobs))
+    with hold_lock(run.folder / ".submit.lock", ""), pytest.raises(UserError, match="another `myllm submit` of run"):
+        submit_pipeline(pipeline, run, pipeline.stages, site.read_site("local-test"), [], dry_run=False)
+    found = submit_pipeline(pipeline, run, pipeline.stages, site.read_site("local-test"), [], dry_run=False)
+    assert [entry.stage for entry in found] == ["a", "b"] and not manifest_path(run, "b").exists()
+
+
+def test_the_serving_script_gives_options_that_there_are():
+    line = next(
+        line
+        for line in (REPOSITORY / "launch/slurm/serve.sbatch").read_text().splitlines()
+        if "launch.serve" in line and "$@" in line
+    )
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    assert parser.parse_args(["MODEL", *shlex.split(line.partition('"$@"')[2], comments=True)]).lan
 
 
 def test_what_advanced_is_told_by_checkpoints_of_every_trainer(tmp_path):
