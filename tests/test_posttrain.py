@@ -418,10 +418,12 @@ def test_a_finished_output_is_left_alone(ground: Path, sft: Path) -> None:
     assert (sft / "model.safetensors").stat().st_mtime_ns == before
 
 
-def kill_after_checkpoint(process: subprocess.Popen[str], raw: Path, count: int) -> None:
+def kill_after_checkpoint(
+    process: subprocess.Popen[str], raw: Path, count: int, last: str = "trainer_state.json"
+) -> None:
     """Kill the process group when `count` whole checkpoints exist, and wait until no process of it is left."""
     deadline = time.monotonic() + 120
-    while sum(map(posttrain_work.is_whole, raw.glob("checkpoint-*"))) < count:
+    while sum(posttrain_work.is_whole(c) and (c / last).exists() for c in raw.glob("checkpoint-*")) < count:
         assert process.poll() is None and time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
@@ -591,7 +593,8 @@ def test_a_killed_reward_model_goes_on_with_its_value_head(
 ) -> None:
     """LLaMA-Factory 0.9.4 by itself dies of a reward model's checkpoint ("Can't find a checkpoint index")."""
     output = tmp_path / "reward"
-    kill_after_checkpoint(start(*reward_arguments(ground, sft, output)), tmp_path / "reward.work" / "output", 1)
+    raw = tmp_path / "reward.work" / "output"
+    kill_after_checkpoint(start(*reward_arguments(ground, sft, output)), raw, 1, last=chat_model.VALUE_HEAD)
     assert not output.exists()
     assert "resuming from step" in finish(start(*reward_arguments(ground, sft, output)))
     for name in ("adapter_model.safetensors", "value_head.safetensors"):
