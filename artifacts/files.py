@@ -86,6 +86,12 @@ def only_run(folder: Path) -> IO[str]:
     return hold_lock(folder / "lock", f"{folder} is in use by another run of this command: wait for it, or end it")
 
 
+def only_maker(output: Path) -> IO[str]:
+    """Hold the lock beside an output that is being made; raises UserError when another process does."""
+    taken = f"{output} is being made by another run of this command: wait for it, end it, or name another folder"
+    return hold_lock(output.with_name(f".{output.name}.lock"), taken)
+
+
 def write_text(path: Path | str, text: str) -> None:
     with atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")

@@ -66,14 +66,8 @@ def megatron_logits(iteration: Path, prompts: list[list[int]]) -> list[Any]:
     with tempfile.TemporaryDirectory(prefix="parity-") as work:
         requests, answers = Path(work, "prompts.json"), Path(work, "logits.pt")
         requests.write_text(json.dumps(prompts))
-        command = [
-            sys.executable,
-            "-m",
-            "converters.megatron_forward",
-            str(iteration.resolve()),
-            str(requests),
-            str(answers),
-        ]
+        files = [str(iteration.resolve()), str(requests), str(answers)]
+        command = [sys.executable, "-m", "converters.megatron_forward", *files]
         print("$ " + " ".join(command), flush=True)
         result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         if result.returncode != 0:

@@ -43,7 +43,7 @@ from launch.eval_arguments import (
 )
 from launch.eval_models import Model
 from launch.eval_results import Score, collect, cut_texts, prediction_file, print_table, score_set, short
-from launch.site import EVERY, read_site
+from launch.site import read_site
 
 
 @dataclass
@@ -111,7 +111,7 @@ def submit_job(arguments: argparse.Namespace, output: Path) -> None:
     name = f"eval-{Path(arguments.suite).stem}"
     options = [f"--job-name={name}", f"--chdir={REPOSITORY}", f"--output={output}/jobs/{name}-%j.out", "--nodes=1"]
     options += ["--gpus-per-node=1"] if arguments.device.startswith("cuda") else []
-    options += [*site.options.get(EVERY, []), *site.options.get("score", [])]
+    options += site.options_of("score")
     words = without_slurm(sys.argv[2:] if sys.argv[1] == "eval" else sys.argv[1:])
     # paths among the words are those of this folder; the job runs in the repository's
     command = ["env", f"--chdir={Path.cwd()}", str(REPOSITORY / ".venv/bin/python"), "-m", "launch.evaluate", *words]

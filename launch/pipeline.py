@@ -81,6 +81,7 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
     folder = run.resolve()
     where_run = folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder
     folders = {"run": str(where_run), "cache": str(cache_folder())}
+    names = values | folders
     stages: list[Stage] = []
     for stage_name, entry in content["stages"].items():
         check_keys(f"{where}, stage {stage_name}", entry, STAGE_KEYS)
@@ -89,9 +90,9 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
                 raise UserError(f"{where}, stage {stage_name}: needs {need!r}, which is no earlier stage")
         commands = []
         for command in entry["commands"]:
-            unknown = [key for key in PLACEHOLDER.findall(command) if key not in (values | folders)]
+            unknown = [key for key in PLACEHOLDER.findall(command) if key not in names]
             if unknown:
-                close = nearest(unknown[0], values | folders)
+                close = nearest(unknown[0], names)
                 raise UserError(f"{where}, stage {stage_name}: nothing is known of {{{unknown[0]}}}{close}")
             # a value may be several words, a folder's name with a space in it is still one
             filled = PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), command)

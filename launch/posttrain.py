@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, nearest, run_main
-from artifacts.files import atomic_folder, hold_lock, read_json, write_json
+from artifacts.files import atomic_folder, only_maker, read_json, write_json
 from artifacts.stage import report_metrics
 from launch.chat_model import (
     VALUE_HEAD,
@@ -137,8 +137,7 @@ def run_job(job: Job, dry_run: bool = False, prepare: bool = False) -> None:
         wait_for_work(job, mark)
         run_tool(job)
         return
-    taken = f"{job.output} is being made by another run of this command: wait for it, end it, or give another folder"
-    with hold_lock(job.output.with_name(f".{job.output.name}.lock"), taken):
+    with only_maker(job.output):
         resumed_at = prepare_work(job, mark)
         print(f"rendered {job.yaml}\n+ {shown(job)}", flush=True)
         if prepare:

@@ -36,6 +36,10 @@ class Site:
     environment: dict[str, str]
     options: dict[str, list[str]]
 
+    def options_of(self, stage: str) -> list[str]:
+        """sbatch's options for a stage: every job's, then its own."""
+        return [*self.options.get(EVERY, []), *self.options.get(stage, [])]
+
     @property
     def may_requeue(self) -> bool:
         return not self.environment.get("SBATCH_NO_REQUEUE")

@@ -30,7 +30,7 @@ from launch import scheduler
 from launch.job import TRAINER, trains
 from launch.pipeline import Pipeline, Stage, fingerprint
 from launch.runner import is_fresh, manifest_path
-from launch.site import EVERY, Site
+from launch.site import Site
 
 SCRIPT = "launch/slurm/stage.sbatch"
 TRAINERS = (TRAINER, "launch.posttrain")  # stages with these leave checkpoints to go on from
@@ -174,8 +174,7 @@ def plan(run: Run, stages: list[Stage], site: Site, submission: Path) -> list[Pl
             f"--output={submission}/logs/{stage.name}-%j.out",
             *where,
             "--ntasks-per-node=1",
-            *site.options.get(EVERY, []),
-            *site.options.get(stage.name, []),
+            *site.options_of(stage.name),
         ]
         script = [str(submission / "code" / SCRIPT), str(submission), stage.name, str(nodes)]
         can_go_on = any(word in TRAINERS for command in stage.commands for word in command)

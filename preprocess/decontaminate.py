@@ -156,9 +156,8 @@ def main() -> None:
     report = arguments.report or arguments.output.with_name(arguments.output.name.split(".")[0] + ".contaminated.json")
     kept = reasons.pop("kept", 0)
     short = index_of(paths).short
-    beside = {
-        path: os.path.relpath(path, report.parent) for path in paths
-    }  # so that a run gives the same bytes anywhere
+    # named from where the report lies, so that a run gives the same bytes in any folder
+    beside = {path: os.path.relpath(path, report.parent) for path in paths}
     counts = Counter(row["evaluation"] for row in removed)
     sets = [{"evaluation": beside[path], "removed": counts[path]} for path in paths]
     removed = [{**row, "evaluation": beside[row["evaluation"]]} for row in removed]

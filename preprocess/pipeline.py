@@ -38,7 +38,7 @@ for _name in ("batch_bucket_files", "create_bucket", "list_bucket_tree"):
         setattr(huggingface_hub, _name, None)
 
 from artifacts.errors import UserError, run_main  # noqa: E402
-from artifacts.files import hold_lock, read_json, read_yaml, sha256, write_json  # noqa: E402
+from artifacts.files import only_maker, read_json, read_yaml, sha256, write_json  # noqa: E402
 from artifacts.processes import die_with_parent  # noqa: E402
 from artifacts.stage import report_metrics  # noqa: E402
 from preprocess import decontaminate, minhash  # noqa: E402
@@ -89,13 +89,8 @@ def prepare_blocks(settings: Settings, files: list[tuple[str, int]], folder: Pat
     if s.quality is not None:
         blocks.append(Drop("quality", folder, partial(judge_rows, thresholds=thresholds_of(s.quality))))
     if s.evaluation:
-        blocks.append(
-            Drop(
-                "decontaminate",
-                folder,
-                partial(decontaminate.judge, paths=s.evaluation, simplified=s.simplify != "none"),
-            )
-        )
+        judge = partial(decontaminate.judge, paths=s.evaluation, simplified=s.simplify != "none")
+        blocks.append(Drop("decontaminate", folder, judge))
     if s.deduplicate:
         has_ids = shape_of(s.source, s.text_key).identity is not None
         blocks.append(Sign(folder, folder / "work", f"{s.source}/" if has_ids else ""))
@@ -277,15 +272,14 @@ def main() -> None:
     files = find_files(inputs)
     if settings.evaluation:
         decontaminate.index_of(settings.evaluation)  # a missing set is told now, not by every task
-    claim(settings, files, folder)
-    if a.executor == "slurm":
-        site = {"partition": a.partition, "time": a.time, "qos": a.qos, "mem_per_cpu_gb": a.mem_per_cpu_gb}
-        submit_slurm(settings, files, folder, a.workers, site)
-        return
-    taken = f"{folder} is being made by another run of this command: wait for it, end it, or name another folder"
-    with hold_lock(folder.with_name(f".{folder.name}.lock"), taken):
+    with only_maker(folder):
+        claim(settings, files, folder)
+        if a.executor == "slurm":
+            site = {"partition": a.partition, "time": a.time, "qos": a.qos, "mem_per_cpu_gb": a.mem_per_cpu_gb}
+            submit_slurm(settings, files, folder, a.workers, site)
+            return
         run_local(settings, files, folder, a.workers)
-    card = write_card(folder)
+        card = write_card(folder)
     report_metrics(documents=card["documents"], characters=card["characters"], card=str(folder / "data_card.md"))
 
 

@@ -238,11 +238,7 @@ def judged_pairs(poems: list[Document], count: int, rng: random.Random) -> list[
     rows = []
     for row in checkable(poems, count, rng):
         name, colon, verse = row["output"].rpartition("：")
-        if colon and rng.random() < 0.2:
-            name = colon = ""  # the form is not named
-            rejected = verse
-        else:
-            rejected = name + colon + couplets(spoil(verse_lines(verse), rng))
+        rejected = name + colon + couplets(spoil(verse_lines(verse), rng))
         rows.append({"instruction": row["instruction"], "input": "", "chosen": row["output"], "rejected": rejected})
     return rows
 
