@@ -27,6 +27,7 @@ from launch.rewards import load
 
 BATCH = 128  # answers written at a time
 SHOWN = 6  # answers kept
+ANSWER_TOKENS = 80  # at most
 
 
 def read_model(folder: Path) -> tuple[Any, Any]:
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--reward", action="append", default=[], metavar="MODULE.FUNCTION", help="may be repeated")
     parser.add_argument("--reward-model", type=Path, help="recipe `reward`, merged")
     parser.add_argument("--answers", type=int, default=4, help="to each question (default 4)")
-    parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--max-new-tokens", type=int, default=ANSWER_TOKENS)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(argv)

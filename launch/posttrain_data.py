@@ -1,17 +1,19 @@
 """The data of a post-training: checked row by row, and described in the way the tool wants.
 
-LLaMA-Factory gets a `dataset_info.json` that points at the files; TRL gets a `data/` folder of JSON lines with the
-columns `prompt` (messages) and `answer`, and a README.md that names its splits, as `datasets` reads local folders.
+LLaMA-Factory gets a `dataset_info.json` that points at the files, or, for PPO, at a copy without the answers; TRL gets
+a `data/` folder of JSON lines with the columns `prompt` (messages) and `answer`, and a README.md that names its splits,
+as `datasets` reads local folders.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json, write_jsonl, write_text
-from launch.chat_data import columns, form_of, read_row, rows
+from launch.chat_data import Example, columns, form_of, read_row, rows
 from launch.lint_data import KIND_NAMES, Findings, Rendering, lint
 from launch.posttrain_job import TRL, Job
 
@@ -47,12 +49,14 @@ def check_data(job: Job) -> dict[str, Findings]:
     found = {}
     for name in job.datasets():
         path = job.data / f"{name}.json"
-        found[name] = checked = lint(path, rendering, limit)
+        found[name] = checked = lint(path, rendering, None if job.stage == "ppo" else limit)
         if checked.form.kind != wanted:
             raise UserError(
                 f"{path} holds {KIND_NAMES[checked.form.kind]}, and {job.recipe} wants {KIND_NAMES[wanted]}"
             )
         checked.refuse()
+        if job.stage == "ppo":
+            refuse_long_questions(path, rendering, int(job.settings.get("cutoff_len", DEFAULT_CUTOFF)))
         if checked.too_long:
             print(f"warning: {path}: {len(checked.too_long)} answers end beyond {keys} {limit} and will be cut")
     for name in job.held_out():
@@ -60,6 +64,25 @@ def check_data(job: Job) -> dict[str, Findings]:
         if leaked:
             print(f"warning: {job.data / name}.json: {leaked} rows are in the training data too")
     return found
+
+
+def examples(path: Path) -> Iterator[tuple[int, Example]]:
+    """Row numbers from 1, and what the rows say."""
+    form = form_of(path)
+    return ((number, read_row(row, form)) for number, row in rows(path))
+
+
+def refuse_long_questions(path: Path, rendering: Rendering, cutoff: int) -> None:
+    """UserError naming a question of PPO that LLaMA-Factory would cut.
+
+    It cuts at the end (`infer_seqlen` in data/processor/processor_utils.py), which is where the assistant is asked to
+    answer: the model would be judged, and trained, on going on with the question.
+    """
+    numbers, texts = zip(*((number, rendering.text(example, "")) for number, example in examples(path)), strict=True)
+    for number, length in zip(numbers, rendering.lengths(list(texts)), strict=True):
+        if length > cutoff:
+            raise UserError(f"{path}: row {number}: the question takes {length} tokens, and would lose its end where "
+                            f"the answer begins: raise cutoff_len, now {cutoff}")  # fmt: skip
 
 
 def dataset_info(data: Path, names: list[str]) -> dict[str, Any]:
@@ -70,11 +93,9 @@ def dataset_info(data: Path, names: list[str]) -> dict[str, Any]:
 
 def questions(path: Path) -> list[dict[str, Any]]:
     """What TRL and the reward functions get of a data file: `prompt`, a list of messages, and `answer`, a text."""
-    form = form_of(path)
-    examples = (read_row(row, form) for _, row in rows(path))
     return [
         {"prompt": [{"role": role, "content": text} for role, text in example.prompt], "answer": example.answers[0]}
-        for example in examples
+        for _, example in examples(path)
     ]
 
 
@@ -82,7 +103,14 @@ def write_data(job: Job) -> None:
     """What the tool needs in the work folder to find and read the data."""
     assert job.data is not None
     if job.tool != TRL:
-        write_json(job.work / "dataset_info.json", dataset_info(job.data, job.datasets()))
+        folder = job.data
+        if job.stage == "ppo":  # the answers' tokens would count against cutoff_len, and cut the questions
+            folder = job.work / "data"
+            for name in job.datasets():
+                asked = [row["prompt"] for row in questions(job.data / f"{name}.json")]
+                silent = {"role": "assistant", "content": ""}
+                write_json(folder / f"{name}.json", [{"messages": [*prompt, silent]} for prompt in asked])
+        write_json(job.work / "dataset_info.json", dataset_info(folder, job.datasets()))
         return
     splits = ""
     for name in job.datasets():

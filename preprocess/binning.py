@@ -23,7 +23,12 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +36,7 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import atomic_file, only_run, read_json, sha256, write_json
 from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, track
-from preprocess.encoding import ENGINES, Encoder, load_encoder, load_tokenizer
+from preprocess.encoding import ENGINES, Encoder, load_encoder, load_tokenizer, tokenizer_file
 from preprocess.indexed import merge, part
 from preprocess.lines import blocks, files_of
 from preprocess.split import SPLITS, split_of
@@ -148,70 +153,82 @@ def encode_shard(shard: Shard, encoder: Encoder, settings: Settings, folder: Pat
     write_json(part(folder, number, "json"), {"rows": rows, "broken": broken, "named": named})
 
 
-def start_worker(settings: Settings, folder: str) -> None:
-    global _work
+@cache
+def encoder_of(tokenizer: str, engine: str) -> Encoder:
+    """A worker's encoder, loaded once."""
+    return load_encoder(Path(tokenizer), engine)
+
+
+def start_worker(tokenizer: str, engine: str) -> None:
+    """Load what most likely encodes; whether it may is found out meanwhile, by the process that starts this one."""
     die_with_parent()
-    encoder = load_encoder(Path(settings.tokenizer), settings.engine)
-    _work = (encoder, settings, Path(folder))
+    with suppress(UserError):
+        encoder_of(tokenizer, "gigatoken" if engine == "auto" else engine)
 
 
-_work: tuple[Encoder, Settings, Path]  # a worker's own, set once by `start_worker`
-
-
-def worker_shard(task: tuple[int, Shard]) -> int:
-    number, shard = task
-    encoder, settings, folder = _work
-    encode_shard(shard, encoder, settings, folder, number)
+def worker_shard(shard: Shard, settings: Settings, folder: Path, number: int) -> int:
+    encode_shard(shard, encoder_of(settings.tokenizer, settings.engine), settings, folder, number)
     return number
 
 
-def encode_shards(
-    tasks: list[tuple[int, Shard]], settings: Settings, encoder: Encoder, folder: Path, workers: int
-) -> Iterator[int]:
-    """Numbers of shards as they are done, in this process or in `workers` others."""
-    if workers == 1 or len(tasks) <= 1:
-        for number, shard in tasks:
-            encode_shard(shard, encoder, settings, folder, number)
-            yield number
+@contextmanager
+def started_workers(count: int, tokenizer: Path, engine: str) -> Iterator[ProcessPoolExecutor | None]:
+    """`count` processes, on their way already; None for one, which is this process."""
+    if count == 1:
+        yield None
         return
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
-    pool = ProcessPoolExecutor(
-        min(workers, len(tasks)), get_context("spawn"), initializer=start_worker, initargs=(settings, str(folder))
-    )
-    futures = [pool.submit(worker_shard, task) for task in tasks]
+    pool = ProcessPoolExecutor(count, get_context("spawn"), start_worker, (str(tokenizer), engine))
+    for _ in range(count):
+        pool.submit(os.getpid)  # a process is started for each task that finds none idle
     try:
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            f"a worker of {folder} was killed (out of memory?): run again with fewer --workers; what is done is kept"
-        ) from None
+        yield pool
     except BaseException:
         pool.shutdown(cancel_futures=True)  # nobody writes into the folder once this run lets go of it
         raise
     pool.shutdown(wait=False)  # workers take a third of a second to leave; the merge begins meanwhile
 
 
-def plan_of(shards: list[Shard], settings: Settings) -> dict[str, Any]:
+def encode_shards(
+    tasks: list[tuple[int, Shard]],
+    settings: Settings,
+    encoder: Encoder,
+    folder: Path,
+    pool: ProcessPoolExecutor | None,
+) -> Iterator[int]:
+    """Numbers of shards as they are done, by the workers of `pool` or in this process."""
+    if pool is None:
+        for number, shard in tasks:
+            encode_shard(shard, encoder, settings, folder, number)
+            yield number
+        return
+    try:
+        futures = [pool.submit(worker_shard, shard, settings, folder, number) for number, shard in tasks]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"a worker of {folder} was killed (out of memory?): run again with fewer --workers; what is done is kept"
+        ) from None
+
+
+def plan_of(shards: list[Shard], tokenizer: Path, key: str, split: Split | None) -> dict[str, Any]:
     """What the parts depend on; when it changes they are made anew. Files are told by path, size and time."""
     files = {shard.path: os.stat(shard.path) for shard in shards}
     return {
         "inputs": {path: [found.st_size, found.st_mtime_ns] for path, found in files.items()},
         "shards": [asdict(shard) for shard in shards],
-        "tokenizer_sha256": sha256(Path(settings.tokenizer) / "tokenizer.json"),
-        "key": settings.key,
-        "split": asdict(settings.split) if settings.split else None,
+        "tokenizer_sha256": sha256(tokenizer_file(tokenizer)),
+        "key": key,
+        "split": asdict(split) if split else None,
     }
 
 
-def is_done(prefix: Path, report_file: Path, plan: dict[str, Any]) -> bool:
-    """Whether the dataset stands and its report tells of the same inputs."""
+def is_done(prefix: Path, report_file: Path, plan: dict[str, Any], engine: str) -> bool:
+    """Whether the dataset stands and its report tells of the same inputs, and of the engine that is asked for."""
     if not all(prefix.with_name(prefix.name + suffix).exists() for suffix in (".bin", ".idx", ".binning.json")):
         return False
-    return plan.items() <= read_json(report_file).items()
+    report = read_json(report_file)
+    return plan.items() <= report.items() and engine in ("auto", report["engine"])
 
 
 def sample_texts(shards: list[Shard], key: str) -> list[str]:
@@ -248,30 +265,31 @@ def bin_files(
     """
     shards = cut(inputs, shard_bytes)
     folder = prefix.with_name(f".{prefix.name}.shards")
+    plan_file, report_file = folder / "plan.json", prefix.with_name(prefix.name + ".binning.json")
     with only_run(folder):
-        encoder = load_encoder(tokenizer, engine, sample_texts(shards, key))
-        settings = Settings(str(tokenizer), encoder.name, key, split)
-        plan = {**plan_of(shards, settings), "engine": encoder.name}
-        plan_file, report_file = folder / "plan.json", prefix.with_name(prefix.name + ".binning.json")
-        if is_done(prefix, report_file, plan):
+        plan = plan_of(shards, tokenizer, key, split)
+        if is_done(prefix, report_file, plan, engine):
             print(f"{prefix} is made from these inputs already: nothing to do", flush=True)
             shutil.rmtree(folder)
             return read_json(report_file)
-        if not plan_file.exists() or read_json(plan_file) != plan:
-            for path in folder.iterdir():
-                if path.name != "lock":
-                    path.unlink()
-            write_json(plan_file, plan)
-        parts_of = ("bin", "npy", "json")
-        todo = [
-            (number, shard)
-            for number, shard in enumerate(shards)
-            if not all(part(folder, number, suffix).exists() for suffix in parts_of)
-        ]
-        if len(todo) < len(shards):
-            print(f"{len(shards) - len(todo)} of {len(shards)} shards are done already", flush=True)
-        for _ in track(encode_shards(todo, settings, encoder, folder, workers), len(todo), "shards"):
-            pass
+        with started_workers(min(workers, len(shards)), tokenizer, engine) as pool:
+            encoder = load_encoder(tokenizer, engine, sample_texts(shards, key))
+            settings = Settings(str(tokenizer), encoder.name, key, split)
+            plan["engine"] = encoder.name
+            if not plan_file.exists() or read_json(plan_file) != plan:
+                for path in folder.iterdir():
+                    if path.name != "lock":
+                        path.unlink()
+                write_json(plan_file, plan)
+            todo = [
+                (number, shard)
+                for number, shard in enumerate(shards)
+                if not all(part(folder, number, suffix).exists() for suffix in ("bin", "npy", "json"))
+            ]
+            if len(todo) < len(shards):
+                print(f"{len(shards) - len(todo)} of {len(shards)} shards are done already", flush=True)
+            for _ in track(encode_shards(todo, settings, encoder, folder, pool), len(todo), "shards"):
+                pass
         marks = [read_json(part(folder, number, "json")) for number in range(len(shards))]
         broken, rows = sum(mark["broken"] for mark in marks), sum(mark["rows"] for mark in marks)
         named = [text for mark in marks for text in mark["named"]][:NAMED]

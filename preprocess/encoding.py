@@ -22,13 +22,18 @@ UINT16_LIMIT = 65_500  # megatron.core.datasets.indexed_dataset.DType.optimal_dt
 LONGEST_CHECKED = 20_000  # characters; of the one document a batch that is encoded a second time, by `tokenizers`
 
 
+def tokenizer_file(folder: Path) -> Path:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: train a tokenizer first (`python -m preprocess.tokenizer`)")
+    return path
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The folder's `tokenizers.Tokenizer`, reading special tokens in text as ordinary characters."""
     from tokenizers import Tokenizer
 
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: train a tokenizer first (`python -m preprocess.tokenizer`)")
+    path = tokenizer_file(folder)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
@@ -114,7 +119,7 @@ def gigatoken_or_reason(folder: Path, exact: Any, sample: Sequence[str]) -> tupl
     try:
         import gigatoken
 
-        described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        described = json.loads(tokenizer_file(folder).read_text(encoding="utf-8"))
         described["added_tokens"] = [token for token in described.get("added_tokens", []) if not token["special"]]
         fast = gigatoken.Tokenizer.from_json(json.dumps(described))
     except ImportError:

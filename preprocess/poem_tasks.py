@@ -12,8 +12,6 @@ Training data comes from training poems, validation data from the validation spl
                                      for against verse in another
     kto_train.json, kto_valid.json   {"instruction", "input", "output", "label"}: the same answers one by one, true for
                                      the chosen ones
-    reward_train.json, reward_valid.json  {"instruction", "input", "chosen", "rejected"}: verse as asked for against
-                                     the same with a line or a character too many or too few, or a line said twice
     rl_train.json, rl_valid.json     {"instruction", "input", "output"}: verse of which form, length and rhyme can be
                                      checked (`artifacts.verse`): complete the poem, write a verse
     next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four
@@ -216,33 +214,6 @@ def form_pairs(poems: list[Document], count: int, rng: random.Random) -> list[di
     return rows
 
 
-def spoil(lines: list[str], rng: random.Random) -> list[str]:
-    """The lines with one fault that verse models make: a line too many, too few, said twice, too short or too long."""
-    lines, place = list(lines), rng.randrange(len(lines))
-    fault = rng.choice(("more", "fewer", "twice", "short", "long"))
-    if fault == "more":
-        lines.insert(place, rng.choice(lines))
-    elif fault == "fewer":
-        del lines[place]
-    elif fault == "twice":
-        lines[place] = lines[place - 1]
-    else:
-        at = rng.randrange(len(lines[place]))
-        beside = rng.choice("".join(lines)) if fault == "long" else ""
-        lines[place] = lines[place][:at] + beside + lines[place][at + (fault == "short") :]
-    return lines
-
-
-def judged_pairs(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """Pairs for a reward model, of requests as `checkable` makes them: the poem's own verse against it with a fault."""
-    rows = []
-    for row in checkable(poems, count, rng):
-        name, colon, verse = row["output"].rpartition("：")
-        rejected = name + colon + couplets(spoil(verse_lines(verse), rng))
-        rows.append({"instruction": row["instruction"], "input": "", "chosen": row["output"], "rejected": rejected})
-    return rows
-
-
 def next_line_questions(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, Any]]:
     """Which of four lines ends this poem? The poem so far is given; all four have its line length and end couplets."""
     pool = closing_lines(poems)
@@ -287,7 +258,6 @@ def main() -> None:
     parser.add_argument("--sft-examples", type=int, default=7000)
     parser.add_argument("--dpo-pairs", type=int, default=1500)
     parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--reward-pairs", type=int, default=2400, help="of reward_train.json")
     parser.add_argument("--rl-prompts", type=int, default=1200, help="of rl_train.json")
     parser.add_argument("--seed", type=int, default=1234)
     arguments = parser.parse_args()
@@ -309,8 +279,6 @@ def main() -> None:
         "dpo_valid": dpo_valid,
         "kto_train": labelled(dpo_train),
         "kto_valid": labelled(dpo_valid),
-        "reward_train": judged_pairs(train, arguments.reward_pairs, rng("reward train")),
-        "reward_valid": judged_pairs(valid, VALID_ROWS, rng("reward valid")),
         "rl_train": checkable(train, arguments.rl_prompts, rng("rl train")),
         "rl_valid": checkable(valid, RL_VALID_ROWS, rng("rl valid")),
         "verse_prompts": verse_prompts(VERSE_PROMPTS),

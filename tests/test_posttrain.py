@@ -28,17 +28,20 @@ from artifacts.files import hold_lock
 from artifacts.layout import REPOSITORY
 from launch import (
     chat_model,
+    judged_pairs,
     merge_gate,
     pair_accuracy,
     posttrain,
+    posttrain_data,
     posttrain_metrics,
     posttrain_recipe,
     posttrain_tool,
     posttrain_work,
     reward_server,
 )
-from launch.lint_data import lint
+from launch.lint_data import Rendering, lint
 from launch.serve_machine import free_port
+from tests.reward_of_characters import seasons
 
 ALPHABET = "春夏秋冬风花雪月山水云雨江湖日夜天地人心"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -648,7 +651,7 @@ def test_the_reward_model_is_asked_where_it_was_trained(
 @pytest.fixture(scope="module")
 def ppo(ground: Path, sft: Path, judge: Path) -> Path:
     """PPO's adapter, of a run that was killed on the way once."""
-    keys = {"dataset": "sft_train", "max_steps": 32, "max_new_tokens": 8, "cutoff_len": 32,
+    keys = {"dataset": "sft_train", "max_steps": 32, "max_new_tokens": 8, "cutoff_len": 64,
             "per_device_train_batch_size": 64, "ppo_epochs": 4, "learning_rate": "2e-3"}  # fmt: skip
     output = ground / "ppo"
     options = [
@@ -676,6 +679,59 @@ def test_ppo_raises_the_reward_and_reports_its_divergence(ppo: Path) -> None:
     assert found["steps"] == 32 and len(found["reward_curve"]) == len(found["kl_curve"]) == 32
     assert found["measure"] == "reward" and found["measure_after"] > found["measure_before"] + 0.1
     assert found["kl_curve"][0][1] == pytest.approx(0, abs=0.01) and found["kl_after"] > 0.05
+
+
+@pytest.mark.slow
+def test_ppo_asks_the_whole_question(ground: Path, ppo: Path) -> None:
+    """LLaMA-Factory counts the answers of the data against `cutoff_len` and cuts the questions; it gets none."""
+    log = (ground / "ppo.work" / "log").read_text(encoding="utf-8", errors="replace")
+    shown = log.partition("\ninputs:\n")[2].partition("\nlabel_ids:")[0]
+    first = json.loads((ground / "data" / "sft_train.json").read_text(encoding="utf-8"))[0]
+    asked = f"{first['instruction']}\n{first['input']}"
+    assert shown == f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_question_that_ppo_would_cut_is_refused(ground: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"instruction": "下一句是什么？", "input": letters, "output": "春" * 200} for letters in ("春", "夏" * 40)]
+    (data / "rl_train.json").write_text(json.dumps(rows), encoding="utf-8")
+    rendering = Rendering(ground / "base")
+    fits = rendering.lengths([rendering.render([("user", f"下一句是什么？\n{'夏' * 40}")], ask=True)])[0] + 2  # the end
+    posttrain_data.refuse_long_questions(data / "rl_train.json", rendering, fits)
+    with pytest.raises(
+        UserError, match=f"row 2: the question takes {fits} tokens, .* raise cutoff_len, now {fits - 1}"
+    ):
+        posttrain_data.refuse_long_questions(data / "rl_train.json", rendering, fits - 1)
+
+
+def test_pairs_are_made_of_a_models_own_answers(ground: Path, sft: Path, tmp_path: Path) -> None:
+    output = tmp_path / "reward_train.json"
+    short = json.loads((ground / "data" / "sft_valid.json").read_text(encoding="utf-8"))
+    (tmp_path / "asked.json").write_text(json.dumps(short[:16]), encoding="utf-8")
+    judged_pairs.main([
+        "--model", str(sft), "--data", str(tmp_path / "asked.json"), "--max-new-tokens", "6", "--output", str(output),
+        "--reward", "tests.reward_of_characters.seasons", "--reward", "launch.rewards.rhyme", "--answers", "3",
+    ])  # fmt: skip
+    found = lint(output, Rendering(sft), 128)
+    found.refuse()
+    assert found.form.kind == "pairs" and 1 <= found.rows <= 32 and not found.too_long
+    for pair in json.loads(output.read_text(encoding="utf-8")):
+        better, worse = (seasons([[pair[key]]])[0] for key in ("chosen", "rejected"))
+        assert better >= worse + judged_pairs.MARGIN
+
+
+def test_a_question_gives_its_extremes_and_the_reference_as_pairs() -> None:
+    row = {"prompt": [{"role": "user", "content": "?"}], "answer": "reference"}
+
+    def texts(judged: list[tuple[float, str]], reference: float) -> list[tuple[str, str]]:
+        pairs = judged_pairs.pairs_of(row, judged, reference)
+        return [(pair["chosen"]["content"], pair["rejected"]["content"]) for pair in pairs]
+
+    assert texts([(2.0, "a"), (0.5, "b"), (1.0, "c")], 3.0) == [("a", "b"), ("reference", "c")]
+    assert texts([(2.0, "a"), (1.8, "b"), (1.9, "c")], 2.0) == []  # no preference
+    assert texts([(2.0, "a"), (0.0, " ")], 3.0) == []  # an empty answer is none
+    assert texts([(2.0, "a"), (1.5, "b"), (0.0, "")], 3.0) == [("a", "b"), ("reference", "a")]
 
 
 @pytest.mark.slow

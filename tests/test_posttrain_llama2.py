@@ -78,7 +78,7 @@ def test_every_stage_trains_and_exports_llama2(ground: Path) -> None:
     for recipe in ("dpo", "kto"):
         made.append(merged(ground, "sft", trained(ground, recipe, "sft", f"{recipe}-adapter", **small)))
     asked = ("--reward-model", judge)
-    answers = {"max_new_tokens": 8, "cutoff_len": 40, **small}
+    answers = {"max_new_tokens": 8, "cutoff_len": 96, **small}
     made.append(merged(ground, "sft", trained(ground, "ppo", "sft", "ppo-adapter", *asked, **answers)))
     rewards = {"reward_funcs": "[]", "reward_weights": "[1.0]", "max_completion_length": 8}
     made.append(trained(ground, "grpo", "sft", "grpo", *asked, **rewards, **small))
