@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them."""
+"""Processes that end with the one that started them, and reach the servers of this machine."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ def die_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def without_proxy(*hosts: str) -> dict[str, str]:
+    """Environment variables by which these hosts are reached directly, besides those that were so already.
+
+    In both spellings: most libraries read the small one first, and some only the other.
+    """
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    value = ",".join(filter(None, [known, *hosts]))
+    return {"no_proxy": value, "NO_PROXY": value}

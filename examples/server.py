@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from artifacts.errors import run_main
+from artifacts.processes import without_proxy
 from launch.serve_client import Address, connect
 
 __all__ = ["Address", "parser", "reach", "run_main"]
@@ -26,5 +27,5 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def reach(arguments: argparse.Namespace) -> Address:
     """The running server; raises UserError in one line. A proxy of this machine's environment is not for 127.0.0.1."""
-    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost"]))
+    os.environ |= without_proxy("127.0.0.1", "localhost")
     return connect(arguments.server, arguments.model)

@@ -16,6 +16,7 @@ from typing import Any
 
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY, environment
+from artifacts.processes import without_proxy
 from launch.eval_models import LOCAL, Model
 from launch.guard import Guarded
 
@@ -50,7 +51,7 @@ def whole_environment(work: Path, data: Path) -> dict[str, str]:
     return {
         **variables,
         "COMPASS_DATA_CACHE": str(data),
-        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), *LOCAL])),
+        **without_proxy(*LOCAL),
         "OPENAI_API_KEY": os.environ.get("MYLLM_API_KEY", "none"),
         "HF_HOME": str(work / "cache"),
         "MPLCONFIGDIR": str(work / "cache"),

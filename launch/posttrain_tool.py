@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from artifacts.errors import UserError
 from artifacts.files import read_yaml
-from artifacts.processes import die_with_parent
+from artifacts.processes import die_with_parent, without_proxy
 from launch import reward_server
 from launch.posttrain_job import OVERLAY, TRL, Job
 
@@ -51,10 +51,8 @@ def added_environment(job: Job) -> dict[str, str]:
         added["HF_DATASETS_CACHE"] = str(job.work / "cache")
     else:
         added |= job.environment
-    if job.judge:  # asked without a detour over a proxy
-        added["no_proxy"] = ",".join(
-            filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), reward_server.HOST])
-        )
+    if job.judge:
+        added |= without_proxy(reward_server.HOST)
     if job.stage == "ppo":  # LLaMA-Factory's PPO is written for trl 0.9.6 and its other stages for a newer one
         added |= {"PYTHONPATH": str(OVERLAY), "DISABLE_VERSION_CHECK": "1"}
     return added

@@ -99,8 +99,8 @@ def processes(environment: dict[str, str], *also: str) -> dict[int, str]:
     return found
 
 
-def lose_node(environment: dict[str, str], node: str) -> None:
-    """Let a node die: its slurmd, and everything that runs on it, all at once."""
+def lose_node(environment: dict[str, str], node: str, slurmd_alone: bool = False) -> None:
+    """Let a node die: its slurmd, and everything that runs on it, all at once, or its slurmd alone."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -108,7 +108,7 @@ def lose_node(environment: dict[str, str], node: str) -> None:
             continue
         if words[:1] == [b"slurmd"] and node.encode() in words and int(folder.name) in processes(environment):
             os.kill(int(folder.name), signal.SIGKILL)
-    for pid in processes(environment, f"SLURMD_NODENAME={node}"):
+    for pid in () if slurmd_alone else processes(environment, f"SLURMD_NODENAME={node}"):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_cluster import MISSING, available, slurm_cluster
+from slurm_cluster import MISSING, available
 
 from artifacts.errors import UserError
 from artifacts.files import read_json, read_jsonl, sha256, write_json
@@ -216,17 +216,16 @@ def test_a_full_disk_is_told_and_the_rerun_finishes(whole, tmp_path):
 
 @pytest.mark.slurm
 @pytest.mark.skipif(not available(), reason=MISSING)
-def test_slurm_gives_the_same_bytes(whole, tmp_path, monkeypatch):
+def test_slurm_gives_the_same_bytes(whole, cluster, tmp_path, monkeypatch):
     source, folder = whole
-    with slurm_cluster() as environment:
-        monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
-        options = ("--executor", "slurm", "--partition", "batch", "--workers", "2", "--time", "00:10:00")
-        submitted = run(source, tmp_path / "run", *options, "--mem-per-cpu-gb", "1")
-        assert submitted.returncode == 0, submitted.stderr
-        deadline = time.monotonic() + 300
-        while len(list((tmp_path / "run/logs/deduplicate/completions").glob("*"))) < 5:
-            assert time.monotonic() < deadline
-            time.sleep(1)
+    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
+    options = ("--executor", "slurm", "--partition", "batch", "--workers", "2", "--time", "00:10:00")
+    submitted = run(source, tmp_path / "run", *options, "--mem-per-cpu-gb", "1")
+    assert submitted.returncode == 0, submitted.stderr
+    deadline = time.monotonic() + 300
+    while len(list((tmp_path / "run/logs/deduplicate/completions").glob("*"))) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(1)
     card = [sys.executable, "-m", "preprocess.data_card", "--folder", str(tmp_path / "run")]
     subprocess.run(card, cwd=REPOSITORY, check=True, capture_output=True)
     assert results(tmp_path / "run") == results(folder)

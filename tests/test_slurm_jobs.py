@@ -1,6 +1,6 @@
-"""Jobs on a real Slurm of three virtual nodes: a chain ends as a local run does, whatever happens on the way.
+"""Jobs on a real Slurm of four virtual nodes: a chain ends as a local run does, whatever happens on the way.
 
-The cluster is started and ended by this file; `make test-slurm` runs it.
+`make test-slurm` runs it, on a cluster that tests/conftest.py starts and ends.
 """
 
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from slurm_cluster import MISSING, available, lose_node, processes, slurm_cluster
+from slurm_cluster import MISSING, available, lose_node, processes
 
 from artifacts.files import read_json, sha256
 from benchmarks.made_up_data import copy_run
@@ -56,12 +56,6 @@ class Limited:
     job: int
     log: Path
     keys: tuple[str, ...]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with slurm_cluster(3) as environment:
-        yield {**environment, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture
@@ -273,13 +267,13 @@ def test_warned_it_saves_and_the_chain_goes_on(cluster, chain, site, requeue):
     lines = () if requeue else ("export SBATCH_NO_REQUEUE=1 MYLLM_RESTARTS=2",)
     for old in [*run.glob("checkpoints*")]:
         shutil.rmtree(old)
-    iterations = 60 if requeue else 62
+    iterations, last = (60, "convert") if requeue else (62, "pretrain")
     jobs = submit(
-        cluster, run, "--from", "pretrain", "--to", "convert", "--set", f"train_iters={iterations}", site=site(*lines)
+        cluster, run, "--from", "pretrain", "--to", last, "--set", f"train_iters={iterations}", site=site(*lines)
     )
     assert len(jobs["pretrain"]) == (1 if requeue else 3)
     hit(cluster, run, jobs["pretrain"][0], 10)
-    end = jobs["convert"][0]
+    end = jobs[last][-1]
     assert wait_for_end(cluster, end, log_of_job(run, end)) == "COMPLETED", read(log_of_job(run, jobs["pretrain"][0]))
     first = log_of_job(run, jobs["pretrain"][0]).read_text()
     assert ("requeued, restart 1 of at most 3" if requeue else "the next job of the chain goes on (2 left)") in first
@@ -319,8 +313,7 @@ def test_warned_without_a_checkpoint_it_stops_and_cancelled_it_leaves_no_process
     log = log_of_job(run, tokenizer)
     assert wait_for_end(cluster, tokenizer, log, 60) == "FAILED"
     assert "no newer checkpoint" in log.read_text() and "save more often" in log.read_text()
-    last = jobs["binning"][0]  # what depends on the failed one is cancelled when Slurm next looks
-    wait(lambda: state(cluster, last) == "CANCELLED", 90, lambda: state(cluster, last))
+    myllm(cluster, "cancel", str(run))  # Slurm itself cancels what depends on the failed one, half a minute later
     started.unlink()
     jobs = submit(cluster, run, "--to", "binning")
     assert "download" not in jobs, "what was done is not submitted again"
@@ -373,8 +366,9 @@ def test_preempted_it_saves_and_waits_for_its_turn(cluster, chain, tmp_path):
     assert saved and reached(run / "checkpoints") == int(saved[1]) >= 5, log.read_text()
 
 
-def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, chain, tmp_path):
-    """Last: it leaves the cluster with two nodes."""
+@pytest.mark.parametrize("slurmd_alone", [True, False], ids=["slurmd", "node"])
+def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, chain, tmp_path, slurmd_alone):
+    """Last: each leaves the cluster with a node less. What runs on a node without slurmd ends without its peers."""
     run, log = copy_run(chain.here, tmp_path / "lost"), tmp_path / "lost.out"
     keys = (
         "train-iters=5000",
@@ -384,15 +378,16 @@ def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, ch
         "nproc-per-node=1",
         "tensor-model-parallel-size=1",
     )
-    file = str(REPOSITORY / "site" / "local-test.sh")
+    file = site_in(tmp_path, "export MYLLM_PREFLIGHT=no")  # which other tests see
     job = sbatch(cluster, log, ("--nodes=2", "--time=20"), run, *keys, site=file)
     try:
         wait(lambda: reached(run / "checkpoints") >= 5, 180, lambda: read(log))
-        lose_node(cluster, "node2")
+        lost = call(cluster, "scontrol", "show", "hostnames", shown(cluster, job)["NodeList"]).split()[1]
+        lose_node(cluster, lost, slurmd_alone)
         wait(lambda: int(shown(cluster, job)["Restarts"]) == 1, 180, lambda: read(log))
         before = reached(run / "checkpoints")
         wait(lambda: reached(run / "checkpoints") > before, 180, lambda: read(log))
-        assert "node2" not in shown(cluster, job)["NodeList"]
+        assert lost not in call(cluster, "scontrol", "show", "hostnames", shown(cluster, job)["NodeList"]).split()
     finally:
         call(cluster, "scancel", str(job))
     wait_for_end(cluster, job, log)
