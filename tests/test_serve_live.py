@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -212,10 +213,45 @@ def test_chat_in_a_pipe_says_what_went_wrong(server: Server) -> None:
     assert "there is no command /sett (did you mean '/set'?)" in done.stderr
 
 
-def test_chat_on_a_terminal_stops_a_reply(server: Server) -> None:
+@pytest.fixture
+def endless() -> Iterator[tuple[str, threading.Event]]:
+    """A server whose one reply goes on until the client hangs up, and the event of that."""
+    hung_up = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"data": [{"id": "tiny"}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while True:
+                    chunk = json.dumps({"choices": [{"delta": {"content": "花"}}]})
+                    self.wfile.write(f"data: {chunk}\n\n".encode())
+                    time.sleep(0.05)
+            except OSError:
+                hung_up.set()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", hung_up
+        server.shutdown()
+
+
+def test_chat_on_a_terminal_stops_a_reply(endless: tuple[str, threading.Event]) -> None:
     """A pseudo-terminal: the reply streams, Ctrl-C stops it and keeps what was said, Ctrl-D leaves."""
+    url, hung_up = endless
     screen, terminal = pty.openpty()
-    command = [sys.executable, "-m", "launch.cli", "chat", "--server", server.address.url, "--temperature", "1"]
+    command = [sys.executable, "-m", "launch.cli", "chat", "--server", url, "--temperature", "1"]
     variables = {**os.environ, "MYLLM_API_KEY": KEY, "TERM": "dumb"}
     process = subprocess.Popen(
         command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=REPOSITORY, env=variables, start_new_session=True
@@ -239,19 +275,15 @@ def test_chat_on_a_terminal_stops_a_reply(server: Server) -> None:
 
     try:
         assert "/help for commands" in until("> ")
-        for _ in range(40):  # a reply of random weights may end by itself before Ctrl-C comes; then once more
-            os.write(screen, "春\n".encode())
-            until("春\r\n")  # the terminal's echo
-            deadline = time.monotonic() + 30
-            while not text and time.monotonic() < deadline:
-                read()
-            os.kill(process.pid, signal.SIGINT)
-            if " [stopped]" in until("> "):
-                break
-        else:
-            raise AssertionError("no reply was stopped")
+        os.write(screen, "春\n".encode())
+        until("春\r\n")  # the terminal's echo
+        until("花花")
+        os.kill(process.pid, signal.SIGINT)
+        assert set(until(" [stopped]")) <= {"花", "^", "C"}
+        assert hung_up.wait(20)
+        until("> ")
         os.write(screen, b"/show\n")
-        assert "user: 春" in until("assistant: ")
+        assert "user: 春" in until("assistant: 花")
         until("> ")
         os.write(screen, b"\x04")
         assert process.wait(20) == 0
