@@ -78,10 +78,15 @@ def do(*command: object) -> None:
         raise UserError(f"`{shlex.join(words)}` failed, see above")
 
 
+def shorter(path: Path) -> Path:
+    """As one types it in the repository: what was run by hand so counts as done."""
+    return path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
+
+
 def train_all(origin: Run, folder: Path, seed: int) -> dict[str, dict[str, Any]]:
     """Every stage with one seed; returns what each measured, by stage."""
-    do("python", "-m", "launch.cli", "run", PIPELINE, "--run-folder", folder, "--set", f"seed={seed}",
-       "--set", f"origin={origin.folder}")  # fmt: skip
+    do("python", "-m", "launch.cli", "run", PIPELINE, "--run-folder", shorter(folder), "--set", f"seed={seed}",
+       "--set", f"origin={shorter(origin.folder)}")  # fmt: skip
     run = Run(folder)
     found: dict[str, dict[str, Any]] = {}
     for stage in STAGES:

@@ -172,6 +172,14 @@ def chain(cluster, tmp_path_factory) -> Iterator[Chain]:
 
 
 @pytest.fixture(scope="module")
+def finished(cluster, chain) -> Chain:
+    """The chain, when its last job is over."""
+    over = ("COMPLETED", "FAILED", "CANCELLED")
+    wait(lambda: state(cluster, chain.jobs["report"][0]) in over, 900, lambda: myllm(cluster, "status", str(chain.run)))
+    return chain
+
+
+@pytest.fixture(scope="module")
 def limited(cluster, chain, tmp_path_factory) -> Iterator[Limited]:
     """It is asked for before its time: Slurm's clock goes by the minute, and the next tests run meanwhile."""
     folder = tmp_path_factory.mktemp("limited")
@@ -206,10 +214,8 @@ def test_two_nodes_train_as_one_process(cluster, chain, tmp_path):
         assert found[step] == pytest.approx(wanted[step], rel=1e-6), step
 
 
-def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, chain):
-    run, jobs, other = chain.run, chain.jobs, chain.here
-    over = ("COMPLETED", "FAILED", "CANCELLED")
-    wait(lambda: state(cluster, jobs["report"][0]) in over, 900, lambda: myllm(cluster, "status", str(run)))
+def test_the_chain_ends_in_the_bytes_of_a_local_run(cluster, finished):
+    run, jobs, other = finished.run, finished.jobs, finished.here
     status = myllm(cluster, "status", str(run))
     assert status.count(" done ") == status.count("COMPLETED") == len(jobs) == 16, status
     assert read_json(run / "report.json")["gates"]["serve"]["identical"] > 0
@@ -262,8 +268,8 @@ def hit(cluster: dict[str, str], run: Path, job: int, iterations: int) -> None:
 
 
 @pytest.mark.parametrize("requeue", [True, False], ids=["requeued", "singleton"])
-def test_warned_it_saves_and_the_chain_goes_on(cluster, chain, site, requeue):
-    run = chain.run
+def test_warned_it_saves_and_the_chain_goes_on(cluster, finished, site, requeue):
+    run = finished.run
     lines = () if requeue else ("export SBATCH_NO_REQUEUE=1 MYLLM_RESTARTS=2",)
     for old in [*run.glob("checkpoints*")]:
         shutil.rmtree(old)
