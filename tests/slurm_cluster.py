@@ -1,4 +1,4 @@
-"""A throw-away Slurm on loopback, for tests: a few virtual nodes, no systemd, no database; ended by the pids it started.
+"""A throw-away Slurm on loopback, for tests: virtual nodes, no systemd, no database; ended by the pids it started.
 
     with slurm_cluster() as environment:
         subprocess.run(["sinfo"], env=environment)
