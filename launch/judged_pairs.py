@@ -6,8 +6,7 @@
 The model answers each question `--answers` times at temperature 1; an answer's worth is the sum of its rewards. Each
 question gives at most two pairs: its best answer against its worst, and the reference answer against its second worst,
 each where the worths differ by MARGIN or more. What the reward model will judge in PPO is what this model writes, so
-that is what it must have learnt to tell apart: one that was taught on faults put into other people's verse hardly saw
-those of the model (docs/post-training.md). Seeded.
+that is what it has to tell apart. Seeded.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from typing import Any
 
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json, write_jsonl, write_text
-from launch.chat_data import Example, columns, form_of, read_row, rows
-from launch.lint_data import KIND_NAMES, Findings, Rendering, lint
+from launch.chat_data import Example, Fault, columns, form_of, read_row, rows
+from launch.lint_data import KIND_NAMES, MEND, Findings, Rendering, lint
 from launch.posttrain_job import TRL, Job
 
 # The kind of data that a stage learns from; PPO and GRPO take the questions and leave the answers.
@@ -67,9 +67,14 @@ def check_data(job: Job) -> dict[str, Findings]:
 
 
 def examples(path: Path) -> Iterator[tuple[int, Example]]:
-    """Row numbers from 1, and what the rows say."""
+    """Row numbers from 1, and what the rows say; UserError naming one that says nothing."""
     form = form_of(path)
-    return ((number, read_row(row, form)) for number, row in rows(path))
+    for number, row in rows(path):
+        try:
+            example = read_row(row, form)
+        except Fault as fault:
+            raise UserError(f"{path}: row {number} {fault}: {MEND}") from None
+        yield number, example
 
 
 def refuse_long_questions(path: Path, rendering: Rendering, cutoff: int) -> None:

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -360,6 +361,9 @@ def test_a_bad_row_is_named_by_file_and_row(tmp_path: Path, text: str, message: 
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
         lint(path).refuse()
+    if "repeats" not in message:
+        with pytest.raises(UserError, match=re.escape(f"{path}")):
+            posttrain_data.questions(path)
     assert str(path) in str(error.value)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
