@@ -27,6 +27,6 @@ def without_proxy(*hosts: str) -> dict[str, str]:
 
     In both spellings: most libraries read the small one first, and some only the other.
     """
-    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    value = ",".join(filter(None, [known, *hosts]))
+    known = [os.environ.get("no_proxy"), os.environ.get("NO_PROXY")]
+    value = "*" if "*" in known else ",".join(dict.fromkeys(filter(None, [*known, *hosts])))
     return {"no_proxy": value, "NO_PROXY": value}

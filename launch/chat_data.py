@@ -202,6 +202,20 @@ def read_row(row: Any, form: Form) -> Example:
     return Example(tuple(turns[:-1]), (turns[-1][1],), label)
 
 
+def without_answer(row: dict[str, Any], form: Form) -> dict[str, Any]:
+    """An instruction row with nothing said where its answer stands."""
+    if form.form == "alpaca":
+        return {**row, "output": ""}
+    name, role, text, assistant = (
+        ("conversations", "from", "value", "gpt")
+        if form.form == "sharegpt"
+        else ("messages", "role", "content", "assistant")
+    )
+    *before, last = row[name]
+    speaker = assistant if last[role] == "function_call" else last[role]  # a call of nothing cannot be rendered
+    return {**row, name: [*before, {role: speaker, text: ""}]}
+
+
 def _check_order(turns: list[tuple[str, str]], kind: str) -> None:
     """A system text first or none, then user and assistant in turn; the answer last, or the question before a pair."""
     spoken = turns[1:] if turns[0][0] == "system" else turns

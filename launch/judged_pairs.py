@@ -37,7 +37,7 @@ def worths(rewards: list[str], rows: list[dict[str, Any]], texts: list[str]) -> 
 
 def pairs_of(row: dict[str, Any], judged: list[tuple[float, str]], reference: float) -> list[dict[str, Any]]:
     """The pairs of one question: `judged` are its answers with their worths, `reference` is that of the row's own."""
-    ranked = sorted((worth, text) for worth, text in judged if text.strip())  # LLaMA-Factory drops empty answers
+    ranked = sorted((worth, text) for worth, text in judged if text.strip())  # the linter refuses empty ones
     if len(ranked) < 2:
         return []
     candidates = [(ranked[-1], ranked[0]), ((reference, row["answer"]), ranked[1])]

@@ -136,6 +136,7 @@ def lint(
     cutoff: int | None = None,
     evaluation: set[str] | None = None,
     held_out: dict[str, int] | None = None,
+    questions_only: bool = False,
 ) -> Findings:
     """Check every row of a file.
 
@@ -143,6 +144,7 @@ def lint(
         cutoff: longest allowed example in tokens, after the template; needs `rendering`.
         evaluation: n-grams that no row may contain.
         held_out: keys of the validation rows, which no row may repeat.
+        questions_only: count tokens as if nothing were answered.
 
     Raises:
         UserError: the file as a whole cannot be read.
@@ -154,7 +156,9 @@ def lint(
         if rendering is None or not waiting:
             return
         for place in range(len(waiting[0][1].answers)):
-            texts = [rendering.text(example, example.answers[place]) for _, example in waiting]
+            texts = [
+                rendering.text(example, "" if questions_only else example.answers[place]) for _, example in waiting
+            ]
             for (number, _), length in zip(waiting, rendering.lengths(texts), strict=True):
                 found.tokens += length
                 found.longest = max(found.longest, length)

@@ -13,7 +13,7 @@ from typing import Any
 
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json, write_jsonl, write_text
-from launch.chat_data import Example, Fault, columns, form_of, read_row, rows
+from launch.chat_data import Example, Fault, columns, form_of, read_row, rows, without_answer
 from launch.lint_data import KIND_NAMES, MEND, Findings, Rendering, lint
 from launch.posttrain_job import TRL, Job
 
@@ -49,14 +49,15 @@ def check_data(job: Job) -> dict[str, Findings]:
     found = {}
     for name in job.datasets():
         path = job.data / f"{name}.json"
-        found[name] = checked = lint(path, rendering, None if job.stage == "ppo" else limit)
+        if job.stage == "ppo":
+            found[name] = checked = lint_questions(path, rendering, int(job.settings.get("cutoff_len", DEFAULT_CUTOFF)))
+        else:
+            found[name] = checked = lint(path, rendering, limit)
         if checked.form.kind != wanted:
             raise UserError(
                 f"{path} holds {KIND_NAMES[checked.form.kind]}, and {job.recipe} wants {KIND_NAMES[wanted]}"
             )
         checked.refuse()
-        if job.stage == "ppo":
-            refuse_long_questions(path, rendering, int(job.settings.get("cutoff_len", DEFAULT_CUTOFF)))
         if checked.too_long:
             print(f"warning: {path}: {len(checked.too_long)} answers end beyond {keys} {limit} and will be cut")
     for name in job.held_out():
@@ -77,17 +78,18 @@ def examples(path: Path) -> Iterator[tuple[int, Example]]:
         yield number, example
 
 
-def refuse_long_questions(path: Path, rendering: Rendering, cutoff: int) -> None:
-    """UserError naming a question of PPO that LLaMA-Factory would cut.
+def lint_questions(path: Path, rendering: Rendering, cutoff: int) -> Findings:
+    """Check the data of PPO; UserError naming a question that LLaMA-Factory would cut.
 
     It cuts at the end (`infer_seqlen` in data/processor/processor_utils.py), which is where the assistant is asked to
     answer: the model would be judged, and trained, on going on with the question.
     """
-    numbers, texts = zip(*((number, rendering.text(example, "")) for number, example in examples(path)), strict=True)
-    for number, length in zip(numbers, rendering.lengths(list(texts)), strict=True):
-        if length > cutoff:
-            raise UserError(f"{path}: row {number}: the question takes {length} tokens, and would lose its end where "
-                            f"the answer begins: raise cutoff_len, now {cutoff}")  # fmt: skip
+    found = lint(path, rendering, cutoff, questions_only=True)
+    if found.too_long:
+        number, length = found.too_long[0]
+        raise UserError(f"{path}: row {number}: the question takes {length} tokens, and would lose its end where "
+                        f"the answer begins: raise cutoff_len, now {cutoff}")  # fmt: skip
+    return found
 
 
 def dataset_info(data: Path, names: list[str]) -> dict[str, Any]:
@@ -112,9 +114,9 @@ def write_data(job: Job) -> None:
         if job.stage == "ppo":  # the answers' tokens would count against cutoff_len, and cut the questions
             folder = job.work / "data"
             for name in job.datasets():
-                asked = [row["prompt"] for row in questions(job.data / f"{name}.json")]
-                silent = {"role": "assistant", "content": ""}
-                write_json(folder / f"{name}.json", [{"messages": [*prompt, silent]} for prompt in asked])
+                path = job.data / f"{name}.json"
+                form = form_of(path)
+                write_json(folder / f"{name}.json", [without_answer(row, form) for _, row in rows(path)])
         write_json(job.work / "dataset_info.json", dataset_info(folder, job.datasets()))
         return
     splits = ""

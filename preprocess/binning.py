@@ -36,7 +36,7 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import atomic_file, only_run, read_json, sha256, write_json
 from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, track
-from preprocess.encoding import ENGINES, Encoder, load_encoder, load_tokenizer, tokenizer_file
+from preprocess.encoding import ENGINES, Encoder, eos_token, load_encoder, load_tokenizer, tokenizer_file
 from preprocess.indexed import merge, part
 from preprocess.lines import blocks, files_of
 from preprocess.split import SPLITS, split_of
@@ -159,9 +159,9 @@ def encoder_of(tokenizer: str, engine: str) -> Encoder:
     return load_encoder(Path(tokenizer), engine)
 
 
-def start_worker(tokenizer: str, engine: str) -> None:
+def start_worker(parent: int, tokenizer: str, engine: str) -> None:
     """Load what most likely encodes; whether it may is found out meanwhile, by the process that starts this one."""
-    die_with_parent()
+    die_with_parent(parent)
     with suppress(UserError):
         encoder_of(tokenizer, "gigatoken" if engine == "auto" else engine)
 
@@ -173,15 +173,20 @@ def worker_shard(shard: Shard, settings: Settings, folder: Path, number: int) ->
 
 @contextmanager
 def started_workers(count: int, tokenizer: Path, engine: str) -> Iterator[ProcessPoolExecutor | None]:
-    """`count` processes, on their way already; None for one, which is this process."""
-    if count == 1:
+    """`count` processes, on their way already; None for one, which is this process. UserError when one is killed."""
+    if count <= 1:
         yield None
         return
-    pool = ProcessPoolExecutor(count, get_context("spawn"), start_worker, (str(tokenizer), engine))
-    for _ in range(count):
-        pool.submit(os.getpid)  # a process is started for each task that finds none idle
+    pool = ProcessPoolExecutor(count, get_context("spawn"), start_worker, (os.getpid(), str(tokenizer), engine))
     try:
+        for _ in range(count):
+            pool.submit(os.getpid)  # a process is started for each task that finds none idle
         yield pool
+    except BrokenProcessPool:
+        pool.shutdown(cancel_futures=True)
+        raise UserError(
+            "a worker was killed (out of memory?): run again with fewer --workers; what is done is kept"
+        ) from None
     except BaseException:
         pool.shutdown(cancel_futures=True)  # nobody writes into the folder once this run lets go of it
         raise
@@ -201,14 +206,9 @@ def encode_shards(
             encode_shard(shard, encoder, settings, folder, number)
             yield number
         return
-    try:
-        futures = [pool.submit(worker_shard, shard, settings, folder, number) for number, shard in tasks]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            f"a worker of {folder} was killed (out of memory?): run again with fewer --workers; what is done is kept"
-        ) from None
+    futures = [pool.submit(worker_shard, shard, settings, folder, number) for number, shard in tasks]
+    for future in as_completed(futures):
+        yield future.result()
 
 
 def plan_of(shards: list[Shard], tokenizer: Path, key: str, split: Split | None) -> dict[str, Any]:
@@ -218,6 +218,7 @@ def plan_of(shards: list[Shard], tokenizer: Path, key: str, split: Split | None)
         "inputs": {path: [found.st_size, found.st_mtime_ns] for path, found in files.items()},
         "shards": [asdict(shard) for shard in shards],
         "tokenizer_sha256": sha256(tokenizer_file(tokenizer)),
+        "eos_token": eos_token(tokenizer),
         "key": key,
         "split": asdict(split) if split else None,
     }
@@ -272,7 +273,9 @@ def bin_files(
             print(f"{prefix} is made from these inputs already: nothing to do", flush=True)
             shutil.rmtree(folder)
             return read_json(report_file)
-        with started_workers(min(workers, len(shards)), tokenizer, engine) as pool:
+        begun = plan_file.exists() and plan.items() <= read_json(plan_file).items()
+        left = sum(not part(folder, number, "json").exists() for number in range(len(shards))) if begun else len(shards)
+        with started_workers(min(workers, left), tokenizer, engine) as pool:
             encoder = load_encoder(tokenizer, engine, sample_texts(shards, key))
             settings = Settings(str(tokenizer), encoder.name, key, split)
             plan["engine"] = encoder.name

@@ -42,13 +42,18 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def eos_token(folder: Path) -> str | None:
+    """The `eos_token` of the folder's tokenizer_config.json."""
+    path = folder / "tokenizer_config.json"
+    named = read_json(path).get("eos_token") if path.exists() else None
+    return named.get("content") if isinstance(named, dict) else named
+
+
 def end_token(folder: Path, tokenizer: Any) -> str:
     """What ends a document: `<|endoftext|>`, or the `eos_token` of a tokenizer that has no such token."""
     if tokenizer.token_to_id(END_OF_TEXT) is not None:
         return END_OF_TEXT
-    path = folder / "tokenizer_config.json"
-    named = read_json(path).get("eos_token") if path.exists() else None
-    token = named.get("content") if isinstance(named, dict) else named
+    token = eos_token(folder)
     if token is None or tokenizer.token_to_id(token) is None:
         raise UserError(f"{folder} has neither {END_OF_TEXT} nor an eos_token: documents could not be told apart")
     return token

@@ -220,12 +220,15 @@ def test_slurm_gives_the_same_bytes(whole, cluster, tmp_path, monkeypatch):
     source, folder = whole
     monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
     options = ("--executor", "slurm", "--partition", "batch", "--workers", "2", "--time", "00:10:00")
-    submitted = run(source, tmp_path / "run", *options, "--mem-per-cpu-gb", "1")
-    assert submitted.returncode == 0, submitted.stderr
-    deadline = time.monotonic() + 300
-    while len(list((tmp_path / "run/logs/deduplicate/completions").glob("*"))) < 5:
-        assert time.monotonic() < deadline
-        time.sleep(1)
+    try:
+        submitted = run(source, tmp_path / "run", *options, "--mem-per-cpu-gb", "1")
+        assert submitted.returncode == 0, submitted.stderr
+        deadline = time.monotonic() + 300
+        while len(list((tmp_path / "run/logs/deduplicate/completions").glob("*"))) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(1)
+    finally:  # others share the cluster
+        subprocess.run(["scancel", "-u", "root"], env=cluster, check=True)
     card = [sys.executable, "-m", "preprocess.data_card", "--folder", str(tmp_path / "run")]
     subprocess.run(card, cwd=REPOSITORY, check=True, capture_output=True)
     assert results(tmp_path / "run") == results(folder)

@@ -266,3 +266,19 @@ def test_faulty_and_repeated_rows_are_left_out_when_asked(tmp_path):
     assert [row["row"] for row in told] == [51, 52] and told[0]["fault"] == "repeats row 4"
     for name in ("train", "valid"):
         assert not lint_data.lint(tmp_path / "out" / f"mine_{name}.json").faults
+
+
+def test_a_row_without_its_answer_keeps_its_form() -> None:
+    """What PPO asks is rendered as SFT's data is: tools' turns stay tools' turns."""
+    alpaca = {"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]}
+    assert chat_data.without_answer(alpaca, chat_data.Form("alpaca", "sft")) == {**alpaca, "output": ""}
+    turns = [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{}"},
+             {"from": "observation", "value": "b"}, {"from": "gpt", "value": "c"}]  # fmt: skip
+    row = {"conversations": turns, "system": "s"}
+    form = chat_data.Form("sharegpt", "sft")
+    silent = chat_data.without_answer(row, form)
+    assert silent == {"conversations": [*turns[:-1], {"from": "gpt", "value": ""}], "system": "s"}
+    assert chat_data.without_answer({"conversations": turns[:2]}, form)["conversations"][1]["from"] == "gpt"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    silent = chat_data.without_answer({"messages": messages}, chat_data.Form("openai", "sft"))
+    assert silent == {"messages": [messages[0], {"role": "assistant", "content": ""}]}

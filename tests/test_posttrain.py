@@ -702,11 +702,11 @@ def test_a_question_that_ppo_would_cut_is_refused(ground: Path, tmp_path: Path) 
     (data / "rl_train.json").write_text(json.dumps(rows), encoding="utf-8")
     rendering = Rendering(ground / "base")
     fits = rendering.lengths([rendering.render([("user", f"下一句是什么？\n{'夏' * 40}")], ask=True)])[0] + 2  # the end
-    posttrain_data.refuse_long_questions(data / "rl_train.json", rendering, fits)
+    assert posttrain_data.lint_questions(data / "rl_train.json", rendering, fits).longest == fits
     with pytest.raises(
         UserError, match=f"row 2: the question takes {fits} tokens, .* raise cutoff_len, now {fits - 1}"
     ):
-        posttrain_data.refuse_long_questions(data / "rl_train.json", rendering, fits - 1)
+        posttrain_data.lint_questions(data / "rl_train.json", rendering, fits - 1)
 
 
 def test_pairs_are_made_of_a_models_own_answers(ground: Path, sft: Path, tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def test_langchain_sends_what_it_remembers(server: Server) -> None:
     """The second prompt is longer than the first by the first turn."""
     script = f"""
 import os
-os.environ["NO_PROXY"] = "127.0.0.1"  # as examples/server.py does
+os.environ |= dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1")  # as examples/server.py does
 import langchain_chat
 from server import Address
 chain = langchain_chat.remembering(Address({server.address.url!r}, "verse", {KEY!r}), 8)
