@@ -254,8 +254,9 @@ def test_chat_on_a_terminal_stops_a_reply(endless: tuple[str, threading.Event]) 
     command = [sys.executable, "-m", "launch.cli", "chat", "--server", url, "--temperature", "1"]
     variables = {**os.environ, "MYLLM_API_KEY": KEY, "TERM": "dumb"}
     process = subprocess.Popen(
-        command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=REPOSITORY, env=variables, start_new_session=True
-    )
+        command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=REPOSITORY, env=variables,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip  # `make test &` in a script hands SIGINT down as ignored
     os.close(terminal)
     text, decoder = "", codecs.getincrementaldecoder("utf-8")("replace")  # the terminal echoes byte by byte
 
