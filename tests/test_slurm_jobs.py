@@ -185,8 +185,8 @@ def limited(cluster, chain, tmp_path_factory) -> Iterator[Limited]:
     folder = tmp_path_factory.mktemp("limited")
     run, log = copy_run(chain.here, folder / "run"), folder / "limited.out"
     keys = ("train-iters=5000", *EVERY_STEP, *ONE)
-    # it warns 90 s before the end of three minutes, looking every 30 s, so after 60 to 90 s
-    file = site_in(folder, "export SBATCH_TIMELIMIT=00:03:00 SBATCH_SIGNAL=B:USR1@90")
+    # it warns 75 s before the end of two minutes, looking every 30 s, so after 45 to 75 s
+    file = site_in(folder, "export SBATCH_TIMELIMIT=00:02:00 SBATCH_SIGNAL=B:USR1@75")
     job = sbatch(cluster, log, ("--nodes=1",), run, *keys, site=file)
     yield Limited(run, job, log, keys)
     call(cluster, "scancel", str(job))
@@ -372,9 +372,8 @@ def test_preempted_it_saves_and_waits_for_its_turn(cluster, chain, tmp_path):
     assert saved and reached(run / "checkpoints") == int(saved[1]) >= 5, log.read_text()
 
 
-@pytest.mark.parametrize("slurmd_alone", [True, False], ids=["slurmd", "node"])
-def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, chain, tmp_path, slurmd_alone):
-    """Last: each leaves the cluster with a node less. What runs on a node without slurmd ends without its peers."""
+def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, chain, tmp_path):
+    """A node's slurmd dies, and then a node. Last: it leaves the cluster with two nodes less."""
     run, log = copy_run(chain.here, tmp_path / "lost"), tmp_path / "lost.out"
     keys = (
         "train-iters=5000",
@@ -386,14 +385,27 @@ def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, ch
     )
     file = site_in(tmp_path, "export MYLLM_PREFLIGHT=no")  # which other tests see
     job = sbatch(cluster, log, ("--nodes=2", "--time=20"), run, *keys, site=file)
-    try:
-        wait(lambda: reached(run / "checkpoints") >= 5, 180, lambda: read(log))
-        lost = call(cluster, "scontrol", "show", "hostnames", shown(cluster, job)["NodeList"]).split()[1]
-        lose_node(cluster, lost, slurmd_alone)
-        wait(lambda: int(shown(cluster, job)["Restarts"]) == 1, 180, lambda: read(log))
+
+    def trains_on() -> None:
         before = reached(run / "checkpoints")
         wait(lambda: reached(run / "checkpoints") > before, 180, lambda: read(log))
-        assert lost not in call(cluster, "scontrol", "show", "hostnames", shown(cluster, job)["NodeList"]).split()
+
+    def nodes() -> list[str]:
+        return call(cluster, "scontrol", "show", "hostnames", shown(cluster, job)["NodeList"]).split()
+
+    def lose(slurmd_alone: bool, restarts: int) -> str:
+        lost = nodes()[1]
+        lose_node(cluster, lost, slurmd_alone)
+        wait(lambda: int(shown(cluster, job)["Restarts"]) == restarts, 180, lambda: read(log))
+        return lost
+
+    try:
+        trains_on()
+        first = lose(slurmd_alone=True, restarts=1)
+        trains_on()
+        second = lose(slurmd_alone=False, restarts=2)
+        trains_on()
+        assert not {first, second} & {*nodes()} and first != second
     finally:
         call(cluster, "scancel", str(job))
     wait_for_end(cluster, job, log)
