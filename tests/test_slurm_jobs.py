@@ -273,12 +273,12 @@ def test_warned_it_saves_and_the_chain_goes_on(cluster, finished, site, requeue)
     lines = () if requeue else ("export SBATCH_NO_REQUEUE=1 MYLLM_RESTARTS=2",)
     for old in [*run.glob("checkpoints*")]:
         shutil.rmtree(old)
-    iterations, last = (60, "convert") if requeue else (62, "pretrain")
+    iterations, last = (40, "convert") if requeue else (42, "pretrain")
     jobs = submit(
         cluster, run, "--from", "pretrain", "--to", last, "--set", f"train_iters={iterations}", site=site(*lines)
     )
     assert len(jobs["pretrain"]) == (1 if requeue else 3)
-    hit(cluster, run, jobs["pretrain"][0], 10)
+    hit(cluster, run, jobs["pretrain"][0], 5)
     end = jobs[last][-1]
     assert wait_for_end(cluster, end, log_of_job(run, end)) == "COMPLETED", read(log_of_job(run, jobs["pretrain"][0]))
     first = log_of_job(run, jobs["pretrain"][0]).read_text()
