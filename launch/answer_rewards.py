@@ -27,7 +27,6 @@ from launch.rewards import load
 
 BATCH = 128  # answers written at a time
 SHOWN = 6  # answers kept
-ANSWER_TOKENS = 80  # at most
 
 
 def read_model(folder: Path) -> tuple[Any, Any]:
@@ -111,16 +110,21 @@ def measure(folder: Path, first: Path, rows: list[dict[str, Any]], options: argp
     return found
 
 
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """What everything that lets a model answer asks: how often, how long, the seed, where to."""
+    parser.add_argument("--answers", type=int, default=4, help="to each question (default 4)")
+    parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, action="append", required=True, help="folder; the first is the origin")
     parser.add_argument("--data", type=Path, required=True, help="held-out instructions, e.g. rl_valid.json")
     parser.add_argument("--reward", action="append", default=[], metavar="MODULE.FUNCTION", help="may be repeated")
     parser.add_argument("--reward-model", type=Path, help="recipe `reward`, merged")
-    parser.add_argument("--answers", type=int, default=4, help="to each question (default 4)")
-    parser.add_argument("--max-new-tokens", type=int, default=ANSWER_TOKENS)
-    parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    add_answer_options(parser)
     options = parser.parse_args(argv)
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -20,7 +20,7 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import write_json
 from artifacts.stage import report_metrics
-from launch.answer_rewards import ANSWER_TOKENS, read_model, write_answers
+from launch.answer_rewards import add_answer_options, read_model, write_answers
 from launch.posttrain_data import questions
 from launch.rewards import load
 
@@ -57,10 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="the chat model that answers")
     parser.add_argument("--data", type=Path, required=True, help="instructions with reference answers")
     parser.add_argument("--reward", action="append", required=True, metavar="MODULE.FUNCTION", help="may be repeated")
-    parser.add_argument("--answers", type=int, default=4, help="to each question (default 4)")
-    parser.add_argument("--max-new-tokens", type=int, default=ANSWER_TOKENS)
-    parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    add_answer_options(parser)
     options = parser.parse_args(argv)
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
