@@ -111,9 +111,7 @@ def use(page: Page, folder: Path) -> dict[str, Any]:
     until(lambda: not said(page, 0))
     page.locator("#settings button").first.click()
     for setting, value in (("temperature", "0"), ("longest", "16")):
-        number = page.locator(f"#{setting} input[type=number]")
-        number.fill(value)
-        number.press("Tab")
+        put(page, setting, value)
     box.fill("春风")
     box.press("Enter")
     until(lambda: all(said(page, bot) for bot in range(columns)))
@@ -127,6 +125,19 @@ def use(page: Page, folder: Path) -> dict[str, Any]:
     time.sleep(1)
     seen["cleared_after_reload"] = not any(said(page, bot) for bot in range(columns))
     return seen
+
+
+def put(page: Page, setting: str, value: str) -> None:
+    """Fill a setting. One that is filled while it is still being drawn falls back to its default: then again."""
+    number = page.locator(f"#{setting} input[type=number]")
+
+    def holds() -> bool:
+        number.fill(value)
+        number.press("Tab")
+        time.sleep(0.3)
+        return bool(number.input_value() == value)
+
+    until(holds)
 
 
 def settled(page: Page, columns: int) -> None:
