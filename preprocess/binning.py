@@ -28,6 +28,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -233,17 +234,15 @@ def is_done(prefix: Path, report_file: Path, plan: dict[str, Any], engine: str) 
 
 
 def sample_texts(shards: list[Shard], key: str) -> list[str]:
-    """The first `SAMPLE_BYTES` of text of shards spread over the inputs, and the probe strings."""
+    """About the first `SAMPLE_BYTES` of rows of shards spread over the inputs, and the probe strings."""
     texts = list(PROBES)
     chosen = shards[:: max(1, len(shards) // 4)][:4]
+    share = SAMPLE_BYTES // len(chosen)
     for shard in chosen:
-        left = SAMPLE_BYTES // len(chosen)
-        for _, lines in blocks(shard.path, shard.start, shard.end):
-            for line in lines:
-                texts += texts_of([line], key)[0]
-                left -= len(line)
-                if left <= 0:
-                    break
+        end = None if shard.end is None else min(shard.end, shard.start + share)
+        for _, lines in blocks(shard.path, shard.start, end):
+            taken = sum(size <= share for size in accumulate(map(len, lines)))
+            texts += texts_of(lines[: max(1, taken)], key)[0]
             break
     return texts
 
