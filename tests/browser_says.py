@@ -1,6 +1,8 @@
 """Use the chat page as a person does, in a real Chromium, and tell what was seen, as JSON. Run in `.venv-clients`:
 
-MYLLM_API_KEY=… python tests/browser_says.py http://127.0.0.1:7860 FOLDER_FOR_SCREENSHOTS [CHROMIUM]
+MYLLM_API_KEY=… python tests/browser_says.py http://127.0.0.1:7860 FOLDER_FOR_SCREENSHOTS [CHROMIUM] [--stop]
+
+With --stop only this is done: a reply is stopped. The page's models are then ones whose replies do not end.
 """
 
 from __future__ import annotations
@@ -74,17 +76,6 @@ def use(page: Page, folder: Path) -> dict[str, Any]:
     seen["sent_after_composing"] = until(lambda: said(page, 0, "user")[-1:] == ["春风"])
     settled(page, columns)
 
-    # A reply under way is stopped, and stays as it was.
-    turns = len(said(page, 0))
-    box.fill("长")
-    page.locator("#send").click()
-    until(lambda: len(said(page, 0)) > turns)
-    page.locator("#stop").click()
-    time.sleep(1)
-    stopped = [said(page, bot) for bot in range(columns)]
-    seen["stopped_after"] = [len(texts[-1]) for texts in stopped]
-    time.sleep(2)
-    seen["stopped"] = stopped == [said(page, bot) for bot in range(columns)]
     page.screenshot(path=str(folder / "light.png"))
 
     # A reload keeps the conversation; the switch to dark; a phone.
@@ -127,6 +118,32 @@ def use(page: Page, folder: Path) -> dict[str, Any]:
     return seen
 
 
+def stop(page: Page, folder: Path) -> dict[str, Any]:
+    """A reply under way is stopped, stays as it was, and is there after a reload."""
+    seen: dict[str, Any] = {}
+    box = page.locator("#box textarea")
+    box.wait_for()
+    box.fill("长")
+    page.locator("#send").click()
+    seen["streams"] = until(lambda: len("".join(said(page, 0))) > 10)
+    page.locator("#stop").click()
+    seen["stopped"] = until(lambda: still(page))
+    seen["before"] = said(page, 0)
+    page.screenshot(path=str(folder / "stopped.png"))
+    page.reload()
+    box.wait_for()
+    seen["kept"] = until(lambda: said(page, 0) == seen["before"])
+    seen["after"] = said(page, 0)
+    return seen
+
+
+def still(page: Page) -> bool:
+    """Whether the first column does not change for two seconds."""
+    before = said(page, 0)
+    time.sleep(2)
+    return said(page, 0) == before
+
+
 def put(page: Page, setting: str, value: str) -> None:
     """Fill a setting. One that is filled while it is still being drawn falls back to its default: then again."""
     number = page.locator(f"#{setting} input[type=number]")
@@ -152,12 +169,13 @@ def settled(page: Page, columns: int) -> None:
 
 
 def main() -> None:
-    url, folder, chromium = sys.argv[1], Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None
+    only_stop, (url, to, *chromium) = sys.argv[-1] == "--stop", [word for word in sys.argv[1:] if word != "--stop"]
+    folder = Path(to)
     key = os.environ["MYLLM_API_KEY"]
     foreign: list[str] = []
     errors: list[str] = []
     with sync_playwright() as playwright:
-        options = {"executable_path": chromium, "args": ["--no-sandbox"], "timeout": 120_000}
+        options = {"executable_path": chromium[0] if chromium else None, "args": ["--no-sandbox"], "timeout": 120_000}
         browser = playwright.chromium.launch(**options)
         wrong = browser.new_context(http_credentials={"username": "me", "password": "wrong"})
         refused = wrong.new_page().goto(url)
@@ -172,6 +190,10 @@ def main() -> None:
         page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
+        if only_stop:
+            print("SAYS " + json.dumps(stop(page, folder), ensure_ascii=False))
+            browser.close()
+            return
         seen = use(page, folder)
         seen["refused"] = refused.status if refused else 0
         preferring = browser.new_context(
