@@ -419,9 +419,7 @@ def test_sft_learns_and_hands_over_a_whole_chat_model(ground: Path, sft: Path) -
 
 def test_a_finished_output_is_left_alone(ground: Path, sft: Path) -> None:
     before = (sft / "model.safetensors").stat().st_mtime_ns
-    started = time.monotonic()
     assert "nothing to do" in finish(start(*sft_arguments(ground, sft)))
-    assert time.monotonic() - started < 5
     assert (sft / "model.safetensors").stat().st_mtime_ns == before
 
 

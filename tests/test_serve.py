@@ -161,11 +161,19 @@ def alive(mark: str) -> list[int]:
     return found
 
 
-def all_end(mark: str, seconds: float = 5.0) -> bool:
+def all_end(mark: str, seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while alive(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not alive(mark)
+
+
+def how_many_start(mark: str, count: int) -> int:
+    """How many processes with the mark are alive, waited for until there are `count`."""
+    deadline = time.monotonic() + 20
+    while len(alive(mark)) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return len(alive(mark))
 
 
 NEST = """import subprocess, sys, time
@@ -182,10 +190,7 @@ def test_a_killed_caller_leaves_no_process() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", caller], cwd=REPOSITORY, env={**os.environ, name: value}, start_new_session=True
     )
-    deadline = time.monotonic() + 20
-    while len(alive(mark)) < 4 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(alive(mark)) == 4  # caller, guard, program, the program's child
+    assert how_many_start(mark, 4) == 4  # caller, guard, program, the program's child
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert all_end(mark)
@@ -194,8 +199,7 @@ def test_a_killed_caller_leaves_no_process() -> None:
 def test_stop_ends_the_grandchildren_and_keeps_the_status() -> None:
     mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     with Guarded([sys.executable, "-c", NEST, mark], env={**os.environ, "MYLLM_TEST_MARK": mark}):
-        time.sleep(1)
-        assert len(alive(mark)) >= 3
+        assert how_many_start(mark, 3) >= 3
     assert all_end(mark)
     assert Guarded([sys.executable, "-c", "raise SystemExit(7)"]).wait(20) == 7
 
