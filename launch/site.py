@@ -71,10 +71,11 @@ def read_site(name: str) -> Site:
         UserError: it is missing, is no bash, still holds a placeholder, or OPTIONS name an unknown stage.
     """
     path = Path(name).resolve() if name.endswith(".sh") else SITES / f"{name}.sh"
+    where = f"site/{path.name}" if path.parent == SITES else str(path)
     if not path.exists():
         known = sorted(p.stem for p in SITES.glob("*.sh"))
-        raise UserError(f"there is no site {name!r}{nearest(name, known)}; site/ holds {', '.join(known)}")
-    where = f"site/{path.name}" if path.parent == SITES else str(path)
+        mend = f"for your cluster copy site/template.sh to {where} and fill it in"
+        raise UserError(f"there is no site {name!r}{nearest(name, known)}; site/ holds {', '.join(known)}; {mend}")
     done = subprocess.run(["bash", "-c", READ, "bash", str(path)], capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no output"])[-1]
