@@ -75,7 +75,6 @@ def use(page: Page, folder: Path) -> dict[str, Any]:
     box.press("Enter")
     seen["sent_after_composing"] = until(lambda: said(page, 0, "user")[-1:] == ["春风"])
     settled(page, columns)
-
     page.screenshot(path=str(folder / "light.png"))
 
     # A reload keeps the conversation; the switch to dark; a phone.
@@ -127,7 +126,7 @@ def stop(page: Page, folder: Path) -> dict[str, Any]:
     page.locator("#send").click()
     seen["streams"] = until(lambda: len("".join(said(page, 0))) > 10)
     page.locator("#stop").click()
-    seen["stopped"] = until(lambda: still(page))
+    seen["stopped"], seen["stopped_by"] = until(lambda: still(page)), time.time()
     seen["before"] = said(page, 0)
     page.screenshot(path=str(folder / "stopped.png"))
     page.reload()
