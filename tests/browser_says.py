@@ -2,14 +2,15 @@
 
 MYLLM_API_KEY=… python tests/browser_says.py http://127.0.0.1:7860 FOLDER_FOR_SCREENSHOTS [CHROMIUM] [--stop]
 
-With --stop only this is done: a reply is stopped. The page's models are then ones whose replies do not end.
+With --stop replies are stopped, instead of all else that is done on the page. The models are then ones whose replies
+do not end.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -118,29 +119,23 @@ def use(page: Page, folder: Path) -> dict[str, Any]:
 
 
 def stop(page: Page, folder: Path) -> dict[str, Any]:
-    """A reply under way is stopped, stays as it was, and is there after a reload."""
+    """Replies under way are stopped, stay as they were, and are there after a reload."""
     seen: dict[str, Any] = {}
     box = page.locator("#box textarea")
     box.wait_for()
+    columns = page.locator(".models [id^=bot-]").count()
     box.fill("长")
     page.locator("#send").click()
-    seen["streams"] = until(lambda: len("".join(said(page, 0))) > 10)
+    seen["streams"] = until(lambda: all(len("".join(said(page, bot))) > 10 for bot in range(columns)))
     page.locator("#stop").click()
-    seen["stopped"], seen["stopped_by"] = until(lambda: still(page)), time.time()
-    seen["before"] = said(page, 0)
+    seen["stopped"], seen["stopped_by"] = settled(page, columns, 2), time.time()
+    seen["before"] = [said(page, bot) for bot in range(columns)]
     page.screenshot(path=str(folder / "stopped.png"))
     page.reload()
     box.wait_for()
-    seen["kept"] = until(lambda: said(page, 0) == seen["before"])
-    seen["after"] = said(page, 0)
+    seen["kept"] = until(lambda: [said(page, bot) for bot in range(columns)] == seen["before"])
+    seen["after"] = [said(page, bot) for bot in range(columns)]
     return seen
-
-
-def still(page: Page) -> bool:
-    """Whether the first column does not change for two seconds."""
-    before = said(page, 0)
-    time.sleep(2)
-    return said(page, 0) == before
 
 
 def put(page: Page, setting: str, value: str) -> None:
@@ -156,25 +151,31 @@ def put(page: Page, setting: str, value: str) -> None:
     until(holds)
 
 
-def settled(page: Page, columns: int) -> None:
-    """Wait until no column has changed for a second."""
+def settled(page: Page, columns: int, seconds: float = 1) -> bool:
+    """Wait until no column has changed for so long; whether that came."""
     last: Any = None
     for _ in range(60):
         now = [said(page, bot) for bot in range(columns)]
         if now == last:
-            return
+            return True
         last = now
-        time.sleep(1)
+        time.sleep(seconds)
+    return False
 
 
 def main() -> None:
-    only_stop, (url, to, *chromium) = sys.argv[-1] == "--stop", [word for word in sys.argv[1:] if word != "--stop"]
-    folder = Path(to)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("chromium", nargs="?")
+    parser.add_argument("--stop", action="store_true")
+    arguments = parser.parse_args()
+    url, folder = arguments.url, arguments.folder
     key = os.environ["MYLLM_API_KEY"]
     foreign: list[str] = []
     errors: list[str] = []
     with sync_playwright() as playwright:
-        options = {"executable_path": chromium[0] if chromium else None, "args": ["--no-sandbox"], "timeout": 120_000}
+        options = {"executable_path": arguments.chromium, "args": ["--no-sandbox"], "timeout": 120_000}
         browser = playwright.chromium.launch(**options)
         wrong = browser.new_context(http_credentials={"username": "me", "password": "wrong"})
         refused = wrong.new_page().goto(url)
@@ -189,11 +190,7 @@ def main() -> None:
         page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
-        if only_stop:
-            print("SAYS " + json.dumps(stop(page, folder), ensure_ascii=False))
-            browser.close()
-            return
-        seen = use(page, folder)
+        seen = (stop if arguments.stop else use)(page, folder)
         seen["refused"] = refused.status if refused else 0
         preferring = browser.new_context(
             http_credentials={"username": "me", "password": key}, viewport=DESK, locale="en-GB", color_scheme="dark"

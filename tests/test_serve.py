@@ -161,7 +161,7 @@ def alive(mark: str) -> list[int]:
     return found
 
 
-def all_end(mark: str, seconds: float = 20.0) -> bool:
+def all_end(mark: str, seconds: float = 5.0) -> bool:
     deadline = time.monotonic() + seconds
     while alive(mark) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -216,7 +216,7 @@ def test_chat_in_a_pipe_says_what_went_wrong(server: Server) -> None:
 
 
 class HangUp(threading.Event):
-    """The event of a client that hangs up, and when that was (seconds since the epoch)."""
+    """The event of a client that hangs up, and when the last one did (seconds since the epoch)."""
 
     at = math.inf
 
@@ -396,13 +396,14 @@ def browser_says(port: int, folder: Path, *options: str) -> Any:
 @needs_clients
 @needs_a_browser
 def test_the_chat_page_stops_a_reply(endless: tuple[str, HangUp], tmp_path: Path) -> None:
-    """The reply is one that cannot end by itself, however slow the browser is; its server sees the hang-up."""
+    """In both columns, whose replies cannot end by themselves, however slow the browser is; the server sees it."""
     url, hung_up = endless
-    with chat_page(tmp_path, f"one={url}") as port:
+    with chat_page(tmp_path, f"one={url}", f"two={url}") as port:
         seen = browser_says(port, tmp_path, "--stop")
     assert seen["streams"] and seen["stopped"]
     assert hung_up.at < seen["stopped_by"], "the stop hangs up, not the reload after it"
-    assert set("".join(seen["before"])) == {"花"} and seen["kept"], (seen["before"], seen["after"])
+    assert [set("".join(said)) for said in seen["before"]] == [{"花"}] * 2
+    assert seen["kept"], (seen["before"], seen["after"])
 
 
 @needs_clients

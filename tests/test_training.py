@@ -154,8 +154,8 @@ def test_bf16_trains_the_same(data, starts, references, tmp_path, layout, digits
     Tensor parallel rounds each rank's partial sum to bf16, 8 bits, before they are added: 6 digits cannot be asked for.
     Of Megatron's flags that might help, softmax and gradients in float32 change nothing (the sums are the matmuls'),
     and its local layers take neither a float32 residual nor sequence parallel with torch's norm. Layers of one's own
-    that add the partial sums in float32 (tried by hand) hold 6 digits for one step: a sum in another order still rounds
-    to another bf16 now and then, and the optimizer carries that on.
+    that add the partial sums in float32 (tried by hand) do not hold them either: a sum in another order still rounds to
+    another bf16 now and then, and the optimizer carries that on.
     """
     run = fresh(data, tmp_path / "run", starts("llama2-tiny", "bf16=true"))
     finish(command(run, *SHORT, "bf16=true", *LAYOUTS[layout], model="llama2-tiny"))
