@@ -190,10 +190,7 @@ def _patch_random_states() -> None:
 
 
 def _patch_start_up() -> None:
-    """No JIT warm-up, and `initialize_megatron` may do without CUDA.
-
-    Compiling the dataset helpers needs `make` files that the wheel leaves out; the wheel holds them compiled.
-    """
+    """No JIT warm-up, and `initialize_megatron` may do without CUDA."""
     import megatron.training.initialize as initialize
     import megatron.training.training as training
 
@@ -203,7 +200,7 @@ def _patch_start_up() -> None:
         return without_check(*args, **{**kwargs, "allow_no_cuda": True})
 
     for module in (initialize, training):
-        for name in ("_compile_dependencies", "set_jit_fusion_options", "_warmup_jit_function"):
+        for name in ("set_jit_fusion_options", "_warmup_jit_function"):
             if hasattr(module, name):
                 setattr(module, name, _answer())
         module.initialize_megatron = initialize_megatron

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 benchmarks/bare_megatron.py <Megatron's flags>
 
-No look at the data, no watch on the loss. `--mock-data` trains on made-up tokens. On a machine without a GPU the same
-stand-in for CUDA is installed, since Megatron does not start there otherwise.
+No look at the data, no watch on the loss. `--mock-data` trains on made-up tokens. What Megatron cannot start without is
+there: the wheel's dataset helpers, and on a machine without a GPU the stand-in for CUDA.
 """
 
 from __future__ import annotations
@@ -77,9 +77,17 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> Any:
 datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
-def main() -> None:
+def prepare() -> None:
+    """What Megatron cannot start without here."""
+    from artifacts.megatron_wheel import use_compiled_helpers
+
     if ON_CPU:
         megatron_on_cpu.patch_megatron()
+    use_compiled_helpers()
+
+
+def main() -> None:
+    prepare()
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args

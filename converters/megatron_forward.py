@@ -85,7 +85,7 @@ def main() -> None:
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(0)
-    model = build(arguments)
+    model = build(arguments).cuda()  # made on the CPU; where the stand-in for CUDA is, it stays there
     wanted = model.state_dict().keys()
     loaded = dist_checkpointing.load(model.sharded_state_dict(), str(iteration))
     # what is not a tensor (arguments, schedules) comes along whatever was asked for

@@ -28,8 +28,10 @@ from launch.posttrain_job import OVERLAY, TRL, Job
 
 def command(job: Job) -> list[str]:
     if job.tool != TRL:
-        tool = Path(sys.executable).with_name("llamafactory-cli")
-        return [str(tool), "export" if job.exports else "train", str(job.yaml)]
+        program = Path(sys.executable).with_name("llamafactory-cli")
+        # laid over an environment by PYTHONPATH, the package has no program beside python
+        tool = [str(program)] if program.exists() else [sys.executable, "-m", "llamafactory.cli"]
+        return [*tool, "export" if job.exports else "train", str(job.yaml)]
     runner = ["-m", "launch.grpo", "--config", str(job.yaml)]
     if not job.environment.get("FORCE_TORCHRUN"):
         return [sys.executable, *runner]
