@@ -4,7 +4,7 @@ SHELL := /bin/bash -o pipefail
 PYTEST := .venv/bin/python -m pytest -q
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: envs  ## raw text -> scored chat model: runs/poetry-tiny/report.html
 	.venv/bin/myllm run poetry-tiny
@@ -37,8 +37,14 @@ bench-serve: envs  ## 32 clients for a minute against the demo's model, made if 
 	.venv/bin/myllm run poetry-tiny --to dpo
 	.venv/bin/python -m benchmarks.serve --output benchmarks/serve.md
 
-bench-gpu: env-train  ## tokens/s, MFU, memory of 0.5B and 1.1B on a GPU: benchmarks/gpu.md
-	.venv/bin/python -m benchmarks.gpu
+# PYTHON=python3 EXTRA=.proof-gpu for a machine without network whose own Python has CUDA's torch; SKIP="part part"
+proof-gpu: $(if $(PYTHON),,env-train)  ## what one GPU shows that a CPU cannot, in 8 minutes: benchmarks/gpu.md (HARDWARE=cpu OUTPUT=folder tries it)
+	$(or $(PYTHON),.venv/bin/python) -m benchmarks.gpu_proof --hardware $(or $(HARDWARE),gpu) \
+		$(if $(EXTRA),--extra $(EXTRA)) $(if $(OUTPUT),--output $(OUTPUT)) $(SKIP:%=--skip %)
+
+proof-gpu-wheels: env-train  ## .proof-gpu: the wheels and data that a GPU machine without network must be brought (40 MB)
+	.venv/bin/myllm run poetry-tiny --to tasks
+	.venv/bin/python -m benchmarks.gpu_proof.wheels
 
 results: envs  ## every post-training stage with three seeds, on a finished demo: docs/results-poetry-tiny.md
 	.venv/bin/python -m benchmarks.results_poetry_tiny
@@ -60,5 +66,5 @@ lock: env-train  ## resolve the lock files anew from environments/*.in
 clean:  ## remove environments and built wheels; runs stay
 	rm -rf .venv .venv-eval .venv-serve .venv-ppo .venv-lmeval .venv-clients .venv-lmdeploy .tools .wheels
 
-.PHONY: help demo test test-fast test-slow test-slurm check results bench-converters bench-preprocess bench-pretrain bench-serve bench-gpu \
+.PHONY: help demo test test-fast test-slow test-slurm check results bench-converters bench-preprocess bench-pretrain bench-serve proof-gpu proof-gpu-wheels \
 	envs env-train env-eval env-serve env-clients env-ppo env-lmeval env-gpu env-gpu-te env-lmdeploy lock clean

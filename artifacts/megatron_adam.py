@@ -6,6 +6,8 @@ gives the weights of an undisturbed one is a test.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -29,8 +31,10 @@ def resume_with_plain_adam() -> None:
         if not self.optimizer.state:
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
+                    # torch's fused kernel counts on the parameter's device, its other ones on the CPU
+                    device = parameter.device if group.get("fused") or group.get("capturable") else "cpu"
                     self.optimizer.state[parameter] = {
-                        "step": torch.tensor(0.0),
+                        "step": torch.tensor(0.0, device=device),
                         "exp_avg": torch.zeros_like(parameter),
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
@@ -50,3 +54,26 @@ def resume_with_plain_adam() -> None:
     Optimizer.state_dict = with_steps
     Optimizer._set_main_param_and_optimizer_states = keep_step
     Optimizer.load_state_dict = own_steps
+
+
+@contextmanager
+def fused_adam(wanted: bool = True) -> Iterator[None]:
+    """While this lasts, torch's AdamW and Adam update all weights in one fused kernel, where `wanted`.
+
+    Megatron has no flag for it: without Transformer Engine and Apex, whose Adam is fused, it makes torch's with the
+    default, which goes over the list of weights several times.
+    """
+    import torch
+
+    if not wanted:
+        yield
+        return
+    defaults = [kind.__init__.__kwdefaults__ for kind in (torch.optim.AdamW, torch.optim.Adam)]
+    kept = [kinds["fused"] for kinds in defaults]
+    for kinds in defaults:
+        kinds["fused"] = True
+    try:
+        yield
+    finally:
+        for kinds, value in zip(defaults, kept):
+            kinds["fused"] = value

@@ -60,6 +60,25 @@ def _made() -> Path:
     return bin_texts(folder, folder / "run")
 
 
+def write_tasks(folder: Path, rows: int = 64) -> None:
+    """Instruction data, requests for GRPO and next-line questions of made-up lines, as `preprocess.poem_tasks` names
+    them."""
+    random = np.random.default_rng(1)
+    folder.mkdir(parents=True)
+
+    def line() -> str:
+        return "".join(chr(0x4E00 + character) for character in random.integers(0, CHARACTERS, 5)) + "。"
+
+    for name in ("sft", "rl"):
+        for part in ("train", "valid"):
+            made = [{"instruction": f"续写：{line()}", "input": "", "output": line()} for _ in range(rows)]
+            (folder / f"{name}_{part}.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    with (folder / "next_line.jsonl").open("w", encoding="utf-8") as stream:
+        for number in range(rows):
+            question = {"id": str(number), "context": line(), "choices": [line() for _ in range(4)], "answer": 0}
+            stream.write(json.dumps(question, ensure_ascii=False) + "\n")
+
+
 def copy_run(source: Path, folder: Path) -> Path:
     """A new run's folder with the tokenizer and dataset of another."""
     folder.mkdir(parents=True)

@@ -149,8 +149,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("launcher", "attention"), help="one table, printed and not written")
     given = parser.parse_args()
     rows = [
-        "# Pretraining: measured on a CPU\n\nMade by `make bench-pretrain`. The GPU benchmark is `make bench-gpu` "
-        "(benchmarks/gpu.py); **it has not been run on a GPU**.\n",
+        "# Pretraining: measured on a CPU\n\nMade by `make bench-pretrain`. On a GPU: `make proof-gpu` "
+        "(benchmarks/gpu.md, where it has been run).\n",
         describe("torch", "megatron-core") + "\n",
     ]
     with tempfile.TemporaryDirectory() as folder:

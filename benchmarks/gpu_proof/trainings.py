@@ -1,0 +1,221 @@
+"""Several short trainings in one process: the start of Python, torch, CUDA and Megatron is paid once.
+
+    python -m benchmarks.gpu_proof.trainings JOBS.json
+
+JOBS.json is a list of `Job`s as objects. Each is trained by stock `megatron.training.pretrain()` on made-up tokens
+(`benchmarks.bare_megatron`), its output in a log of its own; then a line of JSON says how it went: `{"name",
+"memory_gb", "left_gb", "profile", "seconds"}`, or `{"name", "error"}`. One that fails does not stop the next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# Kernels by the words in their names, first match counts. Names are those of cuBLAS, cuDNN, PyTorch and Inductor.
+KINDS = (
+    ("communication", ("nccl",)),
+    ("attention", ("flash", "fmha", "sdpa", "attention")),
+    ("matrix products", ("gemm", "nvjet", "cutlass", "wgmma", "xmma", "splitk", "aten::mm", "addmm", "bmm")),
+    ("loss", ("softmax", "cross_entropy", "nll_loss", "logsumexp", "gather", "scatter")),
+    ("optimizer", ("multi_tensor", "adam", "lerp", "addcdiv", "addcmul", "foreach")),
+    ("norms", ("norm",)),
+    ("copies", ("memcpy", "memset", "copy")),
+    ("embedding", ("embedding", "index")),
+    ("elementwise", ("elementwise", "triton", "vectorized", "reduce", "cat", "aten::", "silu", "mul", "add")),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    name: str
+    flags: list[str]  # Megatron's
+    log: str  # file for its output
+    profile_step: int = 0  # the step whose kernels are counted; 0: none
+    fused_adam: bool = False  # torch's fused kernel
+    compile_layers: bool = False  # each transformer layer through torch.compile
+
+
+def kind_of(kernel: str) -> str:
+    """What a GPU kernel (or a CPU operator) is for, by its name."""
+    low = kernel.lower()
+    return next((kind for kind, words in KINDS if any(word in low for word in words)), "other")
+
+
+def summed(events: Any, wall_ms: float, on_gpu: bool) -> dict[str, Any]:
+    """Milliseconds of a profiled step by kind, the dearest kernels, and the time in which no kernel ran.
+
+    Args:
+        events: `torch.profiler.profile.key_averages()`.
+        wall_ms: the whole step's.
+    """
+    kinds: dict[str, float] = {}
+    kernels: list[tuple[float, str]] = []
+    for event in events:
+        if on_gpu:
+            if "cuda" not in str(event.device_type).lower() or event.key.startswith("ProfilerStep"):
+                continue
+            spent = event.self_device_time_total / 1000
+        else:
+            spent = event.self_cpu_time_total / 1000
+        kinds[kind_of(event.key)] = kinds.get(kind_of(event.key), 0.0) + spent
+        kernels.append((spent, event.key))
+    return {
+        "step_ms": round(wall_ms, 2),
+        "kinds_ms": {kind: round(spent, 2) for kind, spent in sorted(kinds.items(), key=lambda item: -item[1])},
+        "gap_ms": round(max(0.0, wall_ms - sum(kinds.values())), 2),
+        "kernels": [[round(spent, 2), name[:100]] for spent, name in sorted(kernels, reverse=True)[:12]],
+    }
+
+
+@contextmanager
+def output_to(path: str) -> Iterator[None]:
+    """Send this process's standard output and errors to a file, C++'s too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, old in zip((1, 2), kept):
+            os.dup2(old, number)
+            os.close(old)
+        os.close(target)
+
+
+def watched(train_step: Callable[..., Any], step: int, found: dict[str, Any], on_gpu: bool) -> Callable[..., Any]:
+    """Megatron's `train_step`, whose call number `step` is profiled into `found`."""
+    import torch
+
+    calls = 0
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls != step:
+            return train_step(*arguments, **named)
+        torch.cuda.synchronize()
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if on_gpu:
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities) as profile:
+            started = time.perf_counter()
+            result = train_step(*arguments, **named)
+            torch.cuda.synchronize()
+            wall = 1000 * (time.perf_counter() - started)
+        found.update(summed(profile.key_averages(), wall, on_gpu))
+        return result
+
+    return call
+
+
+def compiled(setup: Callable[..., Any]) -> Callable[..., Any]:
+    """Megatron's `setup_model_and_optimizer`, whose transformer layers are compiled."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        from megatron.core.transformer.transformer_layer import TransformerLayer
+
+        result = setup(*arguments, **named)
+        for chunk in result[0]:
+            for module in chunk.modules():
+                if isinstance(module, TransformerLayer):
+                    module.compile()
+        return result
+
+    return call
+
+
+def train(job: Job, on_gpu: bool) -> dict[str, Any]:
+    """Train one job to its end; whatever Megatron keeps between trainings is destroyed afterwards."""
+    import torch
+    from megatron.core.enums import ModelType
+    from megatron.core.tensor_parallel import random
+    from megatron.training import training
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.arguments import parse_and_validate_args
+
+    from artifacts.megatron_adam import fused_adam
+    from benchmarks import bare_megatron
+
+    profile: dict[str, Any] = {}
+    kept = training.train_step, training.setup_model_and_optimizer
+    if job.profile_step:
+        training.train_step = watched(training.train_step, job.profile_step, profile, on_gpu)
+    if job.compile_layers:
+        training.setup_model_and_optimizer = compiled(training.setup_model_and_optimizer)
+    sys.argv = ["trainings.py", *job.flags]
+    started = time.monotonic()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        with fused_adam(job.fused_adam):
+            arguments = parse_and_validate_args()
+            config = pretrain_cfg_container_from_args(arguments, gpt_config_from_args(arguments))
+            training.pretrain(config, bare_megatron.datasets, ModelType.encoder_or_decoder, bare_megatron.forward_step)
+        memory = torch.cuda.max_memory_allocated() / 1e9
+    finally:
+        training.train_step, training.setup_model_and_optimizer = kept
+        training.destroy_global_state()
+        random._CUDA_RNG_STATE_TRACKER_INITIALIZED = False  # CUDA graphs need another kind than the job before
+    return {"memory_gb": round(memory, 2), "profile": profile, "seconds": round(time.monotonic() - started, 1)}
+
+
+def one_rank() -> None:
+    """What torchrun would say to its only process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+
+
+def main() -> None:
+    import gc
+
+    one_rank()
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    from benchmarks import bare_megatron  # on a CPU it installs the stand-in for CUDA
+
+    bare_megatron.prepare()
+    for job in (Job(**fields) for fields in json.loads(Path(sys.argv[1]).read_text())):
+        try:
+            with output_to(job.log):
+                try:
+                    found = train(job, on_gpu)
+                except BaseException:
+                    traceback.print_exc()
+                    raise
+        except (Exception, SystemExit) as error:
+            found = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        gc.collect()
+        torch.cuda.empty_cache()
+        found["left_gb"] = round(torch.cuda.memory_allocated() / 1e9, 2)  # what the next job's memory counts too much
+        print(json.dumps({"name": job.name, **found}), flush=True)
+        if on_gpu and "error" in found and ("CUDA error" in found["error"] or "illegal" in found["error"]):
+            sys.exit(3)  # the device's state is lost with it: `speed.measured` starts a new process for the rest
+
+
+def write_jobs(jobs: list[Job], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(job) for job in jobs], indent=1))
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)  # gloo's and NCCL's threads outlive their groups

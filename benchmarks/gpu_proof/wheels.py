@@ -1,0 +1,104 @@
+"""The wheels and data that a machine without network must be brought: `make proof-gpu-wheels` makes the folder.
+
+    python -m benchmarks.gpu_proof.wheels --output .proof-gpu --run runs/poetry-tiny
+
+`.proof-gpu/wheels/` is what Megatron-LM and this project lack on a machine that has Python 3.12 with torch (CUDA),
+transformers and their dependencies; `wheels-posttraining/` is laid over it for the post-training part alone, because
+LLaMA-Factory wants an older transformers; `data.tar.xz` is a run's tokenizer, datasets and tasks. About 40 MB in all.
+Versions are those of environments/gpu.lock.
+
+Until the wheels are installed nothing but the standard library may be imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+LOCK = REPOSITORY / "environments" / "gpu.lock"
+MAIN = ("megatron-core", "omegaconf", "zstandard", "orjson")
+POSTTRAINING = (
+    "llamafactory", "trl", "transformers", "tokenizers", "huggingface-hub", "datasets", "peft", "accelerate", "fire",
+    "tyro", "docstring-parser", "shtab", "dill", "multiprocess", "xxhash",
+)  # fmt: skip
+DATA = ("tokenizer", "dataset", "tasks")
+PLATFORMS = ("2_28", "2_27", "2_24", "2_17")  # glibc versions that wheels are named after
+
+
+def versions(lock: Path = LOCK) -> dict[str, str]:
+    """Package -> version of a lock file."""
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock.read_text(), flags=re.MULTILINE))
+
+
+def fetch(output: Path) -> None:
+    """Download the wheels for Python 3.12 on Linux x86-64; raises CalledProcessError where pip fails."""
+    known = versions()
+    pip = REPOSITORY / ".tools" / "bin" / "python"
+    platforms = [part for glibc in PLATFORMS for part in ("--platform", f"manylinux_{glibc}_x86_64")]
+    platforms += ["--platform", "manylinux2014_x86_64"]
+    for folder, names in (("wheels", MAIN), ("wheels-posttraining", POSTTRAINING)):
+        target = output / folder
+        shutil.rmtree(target, ignore_errors=True)  # of one package, two versions would not install
+        command = [str(pip), "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp", *platforms]
+        subprocess.run([*command, "-d", str(target), *(f"{name}=={known[name]}" for name in names)], check=True)
+
+
+def pack(run: Path, output: Path) -> None:
+    """A run's tokenizer, datasets (without Megatron's cache) and tasks as `data.tar.xz`."""
+    missing = [name for name in DATA if not (run / name).is_dir()]
+    if missing:
+        sys.exit(f"error: {run} lacks {', '.join(missing)}: make them with `myllm run poetry-tiny --to tasks`")
+    aside = output / "data.partial"
+    with tarfile.open(aside, "w:xz", preset=6) as archive:
+        for name in DATA:
+            archive.add(run / name, arcname=name, filter=lambda entry: None if entry.name == "dataset/cache" else entry)
+    aside.rename(output / "data.tar.xz")
+
+
+def install(extra: Path, python: str) -> tuple[Path, Path]:
+    """Install both sets of wheels into `extra`, unless they are there; returns their folders, for PYTHONPATH."""
+    folders = []
+    for name in ("wheels", "wheels-posttraining"):
+        wheels = sorted((extra / name).glob("*.whl"))
+        if not wheels:
+            sys.exit(f"error: {extra / name} holds no wheels: make the folder with `make proof-gpu-wheels`")
+        target, listing = extra / f"site-{name}", "\n".join(wheel.name for wheel in wheels)
+        stamp = target / "installed.txt"
+        if not stamp.exists() or stamp.read_text() != listing:
+            shutil.rmtree(target, ignore_errors=True)
+            command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
+            command += ["--no-compile", "--no-cache-dir", "--target", str(target), *map(str, wheels)]
+            subprocess.run(command, check=True)
+            stamp.write_text(listing)
+        folders.append(target)
+    return folders[0], folders[1]
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """A packed run in `folder`, its blend pointing there; returns `folder`."""
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=REPOSITORY / ".proof-gpu", help="folder (default .proof-gpu)")
+    parser.add_argument("--run", type=Path, default=REPOSITORY / "runs" / "poetry-tiny", help="whose data to pack")
+    given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
+    fetch(given.output)
+    pack(given.run, given.output)
+    size = sum(path.stat().st_size for path in given.output.rglob("*") if path.is_file() and "site-" not in str(path))
+    print(f"{given.output}: {size / 1e6:.0f} MB; `make proof-gpu PYTHON=python3 EXTRA={given.output}` uses it")
+
+
+if __name__ == "__main__":
+    main()
