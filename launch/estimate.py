@@ -3,6 +3,7 @@
     myllm estimate qwen2-0.5b --hardware node-8 --tokens 10B
     myllm estimate llama2-1.1b --training zh-100b --hardware cluster-4x8 --mfu 0.45 --price 2.5 --json
 
+The speed is a share of the GPU's peak (MFU): --mfu, else what was measured on this card (`launch.measured`), else 0.40.
 Memory and FLOPs follow megatron-core 0.19.2 (`training/theoretical_memory_usage.py`,
 `training/training.py: num_floating_point_operations`), and tests hold them against those functions.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, nearest
@@ -20,6 +22,7 @@ from artifacts.vocabulary import padded_size
 from launch.recipe import Layout, Recipe, get, layout_of, load_recipe, names, whole
 
 GPUS = "launch/gpus.yaml"
+# Where nothing was measured:
 MFU = 0.40  # of Megatron-LM's own tables: 41 % for 1.7B on 48 H100; the smaller the model, the less
 GB = 1e9
 ACTIVATION_SLACK = 1.05  # Megatron's allowance for buffers
@@ -173,15 +176,17 @@ def estimate(
     mfu: float = MFU,
     price: float | None = None,
     card: str | None = None,
+    mfu_source: str = "assumed",
 ) -> dict[str, Any]:
     """Everything that `myllm estimate` prints.
 
     Args:
         tokens: to train on; by default what the recipe's iterations make.
         vocab: rows of the embedding; by default the published model's.
-        mfu: assumed share of the GPUs' peak, 0-1.
+        mfu: share of the GPUs' peak, 0-1.
         price: of a GPU-hour, in any currency; without one, `cost` is None.
         card: a name of launch/gpus.yaml; by default the hardware file's. On a CPU time and money are None.
+        mfu_source: where `mfu` comes from, as text.
     """
     layout, model = layout_of(recipe), model_of(recipe, vocab)
     found = get(recipe, "gpu") if card is None else card
@@ -215,6 +220,7 @@ def estimate(
         "flops_per_token": per_token,
         "flops": per_token * total,
         "mfu_assumed": mfu if known else None,
+        "mfu_source": mfu_source if known else None,
         "tokens_per_second": rate,
         "hours": hours,
         "gpu_hours": gpu_hours,
@@ -241,9 +247,10 @@ def table(found: dict[str, Any]) -> str:
         ("FLOPs", f"{found['flops']:.3e}  ({found['flops_per_token']:.3e} a token)"),
     ]
     if card:
+        speed = f"at an MFU of {100 * found['mfu_assumed']:.1f} %, {found['mfu_source']}"
         rows += [
             ("peak", f"{card['peak_tflops']} TFLOP/s a GPU, dense bf16 ({card['name']})"),
-            ("tokens/s", f"{found['tokens_per_second']:,.0f}  at an assumed MFU of {found['mfu_assumed']:.0%}"),
+            ("tokens/s", f"{found['tokens_per_second']:,.0f}  {speed}"),
             ("hours", f"{found['hours']:,.1f}"),
             ("GPU-hours", f"{found['gpu_hours']:,.1f}"),
         ]
@@ -292,14 +299,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens", type=count, help="to train on, e.g. 10B; by default the training's own")
     parser.add_argument("--vocab-size", type=int, help="rows of the embedding; by default the published model's")
-    parser.add_argument("--mfu", type=share, default=MFU, help=f"assumed share of the peak (default {MFU})")
+    parser.add_argument(
+        "--mfu", type=share, help=f"share of the peak (default: measured in benchmarks/gpu.json, else {MFU})"
+    )
     parser.add_argument("--gpu", help="a name of launch/gpus.yaml instead of the hardware file's")
     parser.add_argument("--price", type=float, help="of a GPU-hour, to see the cost")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the recipe")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
-def run(given: argparse.Namespace) -> None:
+def run(given: argparse.Namespace, results: Path | None = None) -> None:
+    """Print the estimate; `results` stands in for benchmarks/gpu.json."""
+    from launch.measured import GPU_RESULTS, mfu_for
+
     recipe = load_recipe(given.recipe, given.training, given.hardware, given.set)
-    found = estimate(recipe, given.tokens, given.vocab_size, given.mfu, given.price, given.gpu)
+    card = given.gpu or get(recipe, "gpu")
+    mfu, source = given.mfu or MFU, "given with --mfu"
+    if given.mfu is None and card:
+        size = parameters(model_of(recipe, given.vocab_size))
+        mfu, source = mfu_for(gpu(card).name, given.recipe, given.hardware, size, results or GPU_RESULTS)
+    found = estimate(recipe, given.tokens, given.vocab_size, mfu, given.price, given.gpu, source)
     print(json.dumps(found, indent=2) if given.json else table(found))

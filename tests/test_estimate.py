@@ -1,5 +1,6 @@
 """Estimates: published counts, the models that Megatron and Hugging Face build, and what the command prints."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -94,6 +95,84 @@ def test_json_has_what_programs_ask_for():
     assert found["gpu_hours"] == pytest.approx(8 * found["hours"])
     assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
     assert found["memory_gb_per_gpu"] == pytest.approx(sum(found["memory_gb_by_part"].values()))
+    assert found["mfu_assumed"] == 0.5 and found["mfu_source"] == "given with --mfu"
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def measured(model: str, hardware: str, mfu_percent: object, **changed: object) -> dict:
+    row = {"part": "speed", "model": model, "training": "zh-10b", "hardware": hardware, "card": "h100-80gb", "set": []}
+    return {**row, "mfu_percent": mfu_percent, "tokens_per_second": 1.0, **changed}
+
+
+def results(folder: Path, *rows: object) -> Path:
+    path = folder / "gpu.json"
+    path.write_text(json.dumps({"machine": {"gpu": H100, "torch": "2.13.0"}, "rows": rows}))
+    return path
+
+
+def estimated(capsys, path: Path, *options: str) -> str:
+    parser = argparse.ArgumentParser()
+    estimate.add_arguments(parser)
+    estimate.run(parser.parse_args(options), path)
+    return capsys.readouterr().out
+
+
+def test_a_measured_mfu_is_taken_and_told(tmp_path, capsys):
+    path = results(
+        tmp_path,
+        measured("llama2-1.1b", "gpu-1-80gb", 47.0),
+        measured("qwen2-0.5b", "gpu-1-80gb-te", 44.0),
+        measured("qwen2-0.5b", "gpu-1-80gb", 41.2),
+    )
+    out = estimated(capsys, path, "qwen2-0.5b", "--hardware", "gpu-1-80gb")
+    assert f"at an MFU of 41.2 %, measured: qwen2-0.5b on gpu-1-80gb, {H100} ({path})\n" in out
+    found = json.loads(estimated(capsys, path, "qwen2-0.5b", "--hardware", "gpu-1-80gb", "--json"))
+    assert found["mfu_assumed"] == pytest.approx(0.412) and found["mfu_source"].startswith("measured: qwen2-0.5b on")
+    assert found["tokens_per_second"] == pytest.approx(0.412 * 989e12 / found["flops_per_token"])
+    out = estimated(capsys, path, "qwen2-0.5b", "--hardware", "gpu-1-80gb", "--mfu", "0.3")
+    assert "at an MFU of 30.0 %, given with --mfu" in out
+
+
+def test_without_its_own_row_the_nearest_in_parameters_counts(tmp_path, capsys):
+    rows = (measured("qwen2-0.5b", "gpu-1-80gb", 41.2), measured("llama2-1.1b", "gpu-1-80gb", 47.0))
+    out = estimated(capsys, results(tmp_path, *rows), "qwen2-1.5b", "--hardware", "node-8")
+    assert "at an MFU of 47.0 %, measured: llama2-1.1b on gpu-1-80gb" in out
+    assert "; no row of qwen2-1.5b on node-8, this is the nearest in parameters" in out
+    out = estimated(capsys, results(tmp_path, *rows), "qwen2-0.5b", "--hardware", "node-8")
+    assert "at an MFU of 41.2 %, measured: qwen2-0.5b on gpu-1-80gb" in out and "no row of qwen2-0.5b on node-8" in out
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        measured("qwen2-0.5b", "gpu-1-80gb", 41.2, card="a100-80gb"),
+        measured("qwen2-0.5b", "gpu-1-80gb", 41.2, part="levers"),
+        measured("qwen2-0.5b", "gpu-1-80gb", None),
+        measured("qwen2-0.5b", "gpu-1-80gb", 412),
+        measured("qwen9", "gpu-1-80gb", 41.2),
+        measured("qwen2-0.5b", "gpu-1-80gb", 41.2, set=None),
+        {"part": "speed"},
+        "a row",
+    ],
+)
+def test_other_cards_and_rows_that_cannot_be_used_are_no_measurement(tmp_path, capsys, row):
+    out = estimated(capsys, results(tmp_path, row), "qwen2-0.5b", "--hardware", "gpu-1-80gb")
+    assert "at an MFU of 40.0 %, assumed, no measured row of h100-80gb\n" in out
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rows": 3}', '{"rows": [], "machine": 1}', "\udcff"])
+def test_broken_results_break_no_estimate(tmp_path, capsys, text):
+    path = tmp_path / "gpu.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    out = estimated(capsys, path, "qwen2-0.5b", "--hardware", "gpu-1-80gb")
+    assert f"at an MFU of 40.0 %, assumed, {path} cannot be read\n" in out
+
+
+def test_missing_results_break_no_estimate(tmp_path, capsys):
+    out = estimated(capsys, tmp_path / "gpu.json", "qwen2-0.5b", "--hardware", "gpu-1-80gb", "--gpu", "a100-80gb")
+    assert "at an MFU of 40.0 %, assumed, no measured row of a100-80gb\n" in out
 
 
 def test_a_vocabulary_of_ones_own_counts():
