@@ -52,12 +52,16 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_here(given: argparse.Namespace) -> None:
+    from launch.gpu_notice import notice
     from launch.pipeline import load_pipeline
     from launch.runner import run_pipeline
 
     run = Run(given.run_folder or REPOSITORY / "runs" / given.pipeline)
     pipeline = load_pipeline(given.pipeline, run.folder, given.set)
-    run_pipeline(pipeline, run, pipeline.between(given.first, given.last), given.dry_run)
+    stages = pipeline.between(given.first, given.last)
+    if not given.dry_run and (line := notice(pipeline, stages)):
+        print(line, flush=True)
+    run_pipeline(pipeline, run, stages, given.dry_run)
 
 
 def add_submit_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from artifacts.layout import REPOSITORY, cache_folder
 PIPELINES = REPOSITORY / "launch" / "pipelines"
 PIPELINE_KEYS = ("name", "description", "values", "stages")
 STAGE_KEYS = ("commands", "needs", "reads")
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(--)?(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Stage:
 class Pipeline:
     name: str
     stages: list[Stage]
+    values: dict[str, str] = field(default_factory=dict)
 
     def between(self, first: str | None, last: str | None) -> list[Stage]:
         """The stages from `first` to `last`, both included; raises UserError on an unknown name."""
@@ -57,7 +58,10 @@ def check_keys(where: str, found: dict[str, Any], valid: tuple[str, ...]) -> Non
 
 
 def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pipeline:
-    """Read and check a pipeline, and fill in its commands for a run's folder.
+    """Read and check a pipeline, and fill in its commands and what they read for a run's folder.
+
+    `{name}` is a value. `{--name}` is the option `--name VALUE`, and nothing where the value is the pipeline's own: an
+    option that is added to a stage so does not make the finished stages of older runs stale.
 
     Raises UserError on an unknown pipeline, key, stage or value, naming the nearest valid one.
     """
@@ -70,7 +74,8 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
     where = f"launch/pipelines/{path.name}"
     content = read_yaml(path)
     check_keys(where, content, PIPELINE_KEYS)
-    values = dict(content.get("values", {}))
+    own = content.get("values", {})
+    values = dict(own)
     for assignment in replaced or []:
         key, equals, value = assignment.partition("=")
         if not equals or key not in values:
@@ -82,30 +87,40 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
     where_run = folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder
     folders = {"run": str(where_run), "cache": str(cache_folder())}
     names = values | folders
+
+    def of_value(match: re.Match[str]) -> str:
+        option, key = match.groups()
+        if key not in values:
+            return match[0]
+        if option:
+            return f"--{key} {values[key]}" if str(values[key]) != str(own[key]) else ""
+        return str(values[key])
+
     stages: list[Stage] = []
     for stage_name, entry in content["stages"].items():
         check_keys(f"{where}, stage {stage_name}", entry, STAGE_KEYS)
         for need in entry.get("needs", []):
             if need not in [stage.name for stage in stages]:
                 raise UserError(f"{where}, stage {stage_name}: needs {need!r}, which is no earlier stage")
+        for text in [*entry["commands"], *entry.get("reads", [])]:
+            for option, key in PLACEHOLDER.findall(text):
+                if key not in (values if option else names):
+                    close = nearest(key, names)
+                    raise UserError(f"{where}, stage {stage_name}: nothing is known of {{{option}{key}}}{close}")
         commands = []
         for command in entry["commands"]:
-            unknown = [key for key in PLACEHOLDER.findall(command) if key not in names]
-            if unknown:
-                close = nearest(unknown[0], names)
-                raise UserError(f"{where}, stage {stage_name}: nothing is known of {{{unknown[0]}}}{close}")
             # a value may be several words, a folder's name with a space in it is still one
-            filled = PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), command)
-            words = shlex.split(filled)
-            commands.append([PLACEHOLDER.sub(lambda match: folders.get(match[1], match[0]), word) for word in words])
-        reads = [REPOSITORY / name for name in entry.get("reads", [])]
+            words = shlex.split(PLACEHOLDER.sub(of_value, command))
+            commands.append([PLACEHOLDER.sub(lambda match: folders.get(match[2], match[0]), word) for word in words])
+        reads = [REPOSITORY / PLACEHOLDER.sub(of_value, name) for name in entry.get("reads", [])]
         for file in reads:
             if not file.exists():
+                close = nearest(file.name, [path.name for path in file.parent.glob("*")])
                 raise UserError(
-                    f"{where}, stage {stage_name}: reads {file.relative_to(REPOSITORY)}, which does not exist"
+                    f"{where}, stage {stage_name}: reads {file.relative_to(REPOSITORY)}, which does not exist{close}"
                 )
         stages.append(Stage(stage_name, commands, entry.get("needs", []), reads))
-    return Pipeline(content["name"], stages)
+    return Pipeline(content["name"], stages, {key: str(value) for key, value in values.items()})
 
 
 def fingerprint(stage: Stage, needed: dict[str, str]) -> str:

@@ -54,6 +54,26 @@ def test_a_value_is_words_and_a_folder_is_one(pipelines, tmp_path):
     assert stage.commands == [["tool", "--set", "a=1", f"--to={folder}/x", str(folder)]]
 
 
+def test_an_option_is_left_out_while_its_value_is_the_pipelines_own(pipelines, tmp_path):
+    pipelines("option", "name: option\nvalues: {size: 2}\nstages: {a: {commands: ['tool {--size} x']}}")
+
+    def command(*replaced: str) -> list[str]:
+        return pipeline.load_pipeline("option", tmp_path, list(replaced)).stages[0].commands[0]
+
+    assert command() == command("size=2") == ["tool", "x"]
+    assert command("size=3") == ["tool", "--size", "3", "x"]
+
+
+def test_what_a_stage_reads_follows_a_value(pipelines, tmp_path):
+    read = "megatron_configs/hardware/{machine}.yaml"
+    text = f"name: r\nvalues: {{machine: cpu}}\nstages: {{a: {{commands: [ls], reads: ['{read}']}}}}"
+    pipelines("r", text)
+    stage = pipeline.load_pipeline("r", tmp_path, ["machine=node-8"]).stages[0]
+    assert stage.reads == [REPOSITORY / "megatron_configs" / "hardware" / "node-8.yaml"]
+    with pytest.raises(UserError, match=r"hardware/node8.yaml, which does not exist \(did you mean 'node-8.yaml'"):
+        pipeline.load_pipeline("r", tmp_path, ["machine=node8"])
+
+
 def test_done_is_skipped_and_changed_is_redone(pipelines, tmp_path, capsys):
     pipelines("two", TWO_STAGES)
     run = Run(tmp_path / "run")
@@ -75,6 +95,8 @@ def test_done_is_skipped_and_changed_is_redone(pipelines, tmp_path, capsys):
         ("name: two\nstages: {a: {comands: [ls]}}", "unknown key 'comands' \\(did you mean 'commands'"),
         ("name: two\nstages: {a: {commands: [ls], needs: [b]}}", "needs 'b', which is no earlier stage"),
         ("name: two\nstages: {a: {commands: ['ls {rnu}']}}", "nothing is known of {rnu} \\(did you mean 'run'"),
+        ("name: two\nstages: {a: {commands: ['ls {--run}']}}", "nothing is known of {--run}"),
+        ("name: two\nstages: {a: {commands: [ls], reads: ['{rnu}.yaml']}}", "nothing is known of {rnu}"),
         ("name: [", "is not YAML"),
     ],
 )
