@@ -80,21 +80,56 @@ def chat_config(config: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
     return config
 
 
-def check_weights(folder: Path, config: dict[str, Any]) -> str:
-    """The weights' type (`float32`); raises UserError when the embedding is not as large as config.json says."""
+def check_weights(folder: Path, config: dict[str, Any]) -> None:
+    """Raises UserError when the embedding is not as large as config.json says."""
     from safetensors import safe_open
 
-    rows, kind = 0, ""
+    rows = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():
-                part = tensors.get_slice(name)
-                kind = kind or part.get_dtype()
                 if name.endswith("embed_tokens.weight"):
-                    rows = part.get_shape()[0]
+                    rows = tensors.get_slice(name).get_shape()[0]
     if rows != config["vocab_size"]:
         raise UserError(f"{folder}: the embedding has {rows} rows, config.json says {config['vocab_size']}")
+
+
+def weights_type(folder: Path) -> str:
+    """torch's name of the type that a folder's weights are stored in, e.g. `float32`."""
+    from safetensors import safe_open
+
+    with safe_open(next(iter(sorted(folder.glob("*.safetensors")))), framework="numpy") as tensors:
+        kind = tensors.get_slice(next(iter(tensors.keys()))).get_dtype()
     return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(kind, kind)
+
+
+def float32_view(origin: Path, folder: Path) -> Path:
+    """A folder that loads as `origin` in float32: links to its files and a config.json that says so; returns it.
+
+    LLaMA-Factory merges an adapter in the type that config.json names. In bfloat16 it would round every weight, and the
+    merged logits would be off by more than a merge that went wrong could be told from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = read_json(origin / "config.json")
+    config["dtype" if "dtype" in config else "torch_dtype"] = "float32"
+    for path in origin.iterdir():
+        if path.name != "config.json" and not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path.resolve())
+    write_json(folder / "config.json", config)
+    return folder
+
+
+def cast_weights(folder: Path, dtype: str) -> None:
+    """Rewrite a model folder's weights as `dtype` (torch's name), a file at a time."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    for file in folder.glob("*.safetensors"):
+        tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    config = read_json(folder / "config.json")
+    config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    write_json(folder / "config.json", config)
 
 
 def fill_chat_model(origin: Path, weights: Path, output: Path, ids: dict[str, int]) -> None:
@@ -104,8 +139,8 @@ def fill_chat_model(origin: Path, weights: Path, output: Path, ids: dict[str, in
     the name of its end token changes.
     """
     config = chat_config(read_json(origin / "config.json"), ids)
-    kind = check_weights(weights, config)
-    config["dtype" if "dtype" in config else "torch_dtype"] = kind
+    check_weights(weights, config)
+    config["dtype" if "dtype" in config else "torch_dtype"] = weights_type(weights)
     write_json(output / "config.json", config)
     generation = read_json(origin / "generation_config.json") if (origin / "generation_config.json").exists() else {}
     generation |= {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]}

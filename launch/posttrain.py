@@ -34,12 +34,14 @@ from artifacts.files import atomic_folder, only_maker, read_json, write_json
 from artifacts.stage import report_metrics
 from launch.chat_model import (
     VALUE_HEAD,
+    cast_weights,
     check_adapter,
     check_model,
     check_reward_model,
     fill_adapter,
     fill_chat_model,
     fill_reward_model,
+    weights_type,
 )
 from launch.lint_data import Findings
 from launch.merge_gate import (
@@ -83,7 +85,10 @@ def train(job: Job, mark: str, ids: dict[str, int], data: dict[str, Findings], r
 
 
 def merge(job: Job, mark: str, ids: dict[str, int]) -> dict[str, Any]:
-    """Fold an adapter in and compare; the adapter of a reward model becomes a sequence classifier. Returns metrics."""
+    """Fold an adapter in and compare; the adapter of a reward model becomes a sequence classifier. Returns metrics.
+
+    The merge and its gate are in float32; a chat model is then stored in the type of the model it came from.
+    """
     assert job.adapter is not None
     judges = (job.adapter / VALUE_HEAD).exists()
     with ThreadPoolExecutor(1) as pool:
@@ -105,7 +110,10 @@ def merge(job: Job, mark: str, ids: dict[str, int]) -> dict[str, Any]:
                     f"merged {what} differ from the adapter's by {difference:.3g} (allowed {gate['tolerance']:g}): "
                     f"was {job.adapter} trained on {job.model}? See {job.work / 'merge.json'}"
                 )
-        write_json(aside / "merge.json", gate)
+        kind = weights_type(job.model)
+        if not judges and kind != weights_type(aside):
+            cast_weights(aside, kind)
+        write_json(aside / "merge.json", {**gate, "stored_in": weights_type(aside)})
         write_json(aside / PROVENANCE, provenance(job, mark))
     shutil.rmtree(job.raw)
     return {**gate, "tool_seconds": round(seconds, 1)}

@@ -16,7 +16,7 @@ from typing import Any
 from artifacts.errors import UserError
 from artifacts.files import write_text
 from artifacts.layout import REPOSITORY
-from launch.chat_model import VALUE_HEAD
+from launch.chat_model import VALUE_HEAD, float32_view, weights_type
 from launch.posttrain_data import write_data
 from launch.posttrain_job import TRL, Job
 from launch.reward_server import address
@@ -24,14 +24,16 @@ from launch.reward_server import address
 WAIT = 1800.0  # seconds that another machine waits for the first one to prepare the work folder
 
 
-def render(job: Job, checkpoint: Path | None = None) -> str:
+def render(job: Job, checkpoint: Path | None = None, model: Path | None = None) -> str:
     """The YAML that the tool gets: the settings and the paths of this run.
 
-    `checkpoint` is what a reward model goes on from: LLaMA-Factory loads its adapter by that key alone.
+    Args:
+        checkpoint: what a reward model goes on from: LLaMA-Factory loads its adapter by that key alone.
+        model: what the tool loads in the place of the job's model.
     """
     import yaml
 
-    paths: dict[str, Any] = {"model_name_or_path": str(job.model)}
+    paths: dict[str, Any] = {"model_name_or_path": str(model or job.model)}
     if job.tool == TRL:
         paths |= {"dataset_name": str(job.work / "data"), "output_dir": str(job.raw)}
         if job.reward_model:
@@ -108,9 +110,11 @@ def prepare_work(job: Job, mark: str) -> int:
         print(f"{job.work.name} belongs to other inputs or settings: starting afresh")
         shutil.rmtree(job.work)
     job.work.mkdir(parents=True, exist_ok=True)
-    newest, judges = None, job.stage == "rm" and job.gives_adapter
+    newest, judges, model = None, job.stage == "rm" and job.gives_adapter, None
     if job.exports:
         shutil.rmtree(job.raw, ignore_errors=True)
+        if weights_type(job.model) != "float32":
+            model = float32_view(job.model, job.work / "model-in-float32")
     elif job.stage == "ppo" and job.raw.exists():
         if not (job.work / "trained.json").exists():
             print("LLaMA-Factory cannot resume PPO (its trainer says so itself): starting from step 0")
@@ -122,7 +126,7 @@ def prepare_work(job: Job, mark: str) -> int:
             shutil.copyfile(newest / VALUE_HEAD, newest / "model.safetensors")
     if job.data:
         write_data(job)
-    write_text(job.yaml, render(job, newest if judges else None))
+    write_text(job.yaml, render(job, newest if judges else None, model))
     write_text(marker, mark + "\n")  # last: other machines take it as the sign that the rest is there
     return step_of(newest) if newest else 0
 

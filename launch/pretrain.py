@@ -305,6 +305,8 @@ def main() -> int:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's rule for tensor parallel on older cards
             "PYTHONWARNINGS": "ignore",
+            # with CUDA's torch the ranks would take a GPU that the recipe does not want
+            **({"CUDA_VISIBLE_DEVICES": ""} if get(recipe, "distributed-backend") == "gloo" else {}),
             "MYLLM_STOP_AT_SPIKE": str(get(recipe, "stop-at-spike", "")),
             "MYLLM_SWANLAB_PROJECT": str(get(recipe, "swanlab-project", "")),
         }

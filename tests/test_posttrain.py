@@ -815,6 +815,29 @@ def test_a_merge_with_other_logits_is_refused(ground: Path, tmp_path: Path, monk
     assert not output.exists()
 
 
+@pytest.mark.slow
+def test_an_adapter_of_a_bfloat16_model_merges_in_float32_and_is_stored_in_bfloat16(
+    ground: Path, tmp_path: Path
+) -> None:
+    """What every pretraining on a GPU hands over: LLaMA-Factory would merge it in bfloat16, 50 times the gate's bar."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base, adapter, output = tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"
+    shutil.copytree(ground / "base", base)
+    chat_model.cast_weights(base, "bfloat16")
+    torch.manual_seed(1)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config).save_pretrained(adapter)
+    posttrain.main(["merge", "--model", str(base), "--adapter", str(adapter), "--output", str(output)])
+    gate = json.loads((output / "merge.json").read_text(encoding="utf-8"))
+    assert gate["max_abs_diff"] <= merge_gate.MERGE_TOLERANCE < gate["max_abs_change"]
+    assert gate["stored_in"] == chat_model.weights_type(output) == "bfloat16"
+    loaded = AutoModelForCausalLM.from_pretrained(output, dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+
+
 # --- pair accuracy
 
 
