@@ -12,6 +12,7 @@ import shlex
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from benchmarks.gpu_proof import wheels
@@ -89,10 +90,13 @@ def main() -> int:
                 results.add(part, row)
                 failed += not row["ok"]
                 print(f"   {time.monotonic() - begun:5.1f} s  {told(row)}", flush=True)
-        except UserError as error:  # the other parts go on
+        except Exception as error:  # a GPU is there for minutes: the other parts go on, whatever went wrong
             failed += 1
-            results.add(part, {"ok": False, "failed": str(error)})
-            print(f"   {time.monotonic() - begun:5.1f} s  not done: {error}", flush=True)
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            told_why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            results.add(part, {"ok": False, "failed": told_why})
+            print(f"   {time.monotonic() - begun:5.1f} s  not done: {told_why}", flush=True)
         results.seconds[part] = round(time.monotonic() - begun, 1)
         results.write()
     print(f"{results.folder / 'gpu.md'}: {time.monotonic() - started:.0f} s, {failed} rows are not as they should be")

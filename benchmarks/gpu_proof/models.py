@@ -173,7 +173,7 @@ def posttraining(proof: Proof, deadline: float) -> Iterator[Row]:
 def few_rows(tasks: Path, folder: Path, on_gpu: bool) -> Path:
     """The tasks with short held-out files: an evaluation by generation is not what the part is about."""
     folder.mkdir(parents=True)
-    for path in tasks.glob("*.json"):
+    for path in (*tasks.glob("sft_*.json"), *tasks.glob("rl_*.json")):
         rows = read_json(path)
         held_out = path.stem.endswith("_valid")
         write_json(folder / path.name, rows[:VALID_ROWS] if held_out else rows[: None if on_gpu else ROWS_ON_CPU])
