@@ -28,7 +28,8 @@ ELSEWHERE = frozenset(
     "eval-iters log-interval log-throughput log-timers-to-tensorboard stop-at-spike exit-duration-in-mins "
     "exit-interval wandb-project wandb-exp-name wandb-entity wandb-save-dir swanlab-project published-vocab-size "
     "override-opt_param-scheduler iterations-to-skip async-save dist-ckpt-optim-fully-reshardable "
-    "distributed-timeout-minutes".split()
+    "distributed-timeout-minutes fused-adam manual-gc manual-gc-interval ddp-average-in-collective ddp-bucket-size "
+    "gpu-sniff-test-interval cuda-graph-impl cuda-graph-modules async-strategy use-persistent-ckpt-worker".split()
 )
 ELSEWHERE_PREFIXES = ("log-", "no-log-", "wandb-", "tensorboard-", "timing-", "profile", "save-", "eval-", "exit-")
 # Keys of the schedule: they may change in mid-run where the recipe says so with override-opt_param-scheduler.

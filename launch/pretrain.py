@@ -308,6 +308,7 @@ def main() -> int:
             # with CUDA's torch the ranks would take a GPU that the recipe does not want
             **({"CUDA_VISIBLE_DEVICES": ""} if get(recipe, "distributed-backend") == "gloo" else {}),
             "MYLLM_STOP_AT_SPIKE": str(get(recipe, "stop-at-spike", "")),
+            "MYLLM_FUSED_ADAM": "1" if get(recipe, "fused-adam") else "",
             "MYLLM_SWANLAB_PROJECT": str(get(recipe, "swanlab-project", "")),
         }
         train(command, log_of(run.checkpoints, node), environment, layout.per_node)

@@ -5,7 +5,8 @@ On a machine without a GPU, `artifacts.megatron_on_cpu` is installed first. The 
 processes that import this file again: keep the `__main__` guard, and install the patch on import.
 
 Before the first step the data is looked at (`launch.data_check`); in every step the loss is (`launch.watch`). What the
-launcher has to say beside Megatron's flags comes in the environment: MYLLM_STOP_AT_SPIKE, MYLLM_SWANLAB_PROJECT.
+launcher has to say beside Megatron's flags comes in the environment: MYLLM_STOP_AT_SPIKE, MYLLM_FUSED_ADAM,
+MYLLM_SWANLAB_PROJECT.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ if ON_CPU:
     megatron_on_cpu.patch_torch()
 
 from artifacts.errors import UserError, run_main  # noqa: E402
-from artifacts.megatron_adam import resume_with_plain_adam  # noqa: E402
+from artifacts.megatron_adam import fused_adam, resume_with_plain_adam  # noqa: E402
 from artifacts.megatron_wheel import use_compiled_helpers  # noqa: E402
 from artifacts.processes import die_with_parent  # noqa: E402
+from launch.pretrain_data import dataset_fields  # noqa: E402
 from launch.watch import LossWatch, Numbered, documents_of  # noqa: E402
 
 WAIT_FOR_CULPRIT = 3.0  # seconds
@@ -59,7 +61,7 @@ def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
     )
-    assert parallel_state.get_context_parallel_world_size() == 1, "context parallel is not served"
+    assert parallel_state.get_context_parallel_world_size() == 1, "launch.served_flags refuses context parallel"
     return output, partial(loss_of, batch["loss_mask"], numbers)
 
 
@@ -133,32 +135,26 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any,
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Megatron's handler is in place (launch.pretrain)
     tokenizer = build_tokenizer(args)
     blend, blend_per_split = get_blend_and_blend_per_split(args)
-    config = GPTDatasetConfig(
-        random_seed=args.seed,
-        sequence_length=args.seq_length,
-        blend=blend,
-        blend_per_split=blend_per_split,
-        split=args.split,
-        path_to_cache=args.data_cache_path,
-        mmap_bin_files=args.mmap_bin_files,
-        num_dataset_builder_threads=args.num_dataset_builder_threads,
-        tokenizer=tokenizer,
-        reset_position_ids=args.reset_position_ids,
-        reset_attention_mask=args.reset_attention_mask,
-        eod_mask_loss=args.eod_mask_loss,
-        create_attention_mask=args.create_attention_mask_in_dataloader,
-        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
-    )
+    config = GPTDatasetConfig(**dataset_fields(args, tokenizer, blend, blend_per_split))
     on_this_rank = partial(is_first_or_last_pipeline_stage, vp_stage)
     train, valid, test = BlendedMegatronDatasetBuilder(GPTDataset, samples, on_this_rank, config).build()
     if train is not None and _train is None:
         _train = train
+        if args.dataloader_defer_npy_index_mmap:
+            train[0]  # opens the indices, which the checks of the data and the search for documents read
         if torch.distributed.get_rank() == 0:
             from launch.data_check import look
 
             asked = blend_per_split[0] if blend_per_split else blend
             look(train, tokenizer, args.vocab_size or tokenizer.vocab_size, asked[1] if asked else None)
-    return tuple(dataset and Numbered(dataset) for dataset in (train, valid, test))  # type: ignore[return-value]
+    if args.multiple_validation_sets and isinstance(valid, list):
+        return numbered(train), [numbered(dataset) for dataset in valid], numbered(test)
+    return numbered(train), numbered(valid), numbered(test)
+
+
+def numbered(dataset: Any) -> Any:
+    """The dataset with numbers, where this rank has one."""
+    return dataset and Numbered(dataset)
 
 
 datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron: call it on every rank
@@ -180,7 +176,8 @@ def main() -> None:
         if args.rank == args.world_size - 1:  # the rank that writes to TensorBoard
             track_with_swanlab(project, args)
     config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
-    pretrain(config, datasets, ModelType.encoder_or_decoder, forward_step)
+    with fused_adam(bool(os.environ.get("MYLLM_FUSED_ADAM"))):
+        pretrain(config, datasets, ModelType.encoder_or_decoder, forward_step)
 
 
 def track_with_swanlab(project: str, args: Any) -> None:

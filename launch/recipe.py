@@ -27,6 +27,7 @@ LAUNCHER_KEYS = {
     "gpu": "a name of launch/gpus.yaml; its peak and memory serve estimate, report and benchmark",
     "published-vocab-size": "rows of the published model's embedding; what `myllm estimate` counts with by default",
     "stop-at-spike": "stop when a step's loss is so far above the mean of the last 100 steps (nats)",
+    "fused-adam": "torch's fused Adam kernel, which Megatron has no flag for; for runs without Transformer Engine",
     "swanlab-project": "track the run with SwanLab under this project, from what goes to TensorBoard",
 }
 

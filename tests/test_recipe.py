@@ -83,6 +83,15 @@ def test_golden_command_lines(combination):
     assert path.read_text() == lines
 
 
+def test_a_training_may_go_on_with_other_hardware():
+    """What a hardware file says is no other training, but for the precision and what its optimizer saves."""
+    from launch.checkpoints import ELSEWHERE
+
+    keys = {key for name in recipe.names("hardware")
+            for key in yaml.safe_load((recipe.CONFIGS / "hardware" / f"{name}.yaml").read_text())}  # fmt: skip
+    assert keys - ELSEWHERE == {"bf16", "use-distributed-optimizer"}
+
+
 def test_golden_command_lines_cover_every_file():
     for place, kind in enumerate(recipe.KINDS):
         assert {combination[place] for combination in KEPT} == set(recipe.names(kind))

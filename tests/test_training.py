@@ -34,6 +34,7 @@ LAYOUTS = {
     "DP2": ("pipeline-model-parallel-size=1", *EQUAL),
     "PP2 interleaved": ("num-layers-per-virtual-pipeline-stage=1", *EQUAL),
     "DP2 distributed optimizer": ("pipeline-model-parallel-size=1", DISTRIBUTED, *EQUAL),
+    "DP2 distributed fused Adam": ("pipeline-model-parallel-size=1", DISTRIBUTED, "fused-adam=true", *EQUAL),
 }
 SHORT = ("train-iters=10", "log-interval=1", "save-interval=5", "eval-interval=100", "eval-iters=1")
 
