@@ -44,6 +44,7 @@ from launch.recipe import (
     relative,
     whole,
 )
+from launch.served_flags import check_packages
 from launch.training_log import check_learning, log_of, logs_of, read_history
 
 WORKER = "launch/pretrain_worker.py"
@@ -274,6 +275,7 @@ def main() -> int:
     run = Run(arguments.run)
     recipe = complete(load_recipe(arguments.model, arguments.training, arguments.hardware, arguments.set), run)
     check_launcher_keys(recipe)
+    check_packages(recipe)
     layout = layout_of(recipe)
     megatron = flags(recipe) + run_flags(run)
     validate(megatron, layout)

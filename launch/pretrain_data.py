@@ -1,7 +1,7 @@
 """Megatron's dataset configuration, from Megatron's arguments.
 
-Megatron keeps this step in `pretrain_gpt.py`, which its wheel leaves out. A field that nobody fills makes a flag that does
-nothing: tests/test_served_flags.py holds the fields here against those of the installed Megatron.
+Megatron keeps this step in `pretrain_gpt.py`, which its wheel leaves out. A field that nobody fills makes a flag that
+does nothing: tests/test_served_flags.py holds the fields here against those of the installed Megatron.
 """
 
 from __future__ import annotations
@@ -66,5 +66,5 @@ def sequences_per_dataset(path: str | None) -> dict[str, Any] | None:
         with open(path, encoding="utf-8") as stream:
             found: dict[str, Any] = json.load(stream)
     except (OSError, ValueError) as error:
-        raise UserError(f"per-dataset-sequences-path {path} cannot be read ({error}): mend the file or the key") from None
+        raise UserError(f"per-dataset-sequences-path {path} cannot be read ({error}): mend it") from None
     return found

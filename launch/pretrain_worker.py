@@ -147,14 +147,7 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any,
 
             asked = blend_per_split[0] if blend_per_split else blend
             look(train, tokenizer, args.vocab_size or tokenizer.vocab_size, asked[1] if asked else None)
-    if args.multiple_validation_sets and isinstance(valid, list):
-        return numbered(train), [numbered(dataset) for dataset in valid], numbered(test)
-    return numbered(train), numbered(valid), numbered(test)
-
-
-def numbered(dataset: Any) -> Any:
-    """The dataset with numbers, where this rank has one."""
-    return dataset and Numbered(dataset)
+    return tuple(dataset and Numbered(dataset) for dataset in (train, valid, test))  # type: ignore[return-value]
 
 
 datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron: call it on every rank

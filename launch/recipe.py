@@ -16,6 +16,7 @@ from typing import Any
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml
 from artifacts.layout import REPOSITORY
+from launch.served_flags import check_served
 
 CONFIGS = REPOSITORY / "megatron_configs"
 KINDS = ("models", "training", "hardware")
@@ -42,9 +43,6 @@ class Key:
 
 Recipe = dict[str, Key]
 
-# Megatron's ways to cut a model that the rank layout here does not know.
-UNSERVED = ("context-parallel-size", "num-virtual-stages-per-pipeline-rank", "expert-model-parallel-size")
-
 
 def names(kind: str) -> list[str]:
     """The recipes of a folder of megatron_configs/."""
@@ -55,7 +53,7 @@ def load_recipe(model: str, training: str, hardware: str, replaced: Iterable[str
     """Keys of the three files together, then the replaced ones.
 
     Raises:
-        UserError: an unknown file, a key that two files set, or an assignment that is none.
+        UserError: an unknown file, a key that two files set, an assignment that is none, a flag that would do nothing.
     """
     import yaml  # not before: `myllm --help` is to be quick
 
@@ -75,6 +73,7 @@ def load_recipe(model: str, training: str, hardware: str, replaced: Iterable[str
         if not equals:
             raise UserError(f"--set {assignment}: write it as key=value")
         recipe[name] = Key(yaml.safe_load(text), "--set")
+    check_served(recipe)
     return recipe
 
 
@@ -156,9 +155,6 @@ def layout_of(recipe: Recipe) -> Layout:
     tensor, pipeline = whole(recipe, "tensor-model-parallel-size", 1), whole(recipe, "pipeline-model-parallel-size", 1)
     nodes, per_node = whole(recipe, "nnodes", 1), whole(recipe, "nproc-per-node")
     whole(recipe, "make-vocab-size-divisible-by", 128)
-    for key in UNSERVED:
-        if int(get(recipe, key, 1)) > 1:
-            raise UserError(f"{key} is not served by this launcher: --set {key}=null")
     world = nodes * per_node
     if world % (tensor * pipeline):
         raise UserError(

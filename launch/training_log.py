@@ -15,9 +15,7 @@ ITERATION = re.compile(
     r"iteration +(\d+)/ *(\d+) \|.*?per iteration \(ms\): ([\d.]+) \|.*?lm loss: ([\d.E+-]+|nan|inf) \|"
     r".*?grad norm: ([\d.]+|nan|inf)"
 )
-VALIDATION = re.compile(
-    r"validation(-\S+)? loss at iteration (\d+)(?: on validation set)? \| lm loss value: ([\d.E+-]+)"
-)
+VALIDATION = re.compile(r"validation loss at iteration (\d+)(?: on validation set)? \| lm loss value: ([\d.E+-]+)")
 RATE = re.compile(r"learning rate: ([\d.E+-]+)")
 THROUGHPUT = re.compile(r"throughput per GPU \(TFLOP/s/GPU\): ([\d.]+)")
 
@@ -39,10 +37,9 @@ def logs_of(checkpoints: Path) -> list[Path]:
 def read_history(*logs: Path) -> History:
     """Curves `[iteration, value]`: loss, validation, gradient norm, milliseconds a step, rate, TFLOP/s of a GPU.
 
-    A resumed run logs some iterations twice; the later line counts. Of several validation sets the mean is given.
+    A resumed run logs some iterations twice; the later line counts.
     """
     curves: dict[str, dict[int, float]] = {name: {} for name in CURVES}
-    valid: dict[int, dict[str | None, float]] = {}  # by iteration and validation set
     for log in logs:
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             if match := ITERATION.search(line):
@@ -54,8 +51,7 @@ def read_history(*logs: Path) -> History:
                     if found := pattern.search(line):
                         curves[name][iteration] = float(found[1])
             elif match := VALIDATION.search(line):
-                valid.setdefault(int(match[2]), {})[match[1]] = float(match[3])
-    curves["valid"] = {iteration: sum(sets.values()) / len(sets) for iteration, sets in valid.items()}
+                curves["valid"][int(match[1])] = float(match[2])
     return {name: [[x, y] for x, y in sorted(points.items())] for name, points in curves.items()}
 
 

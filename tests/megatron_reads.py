@@ -5,12 +5,12 @@
 Nothing is imported and nothing is run: the modules that the worker imports are parsed, and followed from the worker by
 name. A function or a class counts as used when code in use mentions its name. An argument counts as read
 
-- when code in use reads an attribute of that name from something that holds arguments (`args`, `config`, `cfg.transformer`
-  and the like), or gets it by `getattr` or a constant subscript of `vars`;
-- when `validate_args`, or `__post_init__` of a configuration class, computes from it, or sets under a condition on it, an
-  argument that is itself read. That they check an argument is no use of it.
+- when code in use reads an attribute of that name from something that holds arguments (`args`, `config`,
+  `cfg.checkpoint` and the like), or gets it by `getattr`;
+- when `validate_args`, or `__post_init__` of a configuration class, computes from it an argument that is itself read or
+  something outside of the arguments, or sets one under a condition on it. To check an argument is not to read it.
 
-By name means more than is true is found: what is called read may be read for something else. What is called unread is.
+Names can coincide: an argument that is called read may be read for something else. One that is called unread is unread.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ WORKER = REPOSITORY / "launch" / "pretrain_worker.py"
 MEGATRON = Path(next(iter(importlib.util.find_spec("megatron").submodule_search_locations)))  # type: ignore[union-attr,arg-type]
 ROOTS = {"megatron": MEGATRON, "launch": REPOSITORY / "launch", "artifacts": REPOSITORY / "artifacts"}
 
-# Code that Megatron's modules import for other models and tasks than a dense GPT's pretraining. Flags that only it reads
-# have to be refused by launch/served_flags.py.
+# Code that Megatron's modules import for other models and tasks than a dense GPT's pretraining. Flags that only it
+# reads have to be refused by launch/served_flags.py.
 OTHER_WORK = re.compile(
     r"megatron\.(core\.(inference|ssm|resharding|export|post_training)"
     r"|core\.models\.(hybrid|mimo|common\.fine_grained_callables|common\.model_chunk_schedule_plan)"
@@ -122,7 +122,7 @@ def in_use(paths: dict[str, Path]) -> Iterator[ast.AST]:
     """Code that the worker may run: its own, and what is mentioned by name from there on."""
     by_name: dict[str, list[ast.AST]] = defaultdict(list)
     waiting: list[ast.AST] = [parsed(WORKER)]
-    for name, path in paths.items():
+    for path in paths.values():
         if path == WORKER:
             continue
         for node in definitions(parsed(path).body):
