@@ -29,6 +29,7 @@ ELSEWHERE = frozenset(
     "exit-interval wandb-project wandb-exp-name wandb-entity wandb-save-dir swanlab-project published-vocab-size "
     "override-opt_param-scheduler iterations-to-skip async-save dist-ckpt-optim-fully-reshardable "
     "distributed-timeout-minutes fused-adam manual-gc manual-gc-interval ddp-average-in-collective ddp-bucket-size "
+    "dataloader-fast-cache-load dataloader-defer-npy-index-mmap no-mmap-bin-files "
     "gpu-sniff-test-interval cuda-graph-impl cuda-graph-modules async-strategy use-persistent-ckpt-worker".split()
 )
 ELSEWHERE_PREFIXES = ("log-", "no-log-", "wandb-", "tensorboard-", "timing-", "profile", "save-", "eval-", "exit-")
