@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -30,3 +31,10 @@ def without_proxy(*hosts: str) -> dict[str, str]:
     known = [os.environ.get("no_proxy"), os.environ.get("NO_PROXY")]
     value = "*" if "*" in known else ",".join(dict.fromkeys(filter(None, [*known, *hosts])))
     return {"no_proxy": value, "NO_PROXY": value}
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -22,9 +22,9 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest, run_main
 from artifacts.files import write_json
+from artifacts.processes import free_port
 from launch.serve import log_file, make_plan, running, wait_until_ready
 from launch.serve_client import Address, ContextFull, Messages, connect, stream_fitting
-from launch.serve_machine import free_port
 
 # The sampling options, named as the API names them, with their types and defaults (None: the server's own).
 OPTIONS: dict[str, tuple[type, Any]] = {

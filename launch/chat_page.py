@@ -21,10 +21,11 @@ from pathlib import Path
 
 from artifacts.errors import UserError, run_main
 from artifacts.layout import REPOSITORY, cache_folder, environment
+from artifacts.processes import free_port
 from launch.guard import Guarded
 from launch.serve import EVERYWHERE, HERE, last_error, log_file, make_plan, running, take_key, wait_until_ready
 from launch.serve_client import Address, connect, request
-from launch.serve_machine import check_port, free_port
+from launch.serve_machine import check_port
 
 PAGE_SECONDS = 120.0
 

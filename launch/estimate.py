@@ -16,23 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest
-from artifacts.files import read_yaml
 from artifacts.vocabulary import padded_size
+from launch.gpus import gpu
 from launch.recipe import Layout, Recipe, get, layout_of, load_recipe, names, whole
 
-GPUS = "launch/gpus.yaml"
 # Where nothing was measured:
 MFU = 0.40  # of Megatron-LM's own tables: 41 % for 1.7B on 48 H100; the smaller the model, the less
 GB = 1e9
 ACTIVATION_SLACK = 1.05  # Megatron's allowance for buffers
-
-
-@dataclass(frozen=True)
-class Gpu:
-    name: str
-    peak_tflops: float  # dense bf16
-    memory_gb: float
 
 
 @dataclass(frozen=True)
@@ -63,16 +54,6 @@ class Memory:
     @property
     def total(self) -> float:
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
-
-
-def gpu(name: str) -> Gpu:
-    """A GPU of launch/gpus.yaml; UserError, naming the nearest, for an unknown one."""
-    from artifacts.layout import REPOSITORY
-
-    known = read_yaml(REPOSITORY / GPUS)
-    if name not in known:
-        raise UserError(f"{GPUS} has no {name!r}{nearest(name, known)}; it has {', '.join(known)}")
-    return Gpu(name, known[name]["peak_tflops"], known[name]["memory_gb"])
 
 
 def model_of(recipe: Recipe, vocab: int | None = None) -> Model:

@@ -31,6 +31,7 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest, run_main
 from artifacts.files import atomic_folder, only_maker, read_json, write_json
+from artifacts.processes import free_port
 from artifacts.stage import report_metrics
 from launch.chat_model import (
     VALUE_HEAD,
@@ -58,7 +59,6 @@ from launch.posttrain_metrics import training_metrics
 from launch.posttrain_recipe import TRACKERS, recipe_settings
 from launch.posttrain_tool import run_tool, shown
 from launch.posttrain_work import prepare_work, render, wait_for_work
-from launch.serve_machine import free_port
 
 
 def train(job: Job, mark: str, ids: dict[str, int], data: dict[str, Findings], resumed_at: int) -> dict[str, Any]:

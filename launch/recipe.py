@@ -16,6 +16,7 @@ from typing import Any
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml
 from artifacts.layout import REPOSITORY
+from launch.gpus import gpu
 from launch.served_flags import check_served
 
 CONFIGS = REPOSITORY / "megatron_configs"
@@ -99,8 +100,6 @@ def whole(recipe: Recipe, name: str, default: int | None = None) -> int:
 
 def check_launcher_keys(recipe: Recipe) -> None:
     """The launcher's own keys, told before anything runs: an unknown GPU, a limit that is no number."""
-    from launch.estimate import gpu
-
     if name := get(recipe, "gpu"):
         gpu(str(name))
     try:

@@ -25,12 +25,12 @@ from urllib.error import HTTPError
 from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, write_json
 from artifacts.layout import REPOSITORY, environment
+from artifacts.processes import free_port
 from artifacts.stage import report_metrics, track
 from launch.guard import Guarded
 from launch.serve import last_error, make_plan, running, wait_until_ready
 from launch.serve_client import Address, request
 from launch.serve_engines import Plan
-from launch.serve_machine import free_port
 
 MAX_TOKENS = 48
 # Two logits of a float32 model nearer than this are a tie: the order of a sum decides between them.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
+from artifacts.processes import free_port
 from launch.serve_engines import MB, Plan
 from launch.serve_preflight import WEIGHT_TYPES, Weights
 
@@ -32,13 +33,6 @@ def port_is_free(host: str, port: int) -> bool:
                 raise UserError(f"--port {port}: only root may listen below 1024, pass --port 8000") from None
             return False
     return True
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def check_port(host: str, port: int) -> None:

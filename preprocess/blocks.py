@@ -25,13 +25,9 @@ from artifacts.files import atomic_file
 from artifacts.processes import die_with_parent
 from preprocess import minhash
 from preprocess.data_card import Report, write_report
-from preprocess.read import Piece, Problems, records
+from preprocess.read import Batches, Piece, Problems, Row, in_batches, records
 from preprocess.shapes import WrongShape, document, shape_of
 
-Row = dict[str, Any]
-Batches = Iterator[list[Row]]
-
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 4096, 500_000
 LEVEL = 3  # of zstandard
 
 # datatrove shows every task's log on stderr, tracebacks of user errors too; the log files under logs/ keep all of it
@@ -58,19 +54,6 @@ def row_writer(path: Path) -> Iterator[Callable[[list[Row]], None]]:
         yield write
         if stream is not raw:
             stream.close()
-
-
-def in_batches(rows: Iterator[Row]) -> Batches:
-    batch: list[Row] = []
-    held = 0
-    for row in rows:
-        batch.append(row)
-        held += len(row["text"])
-        if held >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
 
 
 def read_shard(path: Path) -> Batches:

@@ -63,7 +63,7 @@ def deduplicate_by_similarity(
     `memory` bounds in bytes what matching holds. A dropped document is told the line it repeats, under `repeats`.
     """
     from preprocess import minhash
-    from preprocess.blocks import in_batches
+    from preprocess.read import in_batches
 
     shutil.rmtree(work, ignore_errors=True)
     (work / "signatures").mkdir(parents=True)

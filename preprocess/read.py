@@ -22,6 +22,10 @@ import fsspec
 from artifacts.errors import UserError
 from preprocess.containers import CHUNK, TABLES, container, first_byte, lines, list_items, opened, table_rows
 
+Row = dict[str, Any]
+Batches = Iterator[list[Row]]
+
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 4096, 500_000  # of a batch of rows
 TURN = 512  # records that a task takes at a time from a file that it shares with others
 LINES = (".jsonl", ".json", ".ndjson", ".txt")
 EXAMPLES = 20  # problems kept with their place, per task
@@ -207,3 +211,17 @@ def _is_utf8(line: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def in_batches(rows: Iterator[Row]) -> Batches:
+    """Rows with "text" in lists of at most BATCH_DOCUMENTS, about BATCH_CHARACTERS characters of text."""
+    batch: list[Row] = []
+    held = 0
+    for row in rows:
+        batch.append(row)
+        held += len(row["text"])
+        if held >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch

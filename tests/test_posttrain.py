@@ -27,6 +27,7 @@ import pytest
 from artifacts.errors import UserError
 from artifacts.files import hold_lock
 from artifacts.layout import REPOSITORY
+from artifacts.processes import free_port
 from launch import (
     chat_model,
     judged_pairs,
@@ -41,7 +42,6 @@ from launch import (
     reward_server,
 )
 from launch.lint_data import Rendering, lint
-from launch.serve_machine import free_port
 from tests.reward_of_characters import seasons
 
 ALPHABET = "春夏秋冬风花雪月山水云雨江湖日夜天地人心"

@@ -12,7 +12,7 @@ import pytest
 from test_posttrain import make_data, make_model
 
 from artifacts.layout import REPOSITORY
-from launch.serve_machine import free_port
+from artifacts.processes import free_port
 
 ROWS = 16  # a step's rows, however many processes share them
 STEPS = 12

@@ -30,8 +30,9 @@ from test_serve import all_end
 from tiny_qwen2 import make_tiny_qwen2
 
 from artifacts.layout import ENVIRONMENTS, REPOSITORY
+from artifacts.processes import free_port
 from launch.serve_client import Address, request, stream_fitting, stream_reply
-from launch.serve_machine import free_port, port_is_free
+from launch.serve_machine import port_is_free
 
 pytestmark = pytest.mark.slow
 KEY = "a-key-for-the-test"

@@ -16,6 +16,7 @@ from tiny_qwen2 import make_tiny_qwen2
 
 from artifacts.errors import UserError
 from artifacts.layout import ENVIRONMENTS, REPOSITORY
+from artifacts.processes import free_port
 from launch import serve, serve_engines, serve_machine, serve_preflight
 from launch.serve_engines import Plan
 
@@ -241,12 +242,12 @@ def test_ports(tiny: Path) -> None:
 def test_lengths(tiny: Path) -> None:
     for wrong in (0, 257):
         with pytest.raises(UserError, match=f"--max-model-len {wrong} must lie between 1 and the model's 256"):
-            serve.make_plan(tiny, serve_machine.free_port(), length=wrong)
+            serve.make_plan(tiny, free_port(), length=wrong)
 
 
 @needs_engine
 def test_dry_run_shows_the_command_and_no_key(tiny: Path) -> None:
-    port = str(serve_machine.free_port())
+    port = str(free_port())
     options = ("--port", port, "--dry-run", "--set", "max-num-seqs=7")
     done = myllm("serve", str(tiny), *options, MYLLM_API_KEY="secret-key")
     assert done.returncode == 0, done.stderr
@@ -261,7 +262,7 @@ def test_dry_run_shows_the_command_and_no_key(tiny: Path) -> None:
 def test_the_shell_script_runs_the_same_command(tiny: Path, tp: str) -> None:
     import os
 
-    port = str(serve_machine.free_port())
+    port = str(free_port())
     ours = myllm("serve", str(tiny), "--port", port, "--tp", tp, "--dry-run")
     assert ours.returncode == 0, ours.stderr
     script = subprocess.run(

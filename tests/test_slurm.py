@@ -16,10 +16,10 @@ import pytest
 from artifacts.errors import UserError
 from artifacts.files import hold_lock, read_json, write_json
 from artifacts.layout import Run
+from artifacts.processes import free_port
 from launch import job, preflight, scheduler, serve, site, submit
 from launch.pipeline import Pipeline, Stage, load_pipeline
 from launch.runner import manifest_path, run_pipeline
-from launch.serve_machine import free_port
 from launch.submit import dependency, freeze, plan, submit_pipeline
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from artifacts.files import read_json
+from artifacts.processes import free_port
 from benchmarks.made_up_data import bin_texts, copy_run, write_texts
 from converters.checkpoint import Checkpoint
 from launch import checkpoints
 from launch.pretrain import ranks_under
-from launch.serve_machine import free_port
 from launch.training_log import ITERATION, log_of, read_history
 
 REPOSITORY = Path(__file__).resolve().parent.parent
