@@ -16,7 +16,7 @@ test-fast: env-train  ## the tests that take seconds
 	$(PYTEST) -m "not slow and not slurm"
 
 test-slurm: envs  ## the tests on a throw-away Slurm (as root it installs Slurm's packages)
-	@tests/install_slurm.sh
+	@tests/slurm/install_slurm.sh
 	$(PYTEST) -m slurm
 
 check: env-train  ## lint, format, types

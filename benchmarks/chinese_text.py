@@ -19,8 +19,8 @@ import subprocess
 from pathlib import Path
 
 from artifacts.layout import cache_folder
-from preprocess.download import download, source_file
 from preprocess.extract_poems import documents as poems
+from preprocess.sources.download import download, source_file
 
 PACKAGES = ("manpages-zh", "libreoffice-help-zh-cn", "libreoffice-help-zh-tw", "fortunes-zh", "debian-reference-zh-cn")
 

@@ -43,12 +43,12 @@ def bin_texts(texts: Path, run: Path, vocabulary: int = VOCABULARY) -> Path:
     """Tokenizer and blended dataset of a run, through the project's own stages; returns the run's folder."""
     tokenizer = ("--tokenizer", str(run / "tokenizer"))
     options = ("--vocab-size", str(vocabulary), "--split-characters", "--output", str(run / "tokenizer"))
-    _python("preprocess.tokenizer", "--input", str(texts / "a.jsonl"), *options)
+    _python("preprocess.tokenizer.train", "--input", str(texts / "a.jsonl"), *options)
     for name in DOCUMENTS:
         output = ("--output-prefix", str(run / "dataset" / name))
-        _python("preprocess.binning", "--input", str(texts / f"{name}.jsonl"), *tokenizer, *output)
+        _python("preprocess.dataset.binning", "--input", str(texts / f"{name}.jsonl"), *tokenizer, *output)
     splits = ("--train", "a", "--train", "b", "--valid", "valid", "--test", "valid")
-    _python("preprocess.blend", "--folder", str(run / "dataset"), *tokenizer, *splits)
+    _python("preprocess.dataset.blend", "--folder", str(run / "dataset"), *tokenizer, *splits)
     return run
 
 

@@ -35,10 +35,13 @@ from artifacts.errors import run_main  # noqa: E402
 from artifacts.files import write_text  # noqa: E402
 from artifacts.layout import REPOSITORY  # noqa: E402
 from benchmarks.chinese_text import clean_prose, long_documents, planted_junk  # noqa: E402
-from preprocess import extract_wiki, minhash, pipeline, privacy, quality, simplify  # noqa: E402
-from preprocess.characters import Characters  # noqa: E402
-from preprocess.deduplicate import deduplicate_by_similarity  # noqa: E402
-from preprocess.read import find_files  # noqa: E402
+from preprocess.cleaning import privacy, quality, simplify  # noqa: E402
+from preprocess.cleaning.characters import Characters  # noqa: E402
+from preprocess.corpora import pipeline  # noqa: E402
+from preprocess.deduplication import minhash  # noqa: E402
+from preprocess.deduplication.deduplicate import deduplicate_by_similarity  # noqa: E402
+from preprocess.sources.read import find_files  # noqa: E402
+from preprocess.wiki import extract as extract_wiki  # noqa: E402
 
 ROUNDS = 3
 BATCH = 700  # documents, as many as a batch of the pipeline holds
@@ -282,7 +285,7 @@ def memory(folder: Path) -> list[Row]:
     found = []
     for times in (1, 4, 16):
         write_corpus(folder / "memory.jsonl", long_documents(6 * times))
-        command = [sys.executable, "-m", "preprocess.pipeline", "--source", "c4_zh", "--tasks", "1", "--input"]
+        command = [sys.executable, "-m", "preprocess.corpora.pipeline", "--source", "c4_zh", "--tasks", "1", "--input"]
         command += [str(folder / "memory.jsonl"), "--output-folder", str(folder / "memory"), "--memory-megabytes", "64"]
         shutil.rmtree(folder / "memory", ignore_errors=True)
         started = time.perf_counter()

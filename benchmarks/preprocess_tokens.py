@@ -4,7 +4,7 @@
     python -m benchmarks.preprocess_tokens --only binning --rounds 5
     python -m benchmarks.preprocess_tokens --corpus mine.jsonl --megabytes 200
 
-Text: the poems of `chinese-poetry`, simplified (in the cache: `python -m preprocess.download --source chinese-poetry`),
+Text: the poems of `chinese-poetry`, simplified (in the cache: `python -m preprocess.sources.download --source chinese-poetry`),
 one a document (short) and joined to documents of about 20,000 characters (long), or --corpus. Binning is timed against
 Megatron's own way, a loop with the same parts as its `tools/preprocess_data.py` (a pool of workers that parse and
 tokenize with transformers, `IndexedDatasetBuilder` in the parent) at equal numbers of processes: seconds of whole
@@ -63,8 +63,8 @@ def qwen_vocabulary() -> bool:
 def poems() -> Iterator[str]:
     import opencc
 
-    from preprocess.download import source_file
     from preprocess.extract_poems import documents
+    from preprocess.sources.download import source_file
 
     converter = opencc.OpenCC("t2s")
     for row in documents(source_file("chinese-poetry")):
@@ -133,7 +133,7 @@ def megatron_encode(line: str) -> tuple[list[int], list[int]]:
 
 
 def step_ours(source: str, tokenizer: str, prefix: str, workers: int) -> None:
-    from preprocess.binning import bin_files
+    from preprocess.dataset.binning import bin_files
 
     size = os.path.getsize(source)
     bin_files([Path(source)], Path(tokenizer), Path(prefix), workers, shard_bytes=max(1 << 20, size // (4 * workers)))
@@ -153,8 +153,8 @@ def step_raw(source: str, tokenizer: str, prefix: str, workers: int) -> None:
 
 def step_train(source: str, tokenizer: str, prefix: str, workers: int) -> None:
     """Train in the way of the command: sample, then BPE. `tokenizer` is the style here, `workers` the vocabulary."""
-    from preprocess import tokenizer_sample
-    from preprocess.tokenizer import train
+    from preprocess.tokenizer import sample as tokenizer_sample
+    from preprocess.tokenizer.train import train
 
     asked = tokenizer_sample.largest_sample(MEMORY_BAR_GB, tokenizer, False)
     texts = [text for found in tokenizer_sample.sample([Path(source)], asked).values() for text in found]
@@ -167,7 +167,7 @@ def step_train_all(source: str, tokenizer: str, prefix: str, workers: int) -> No
     """The peer: `tokenizers` on all of the text, as most scripts do."""
     from tokenizers import pre_tokenizers, trainers
 
-    from preprocess.tokenizer import new_qwen2
+    from preprocess.tokenizer.train import new_qwen2
 
     def texts() -> Iterator[str]:
         with open(source, encoding="utf-8") as stream:
@@ -259,8 +259,8 @@ def bench_training(path: Path, scratch: Path, vocabulary: int) -> None:
 
 
 def bench_vocabulary(path: Path, folders: dict[str, Path]) -> None:
-    from preprocess.encoding import load_tokenizer
-    from preprocess.tokenizer import characters_per_token, qwen2_characters_per_token
+    from preprocess.dataset.encoding import load_tokenizer
+    from preprocess.tokenizer.train import characters_per_token, qwen2_characters_per_token
 
     with path.open(encoding="utf-8") as stream:
         texts = [json.loads(line)["text"] for _, line in zip(range(20_000), stream)]
@@ -287,9 +287,9 @@ def main() -> None:
         peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         print(f"peak {max(peaks) / 1e6}", file=sys.stderr)
         return
-    from preprocess.lines import blocks
-    from preprocess.tokenizer import STYLES, save, train
-    from preprocess.tokenizer_sample import sample
+    from preprocess.sources.lines import blocks
+    from preprocess.tokenizer.sample import sample
+    from preprocess.tokenizer.train import STYLES, save, train
 
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

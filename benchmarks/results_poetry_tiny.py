@@ -24,13 +24,13 @@ from artifacts.files import read_json, write_text
 from artifacts.layout import REPOSITORY, Run
 from artifacts.processes import die_with_parent
 from benchmarks.machine import describe
-from launch import model_probe
+from launch.scoring import model_probe
 
 RUN = REPOSITORY / "runs" / "poetry-tiny"
 PAGE = REPOSITORY / "docs" / "results-poetry-tiny.md"
 PIPELINE = "poetry-tiny-posttrain"
 STAGES = ("sft", "sft_lora", "reward", "dpo", "kto", "ppo", "grpo")
-REWARDS = ("verse_format", "line_length", "rhyme")  # of launch.rewards; grpo.yaml weighs them alike
+REWARDS = ("verse_format", "line_length", "rhyme")  # of launch.posttraining.rewards; grpo.yaml weighs them alike
 CHATS = {"sft": "SFT", "ppo": "PPO", "grpo": "GRPO"}
 FIGURE = "results-poetry-tiny.svg"
 
@@ -111,7 +111,7 @@ def exports(run: Run) -> list[str]:
     for name in (stage for stage in STAGES if stage != "reward"):
         served = run.evaluation / f"served-{name}"
         if not (served / "serve.json").exists():
-            do("python", "-m", "launch.serve_gate", "--model", run.models / name, "--output", served,
+            do("python", "-m", "launch.serving.gate", "--model", run.models / name, "--output", served,
                "--prompts", run.folder / "tasks" / "gate_prompts.json")  # fmt: skip
         gate, read = read_json(served / "serve.json"), model_probe.compare(run.models / name)
         lines.append(

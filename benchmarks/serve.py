@@ -21,12 +21,12 @@ from pathlib import Path
 
 from artifacts.errors import UserError, run_main
 from artifacts.files import write_text
+from artifacts.guard import Guarded
 from artifacts.layout import REPOSITORY
 from artifacts.processes import free_port
 from benchmarks.machine import describe
-from launch.guard import Guarded
-from launch.serve import make_plan, running, wait_until_ready
-from launch.serve_client import Address, request, stream_reply
+from launch.serving.client import Address, request, stream_reply
+from launch.serving.serve import make_plan, running, wait_until_ready
 
 DEMO = REPOSITORY / "runs" / "poetry-tiny" / "models" / "dpo"
 PROMPTS = ("写一首五绝。", "写一首七律。", "续写下一句：五绝：明月照高楼，", "写一首七绝。", "写一首五律。")

@@ -35,7 +35,7 @@ def tokenizer_ids(folder: Path) -> dict[str, Any]:
 
     missing = [name for name in REQUIRED if not (folder / name).exists()]
     if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)}: make it with `python -m preprocess.tokenizer`")
+        raise UserError(f"{folder} lacks {', '.join(missing)}: make it with `python -m preprocess.tokenizer.train`")
     configuration = read_json(folder / "tokenizer_config.json")
     try:
         ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True)

@@ -1,1 +1,1 @@
-"""OpenCompass configs of the project, and the classes that they name. Run by `launch.evaluate`."""
+"""OpenCompass configs of the project, and the classes that they name. Run by `launch.scoring.evaluate`."""

@@ -15,7 +15,7 @@ from opencompass.models.huggingface_above_v4_33 import _convert_base_messages, _
 
 
 def tell_cut(tokenizer: Any, texts: list[str], longest: int) -> None:
-    """Print `cut N of M texts to L tokens` when some are longer; `launch.eval_results` reads it from the log."""
+    """Print `cut N of M texts to L tokens` when some are longer; `launch.scoring.results` reads it from the log."""
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     cut = sum(length > longest for length in lengths)
     if cut:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from artifacts.errors import run_main
 from artifacts.processes import without_proxy
-from launch.serve_client import Address, connect
+from launch.serving.client import Address, connect
 
 __all__ = ["Address", "parser", "reach", "run_main"]
 

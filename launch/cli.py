@@ -52,9 +52,9 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_here(given: argparse.Namespace) -> None:
-    from launch.gpu_notice import notice
-    from launch.pipeline import load_pipeline
-    from launch.runner import run_pipeline
+    from launch.pipeline.definition import load_pipeline
+    from launch.pipeline.gpu_notice import notice
+    from launch.pipeline.runner import run_pipeline
 
     run = Run(given.run_folder or REPOSITORY / "runs" / given.pipeline)
     pipeline = load_pipeline(given.pipeline, run.folder, given.set)
@@ -73,9 +73,9 @@ def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def submit(given: argparse.Namespace) -> None:
-    from launch.pipeline import load_pipeline
-    from launch.site import read_site
-    from launch.submit import submit_pipeline
+    from launch.pipeline.definition import load_pipeline
+    from launch.slurm.site import read_site
+    from launch.slurm.submit import submit_pipeline
 
     run = Run(given.run_folder or REPOSITORY / "runs" / given.pipeline)
     pipeline = load_pipeline(given.pipeline, run.folder, given.set)
@@ -102,8 +102,8 @@ def find_run(name: str) -> Run:
 
 def show_status(given: argparse.Namespace) -> None:
     from artifacts.files import read_json
-    from launch.runner import read_manifest
-    from launch.submit import describe, states
+    from launch.pipeline.runner import read_manifest
+    from launch.slurm.submit import describe, states
 
     run = find_run(given.run)
     jobs, unknown = {}, ""
@@ -123,14 +123,14 @@ def show_status(given: argparse.Namespace) -> None:
 
 
 def cancel(given: argparse.Namespace) -> None:
-    from launch.submit import cancel_run
+    from launch.slurm.submit import cancel_run
 
     ended = cancel_run(find_run(given.run))
     print(f"cancelled {', '.join(map(str, ended))}" if ended else "no job of this run waits or runs")
 
 
 def report(given: argparse.Namespace) -> None:
-    from launch.report import write_report
+    from launch.report.report import write_report
 
     write_report(find_run(given.run))
 
@@ -143,7 +143,7 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def split_data(given: argparse.Namespace) -> None:
-    from launch.lint_data import split
+    from launch.instructions.lint import split
 
     train, valid, dropped = split(given.file, given.output_folder, given.share, given.drop_faulty)
     name = f"{given.output_folder}/{given.file.stem}"
@@ -153,7 +153,7 @@ def split_data(given: argparse.Namespace) -> None:
 
 
 def add_download_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="+", help="names of preprocess/sources.yaml")
+    parser.add_argument("source", nargs="+", help="names of preprocess/sources/sources.yaml")
     parser.add_argument("--from-file", type=Path, help="take this file or folder instead (one source only)")
 
 
@@ -162,7 +162,7 @@ def download(given: argparse.Namespace) -> int:
 
     words = [word for name in given.source for word in ("--source", name)]
     words += ["--from-file", str(given.from_file.resolve())] if given.from_file else []
-    return subprocess.run([sys.executable, "-m", "preprocess.download", *words], cwd=REPOSITORY).returncode
+    return subprocess.run([sys.executable, "-m", "preprocess.sources.download", *words], cwd=REPOSITORY).returncode
 
 
 COMMANDS = {
@@ -183,8 +183,8 @@ COMMANDS = {
     ),  # fmt: skip
     "cancel": Command("cancel the Slurm jobs of a run", None, add_run_argument, cancel, "myllm cancel poetry-tiny"),
     "report": Command("write report.html and report.json", None, add_run_argument, report, "myllm report poetry-tiny"),
-    "estimate": Command("parameters, memory, hours and cost of a pretraining", "launch.estimate"),
-    "lint-data": Command("check instruction, preference or KTO data", "launch.lint_data"),
+    "estimate": Command("parameters, memory, hours and cost of a pretraining", "launch.pretraining.estimate"),
+    "lint-data": Command("check instruction, preference or KTO data", "launch.instructions.lint"),
     "split-data": Command(
         "divide a data file into train and held out",
         None,
@@ -199,14 +199,14 @@ COMMANDS = {
         download,
         "myllm download ceval cmmlu",
     ),
-    "posttrain": Command("fine-tune, reward model, DPO, KTO, PPO, GRPO, merge", "launch.posttrain"),
-    "serve": Command("serve a model folder with vLLM or LMDeploy", "launch.serve"),
-    "chat": Command("chat in the terminal, with a server or a model folder", "launch.chat"),
-    "chat-page": Command("chat in the browser, several models side by side", "launch.chat_page"),
-    "eval": Command("score models with OpenCompass", "launch.evaluate"),
-    "bits-per-byte": Command("perplexity of held-out text, whatever the tokenizer", "launch.bits_per_byte"),
-    "calibrate": Command("the same questions by a second harness", "launch.calibrate"),
-    "compare": Command("models side by side, with paired significance", "launch.compare"),
+    "posttrain": Command("fine-tune, reward model, DPO, KTO, PPO, GRPO, merge", "launch.posttraining.posttrain"),
+    "serve": Command("serve a model folder with vLLM or LMDeploy", "launch.serving.serve"),
+    "chat": Command("chat in the terminal, with a server or a model folder", "launch.chat.terminal"),
+    "chat-page": Command("chat in the browser, several models side by side", "launch.chat.page"),
+    "eval": Command("score models with OpenCompass", "launch.scoring.evaluate"),
+    "bits-per-byte": Command("perplexity of held-out text, whatever the tokenizer", "launch.scoring.bits_per_byte"),
+    "calibrate": Command("the same questions by a second harness", "launch.scoring.calibrate"),
+    "compare": Command("models side by side, with paired significance", "launch.scoring.compare"),
 }
 
 

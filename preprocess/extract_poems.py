@@ -19,7 +19,7 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import write_jsonl
 from artifacts.stage import report_metrics, track
-from preprocess.download import source_file
+from preprocess.sources.download import source_file
 
 POEM_FILE = re.compile(r"package/dist/quantangshi/poet\.(tang|song)\.(\d+)\.json$")
 POEMS_EXPECTED = 311_855
@@ -57,7 +57,7 @@ def documents(tarball: Path, limit: int | None = None) -> Iterator[dict[str, Any
                     }
     except FileNotFoundError:
         raise UserError(
-            f"{tarball} does not exist: run `python -m preprocess.download --source chinese-poetry`"
+            f"{tarball} does not exist: run `python -m preprocess.sources.download --source chinese-poetry`"
         ) from None
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{tarball} is not a whole tarball ({error}): delete it and download it again") from None

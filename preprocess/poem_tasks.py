@@ -42,7 +42,7 @@ from artifacts.verse import (
     verse_lines,
     verse_request,
 )
-from preprocess.clean import Document
+from preprocess.cleaning.clean import Document
 
 CHOICES = 4
 VALID_ROWS = 400

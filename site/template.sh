@@ -23,7 +23,7 @@ declare -A OPTIONS=(
 )
 
 export MYLLM_RESTARTS=10                   # times that a training may be requeued, or jobs more in its chain
-export MYLLM_PREFLIGHT=yes                 # look at the nodes of a job of several before it trains (launch/preflight.py)
+export MYLLM_PREFLIGHT=yes                 # look at the nodes of a job of several before it trains (launch/slurm/preflight.py)
 # export MYLLM_PREFLIGHT_OPTIONS="--min-network 5000"
 
 # The network between nodes: ip -brief address lists interfaces

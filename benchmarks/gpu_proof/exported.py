@@ -43,7 +43,7 @@ def next_line(model: Path, questions: Path, limit: int = 0) -> dict[str, Any]:
 
     from artifacts.statistics import wilson
     from eval_configs.next_line_data import LETTERS, load_rows
-    from launch.bits_per_byte import nats_of
+    from launch.scoring.bits_per_byte import nats_of
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer: Any = AutoTokenizer.from_pretrained(model)

@@ -25,7 +25,7 @@ SHAPES = {
 TINY = {"qwen2-tiny": (4, 4, 2, 32, 128)}
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 SQUARE = 8192
-CARDS = (  # words of the driver's name -> launch/gpus.yaml, the more special first
+CARDS = (  # words of the driver's name -> launch/pretraining/gpus.yaml, the more special first
     (r"H100.*PCIe", "h100-pcie"), (r"H100", "h100-80gb"), (r"H200", "h200-141gb"), (r"H800", "h800-80gb"),
     (r"H20\b", "h20-96gb"), (r"A100.*40GB", "a100-40gb"), (r"A100", "a100-80gb"), (r"A800", "a800-80gb"),
     (r"L40S", "l40s-48gb"), (r"A10\b", "a10-24gb"), (r"4090", "rtx4090-24gb"), (r"3090", "rtx3090-24gb"),
@@ -33,7 +33,7 @@ CARDS = (  # words of the driver's name -> launch/gpus.yaml, the more special fi
 
 
 def card_of(name: str) -> str | None:
-    """The name in launch/gpus.yaml of a GPU as its driver calls it, e.g. "NVIDIA H100 80GB HBM3"; None: unknown."""
+    """The name in launch/pretraining/gpus.yaml of a GPU as its driver calls it, e.g. "NVIDIA H100 80GB HBM3"; None: unknown."""
     return next((card for words, card in CARDS if re.search(words, name)), None)
 
 
@@ -88,7 +88,7 @@ def ceilings(on_gpu: bool) -> Row:
 
 
 def attention(name: str, shape: tuple[int, ...], on_gpu: bool) -> Row:
-    """Forward and backward of `launch.attention`'s call: the kernel that PyTorch chooses, and each one's time."""
+    """Forward and backward of `launch.pretraining.attention`'s call: the kernel that PyTorch chooses, and each one's time."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -97,7 +97,7 @@ def attention(name: str, shape: tuple[int, ...], on_gpu: bool) -> Row:
 
     def tensor(count: int) -> Any:
         made = torch.randn(length, batch, count, width, device=device, dtype=torch.bfloat16)
-        return made.permute(1, 2, 0, 3).requires_grad_()  # Megatron's order, as launch.attention hands it on
+        return made.permute(1, 2, 0, 3).requires_grad_()  # Megatron's order, as launch.pretraining.attention hands it on
 
     query, key, value = tensor(heads), tensor(groups), tensor(groups)
 

@@ -1,7 +1,7 @@
 """Parts `fidelity`, `learning` and `posttraining`: what is trained is right, learns, and can be post-trained.
 
-All three go through the project's own commands, as a user's run does: `launch.pretrain`, `converters.export`,
-`launch.posttrain`.
+All three go through the project's own commands, as a user's run does: `launch.pretraining.pretrain`, `converters.export`,
+`launch.posttraining.posttrain`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json
 from benchmarks.gpu_proof.proof import Proof, Row, call, finish, lines, start, training_folder
-from launch.training_log import log_of, read_history
+from launch.pretraining.training_log import log_of, read_history
 
 LOSS_TOLERANCE = 1e-2  # nats in any step, bf16 on the GPU against bf16 on the CPU
 FIDELITY_STEPS = 20
@@ -56,7 +56,7 @@ def pretraining(run: Path, hardware: str, *keys: str) -> list[str]:
     """Arguments of python: the demo's recipe with other hardware and keys."""
     sets = [part for key in keys for part in ("--set", key)]
     fixed = ["--model", "qwen2-tiny", "--training", "demo", "--hardware", hardware, "--run", str(run)]
-    return ["-m", "launch.pretrain", *fixed, *sets]
+    return ["-m", "launch.pretraining.pretrain", *fixed, *sets]
 
 
 def export(proof: Proof, run: Path, deadline: float) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def posttraining(proof: Proof, deadline: float) -> Iterator[Row]:
     tasks = ("--data", str(few_rows(data / "tasks", folder / "tasks", proof.on_gpu)), "--hardware", hardware)
 
     def posttrain(recipe: str, model: Path, output: Path, *more: str) -> dict[str, Any]:
-        arguments = ["-m", "launch.posttrain", recipe, "--model", str(model), "--output", str(output), *more]
+        arguments = ["-m", "launch.posttraining.posttrain", recipe, "--model", str(model), "--output", str(output), *more]
         call(proof, *arguments, log=folder / f"{output.name}.log", deadline=deadline, posttraining=True)
         return dict(read_json(output.with_name(f"{output.name}.work") / "metrics.json"))
 

@@ -1,6 +1,6 @@
 """Parts `speed` and `levers`: the recipes as they ship, then one change at a time, then the good ones together.
 
-Bare Megatron on made-up tokens. MFU is measured against the card's dense bf16 peak (launch/gpus.yaml), with the FLOPs
+Bare Megatron on made-up tokens. MFU is measured against the card's dense bf16 peak (launch/pretraining/gpus.yaml), with the FLOPs
 that `myllm estimate` counts (recomputed activations and padding excluded).
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 from artifacts.errors import UserError
 from benchmarks.gpu_proof.proof import Proof, Row, lines
 from benchmarks.gpu_proof.trainings import Job, write_jobs
-from launch import estimate
-from launch.recipe import Recipe, flags, get, layout_of, load_recipe, whole
-from launch.training_log import read_history
+from launch.pretraining import estimate
+from launch.pretraining.recipe import Recipe, flags, get, layout_of, load_recipe, whole
+from launch.pretraining.training_log import read_history
 
 
 @dataclass(frozen=True)

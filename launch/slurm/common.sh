@@ -50,7 +50,7 @@ each_node() {
 preflight() {
   local folder=$1 output=$2 nodes=$3; shift 3
   # shellcheck disable=SC2086  # a list of words
-  each_node "$nodes" "$python" -m launch.preflight --folder "$folder" --output "$output" ${MYLLM_PREFLIGHT_OPTIONS:-} "$@" ||
+  each_node "$nodes" "$python" -m launch.slurm.preflight --folder "$folder" --output "$output" ${MYLLM_PREFLIGHT_OPTIONS:-} "$@" ||
     fail "the nodes are not fit (see above); --exclude=NODE in the site's OPTIONS leaves one out"
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Clean a large corpus as arrays of jobs: datatrove's own Slurm executor, with the settings of a site. The options are
-# those of preprocess.pipeline (docs/corpora.md).
+# those of preprocess.corpora.pipeline (docs/corpora.md).
 #
 #     source site/mine.sh
 #     launch/slurm/preprocess.sh --source wudao --input WuDaoCorpus2.0_base_200G --output-folder corpus/wudao \
@@ -12,5 +12,5 @@ unset SBATCH_SIGNAL  # its scripts know no warning: a task that runs out of time
 site=(--partition "${SBATCH_PARTITION:?source a site file first: source site/mine.sh}")
 if [ -n "${SBATCH_TIMELIMIT:-}" ]; then site+=(--time "$SBATCH_TIMELIMIT"); fi
 if [ -n "${SBATCH_QOS:-}" ]; then site+=(--qos "$SBATCH_QOS"); fi
-echo "$ python -m preprocess.pipeline --executor slurm ${site[*]} $*"
-exec .venv/bin/python -m preprocess.pipeline --executor slurm "${site[@]}" "$@"
+echo "$ python -m preprocess.corpora.pipeline --executor slurm ${site[*]} $*"
+exec .venv/bin/python -m preprocess.corpora.pipeline --executor slurm "${site[@]}" "$@"

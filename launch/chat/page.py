@@ -1,0 +1,129 @@
+"""A chat page in the browser, for one model or several side by side; this machine alone, with the servers' key.
+
+    myllm chat-page base=runs/poetry-tiny/models/base sft=runs/poetry-tiny/models/sft dpo=runs/poetry-tiny/models/dpo
+    myllm chat-page dpo=http://127.0.0.1:8000 --port 7860
+
+Each model is a folder, which is served as long as the page is, or the address of a running server. The browser asks for
+a password: it is the key, $MYLLM_API_KEY or the one in the file that is named; any user name will do. Ctrl-C ends the
+page and the servers that it started. Needs `make env-clients`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from artifacts.errors import UserError, run_main
+from artifacts.guard import Guarded
+from artifacts.layout import REPOSITORY, cache_folder, environment
+from artifacts.processes import free_port
+from launch.serving.client import Address, connect, request
+from launch.serving.machine import check_port
+from launch.serving.serve import EVERYWHERE, HERE, last_error, log_file, make_plan, running, take_key, wait_until_ready
+
+PAGE_SECONDS = 120.0
+
+
+def split(model: str) -> tuple[str, str]:
+    """`LABEL=FOLDER`, `LABEL=URL`, or either alone, labelled by its last part."""
+    label, equals, where = model.partition("=")
+    if equals and label and where and "/" not in label:
+        return label, where
+    return model.rstrip("/").rpartition("/")[2], model
+
+
+def is_url(where: str) -> bool:
+    return where.startswith(("http://", "https://"))
+
+
+def page_environment(models: dict[str, Address], key: str) -> dict[str, str]:
+    """The page's environment; keys travel here and on no command line."""
+    rows = [{"label": label, "url": at.url, "name": at.name, "key": at.key} for label, at in models.items()]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+        "MYLLM_CHAT_MODELS": json.dumps(rows),
+        "MYLLM_API_KEY": key,
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def wait_for_page(page: Guarded, port: int, log: Path) -> None:
+    deadline = time.monotonic() + PAGE_SECONDS
+    while True:
+        if page.poll() is not None:
+            raise UserError(f"the page ended with status {page.poll()}: read {log}{last_error(log)}")
+        try:
+            request(Address(f"http://{HERE}:{port}", "", ""), "/health", timeout=5)
+            return
+        except (OSError, ValueError):
+            if time.monotonic() > deadline:
+                raise UserError(f"the page was not ready after {PAGE_SECONDS:.0f} s: read {log}") from None
+            time.sleep(0.25)
+
+
+def serve_page(pairs: dict[str, str], port: int, lan: bool) -> None:
+    """Start what has to be served, then the page, and wait for Ctrl-C; raises UserError when one of them fails."""
+    host = EVERYWHERE if lan else HERE
+    check_port(host, port)
+    python = environment("clients") / "bin" / "python"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    models = {label: connect(where) for label, where in pairs.items() if is_url(where)}
+    plans = {label: make_plan(Path(where), free_port()) for label, where in pairs.items() if not is_url(where)}
+    key, file = take_key(port)
+    log = cache_folder() / "logs" / f"chat-page-{port}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        if file:
+            stack.callback(file.unlink, missing_ok=True)
+        # One after another: two that start at once on two cores take as long, and the memory check sees the first.
+        for label, plan in plans.items():
+            address, server = stack.enter_context(running(plan, key, log_file(plan)))
+            wait_until_ready(server, address, log_file(plan))
+            models[label] = address
+        models = {label: models[label] for label in pairs}
+        command = [str(python), "-m", "launch.chat.gradio_page", "--host", host, "--port", str(port)]
+        page = stack.enter_context(Guarded(command, env=page_environment(models, key), cwd=REPOSITORY, log=log))
+        wait_for_page(page, port, log)
+        where = f"the key in {file}" if file else "$MYLLM_API_KEY"
+        print(f"ready: http://{HERE}:{port} shows {', '.join(models)}; any user name, password {where}", flush=True)
+        if lan:
+            print("open to the network, unencrypted: put it behind TLS where you do not trust the wire", flush=True)
+        raise UserError(f"the page ended by itself with status {page.wait()}: read {log}{last_error(log)}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="[LABEL=]MODEL", help="a model folder, or the URL of a server")
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument("--lan", action="store_true", help="listen on every interface, not on 127.0.0.1 alone")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    pairs = dict(map(split, arguments.models))
+    if len(pairs) < len(arguments.models):
+        raise UserError("two models have the same label: write LABEL=MODEL")
+    try:
+        serve_page(pairs, arguments.port, arguments.lan)
+    except KeyboardInterrupt:
+        print("the page has ended", file=sys.stderr)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.chat.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,78 @@
+"""What `myllm run` says about a machine's GPU before it starts: never is one left unused in silence.
+
+A pipeline has the value `hardware`. With `cpu` on a machine with an NVIDIA GPU, one line tells how to use the GPU; with
+a GPU's file and the CPU environment, one line tells which environment is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.layout import ENVIRONMENTS, REPOSITORY
+from launch.pipeline.definition import Pipeline, Stage
+from launch.pretraining.recipe import names
+
+TRAINERS = ("launch.pretraining.pretrain", "launch.posttraining.posttrain")
+LARGE_MB = 70_000  # the driver counts 81,559 MB on an H100 of 80 GB, 24,564 on an RTX 4090
+
+
+@dataclass(frozen=True)
+class VisibleGpu:
+    name: str
+    memory_mb: int
+
+
+def visible_gpu() -> VisibleGpu | None:
+    """The first NVIDIA GPU that a program started here would see; None where there is none, or all are hidden."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+        name, _, memory = answer.splitlines()[0].rpartition(",")
+        return VisibleGpu(name.strip(), int(memory))
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):  # no driver's tool, as in many containers
+        return VisibleGpu("an NVIDIA GPU", 0) if Path("/dev/nvidiactl").exists() else None
+
+
+def environment_of(folder: Path = REPOSITORY / ENVIRONMENTS["train"]) -> str:
+    """Name of the lock file that `.venv` was made of: `train` (CPU), `gpu`, `gpu-te`; empty where it is not known."""
+    try:
+        return (folder / ".stamp").read_text(encoding="utf-8").partition(" ")[0]
+    except (OSError, ValueError):
+        return ""
+
+
+def notice(
+    pipeline: Pipeline,
+    stages: list[Stage],
+    probe: Callable[[], VisibleGpu | None] = visible_gpu,
+    environment: Callable[[], str] = environment_of,
+) -> str | None:
+    """The line to print before these stages of a pipeline run; None where there is nothing to say."""
+    hardware = pipeline.values.get("hardware")
+    trains = any(word in TRAINERS for stage in stages for command in stage.commands for word in command)
+    if hardware is None or not trains:
+        return None
+    on_cpu_build = environment() == "train"
+    if hardware != "cpu":
+        if not on_cpu_build:
+            return None
+        return (
+            f"hardware={hardware} needs CUDA's PyTorch, and .venv holds the CPU build: training will stop. "
+            "`make env-gpu` replaces it (Python 3.12)"
+        )
+    gpu = probe()
+    if gpu is None:
+        return None
+    files = [name for name in names("hardware") if name.startswith("gpu-")]
+    fitting = "gpu-1-80gb" if gpu.memory_mb >= LARGE_MB else "gpu-1-24gb"
+    before = "make env-gpu && " if on_cpu_build else ""
+    return (
+        f"This machine has a GPU ({gpu.name}); this run trains on the CPU. To use the GPU (not tried yet): "
+        f"{before}myllm run {pipeline.name} --set hardware={fitting} (hardware files: {', '.join(files)})"
+    )

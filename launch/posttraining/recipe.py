@@ -1,0 +1,232 @@
+"""Post-training recipes: the upstream tool's own keys, checked before anything heavy is imported.
+
+A recipe is a file of `llamafactory_configs/`, with one of its `hardware/`, `--set`, `--seed` and `--track` on top. Its
+keys are LLaMA-Factory's; those of a recipe whose name begins with `grpo` are TRL's (`trl grpo --help` lists them).
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError, nearest
+from artifacts.files import read_yaml
+from artifacts.layout import REPOSITORY
+from launch.posttraining.job import LLAMAFACTORY, TRL
+
+RECIPES = REPOSITORY / "llamafactory_configs"
+# What the launcher decides for each run; a recipe that fixed one of them would not be a recipe.
+RUN_KEYS = {
+    LLAMAFACTORY: (
+        "model_name_or_path", "adapter_name_or_path", "reward_model", "dataset_dir", "output_dir", "export_dir",
+        "cache_dir", "logging_dir",
+    ),
+    TRL: (
+        "model_name_or_path", "reward_model_name_or_path", "dataset_name", "datasets", "output_dir", "logging_dir",
+        "resume_from_checkpoint",
+    ),
+}  # fmt: skip
+EXPORT_GROUPS = ("model_args", "data_args", "finetuning_args", "generating_args")  # `export` knows no training keys
+NAMES = {LLAMAFACTORY: "LLaMA-Factory", TRL: "TRL"}
+# Where each tool declares its keys: package and file, by group.
+DECLARED = {
+    LLAMAFACTORY: {
+        **{f"{group}_args": ("llamafactory", f"hparams/{group}_args.py")
+           for group in ("model", "data", "finetuning", "generating", "training")},
+        "trainer": ("transformers", "training_args.py"),
+        "trainer_seq2seq": ("transformers", "training_args_seq2seq.py"),
+    },
+    TRL: {
+        "script": ("trl", "scripts/grpo.py"),
+        "script_base": ("trl", "scripts/utils.py"),
+        "config": ("trl", "trainer/grpo_config.py"),
+        "model": ("trl", "trainer/model_config.py"),
+        "trainer": ("transformers", "training_args.py"),
+    },
+}  # fmt: skip
+NOT_KEYS = ("DatasetConfig",)  # a dataclass of those files that is a value and no group of keys
+TRACKERS = ("tensorboard", "wandb", "swanlab", "none")
+# What LLaMA-Factory's launcher reads of the environment to start several processes; a hardware file may set them.
+LAUNCH_VARIABLES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def tool_of(recipe: str) -> str:
+    return TRL if recipe.startswith("grpo") else LLAMAFACTORY
+
+
+@cache
+def argument_types(tool: str = LLAMAFACTORY) -> dict[str, dict[str, str]]:
+    """A tool's argument names and annotations, by group (`model_args`, ..., `trainer`).
+
+    Read from the sources of the installed packages without importing them: an import takes ten seconds, and a wrong
+    key should be told at once. A test compares the result with the real dataclasses.
+    """
+    types: dict[str, dict[str, str]] = {}
+    for group, (package, file) in DECLARED[tool].items():
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise UserError(f"{package} is not installed in {sys.prefix}: run `make env-train` and use its python")
+        tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+        types[group] = {
+            node.target.id: ast.unparse(node.annotation)
+            for holder in tree.body
+            if isinstance(holder, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in holder.decorator_list)
+            if holder.name not in NOT_KEYS
+            for node in holder.body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+            if node.value is None or "init=False" not in ast.unparse(node.value)
+            if "ClassVar" not in ast.unparse(node.annotation)
+        }
+    return types
+
+
+def keys_of(tool: str) -> dict[str, str]:
+    """Every key that a tool knows, with its annotation."""
+    return {key: annotation for group in argument_types(tool).values() for key, annotation in group.items()}
+
+
+def check_value(where: str, key: str, value: Any, annotation: str, tool: str = LLAMAFACTORY) -> Any:
+    """The value as the tool's annotation wants it (`"1e-3"` becomes a float); raises UserError when it cannot be.
+
+    Only plain annotations are judged (bool, int, float, str, None, Literal); the rest passes.
+    """
+    kinds = [kind.strip() for kind in re.sub(r"(Optional|Union)\[(.*)\]", r"\2, None", annotation).split("|")]
+    kinds = [part.strip() for kind in kinds for part in ([kind] if "Literal" in kind else kind.split(","))]
+    optional = "None" in kinds or "Optional" in annotation
+    if value is None:
+        if optional:
+            return value
+    elif annotation.startswith("Literal["):
+        allowed = ast.literal_eval(annotation.removeprefix("Literal"))
+        if value in allowed:
+            return value
+        raise UserError(f"{where}: {key} is {value!r}; {NAMES[tool]} allows {', '.join(map(str, allowed))}")
+    elif not set(kinds) <= {"bool", "int", "float", "str", "None"}:
+        return value
+    elif isinstance(value, bool):
+        if {"bool", "str"} & set(kinds):
+            return value
+    elif isinstance(value, int):
+        if {"int", "float", "str"} & set(kinds):
+            return value
+    elif isinstance(value, float):
+        if {"float", "str"} & set(kinds):
+            return value
+    elif isinstance(value, str):
+        if "float" in kinds:  # YAML 1.1 reads 1e-3, without a point, as text
+            try:
+                return float(value)
+            except ValueError:
+                pass
+        if "str" in kinds:
+            return value
+    wanted = " or ".join(kind for kind in kinds if kind != "None")
+    raise UserError(f"{where}: {key} is {value!r}, but {NAMES[tool]} wants {wanted}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with everything laid over it."""
+
+    tool: str  # LLAMAFACTORY or TRL
+    settings: dict[str, Any]
+    exports: bool  # `llamafactory-cli export`
+    environment: dict[str, str]  # LAUNCH_VARIABLES that are set
+
+
+def load(folder: Path, name: str, what: str) -> dict[str, Any]:
+    """A YAML file of a folder as a mapping; UserError naming the nearest when there is none of that name."""
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"unknown {what} {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    loaded = read_yaml(folder / f"{name}.yaml")
+    if not isinstance(loaded, dict):
+        raise UserError(f"{folder / name}.yaml is not a list of `key: value` lines")
+    return loaded
+
+
+def launch_environment(hardware: str, given: dict[str, Any]) -> dict[str, str]:
+    """LAUNCH_VARIABLES of a hardware file's `environment:`, `$NAME` filled in; the caller's own go before them.
+
+    Raises UserError for an unknown variable, and for one that the file takes from the environment and is not there.
+    """
+    where = f"hardware/{hardware}.yaml, environment"
+    found = {}
+    for name, value in given.items():
+        if name not in LAUNCH_VARIABLES:
+            raise UserError(f"{where}: unknown {name!r}{nearest(name, LAUNCH_VARIABLES)}")
+        text = os.environ.get(name) or os.path.expandvars(str(value))
+        if "$" in text:
+            raise UserError(f"{where}: {name} is {text}, which is not set: start it with srun, or set {name} yourself")
+        found[name] = text
+    found |= {name: os.environ[name] for name in LAUNCH_VARIABLES if os.environ.get(name)}
+    return found if found.get("FORCE_TORCHRUN") else {}  # the others mean nothing without it
+
+
+def recipe_settings(
+    recipe: str, hardware: str, overrides: Iterable[str], seed: int | None, track: str | None = None
+) -> Recipe:
+    """The recipe's settings with hardware, `--set`, seed and tracker applied.
+
+    Raises UserError for an unknown recipe, hardware file or key, naming the nearest valid one.
+    """
+    import yaml
+
+    tool = tool_of(recipe)
+    other = LLAMAFACTORY if tool == TRL else TRL
+    everything = keys_of(tool)
+    first = load(RECIPES, recipe, "recipe")
+    exports = tool == LLAMAFACTORY and not first.get("do_train", False)
+    known = {key for group in EXPORT_GROUPS for key in argument_types(tool)[group]} if exports else set(everything)
+
+    layers: list[tuple[str, dict[str, Any]]] = [(f"{recipe}.yaml", first)]
+    machine = load(RECIPES / "hardware", hardware, "hardware")
+    given = machine.pop("environment", None) or {}
+    environment = {} if exports else launch_environment(hardware, given)
+    layers.append((f"hardware/{hardware}.yaml", machine))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override}: write --set key=value")
+        layers.append(("--set", {key: yaml.safe_load(text)}))
+    if seed is not None and not exports:
+        layers.append(("--seed", {"seed": seed}))
+    if track is not None and not exports:
+        layers.append(("--track", {"report_to": track}))
+
+    settings: dict[str, Any] = {}
+    for where, layer in layers:
+        for key, value in layer.items():
+            if key in RUN_KEYS[tool]:
+                raise UserError(
+                    f"{where}: {key} is set by the launcher: use --model, --data, --adapter, --reward-model, "
+                    "--output-folder"
+                )
+            if key not in known:
+                if where.startswith("hardware/") and (key in everything or key in keys_of(other)):
+                    continue  # keys of training, or of the other tool, only
+                if key in everything:
+                    raise UserError(f"{where}: `llamafactory-cli export` has no key {key!r}{nearest(key, known)}")
+                raise UserError(f"{where}: {NAMES[tool]} has no key {key!r}{nearest(key, everything)}")
+            settings[key] = check_value(where, key, value, everything[key], tool)
+    if "seed" in settings:
+        settings.setdefault("data_seed", settings["seed"])
+        if seed is not None:
+            settings["data_seed"] = seed
+    check_tracker(settings.get("report_to"))
+    return Recipe(tool, settings, exports, environment)
+
+
+def check_tracker(report_to: Any) -> None:
+    """UserError when the package of the tracking service is not installed; transformers would stop late."""
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name not in ("none", "all") and find_spec(name) is None:
+            raise UserError(f"report_to is {name!r}, which is not installed: pip install {name} into {sys.prefix}")

@@ -1,0 +1,70 @@
+"""Megatron's dataset configuration, from Megatron's arguments.
+
+Megatron keeps this step in `pretrain_gpt.py`, which its wheel leaves out. A field that nobody fills makes a flag that
+does nothing: tests/pretraining/test_served_flags.py holds the fields here against those of the installed Megatron.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from artifacts.errors import UserError
+
+LEFT_ALONE = {
+    "drop_last_partial_validation_sequence": "no flag of Megatron sets it; its default is the one of pretrain_gpt.py",
+    "add_extra_token_to_sequence": "the same",
+    "inter_document_masking": "needs packed sequences, which the worker does not hand on: launch/pretraining/served_flags.py",
+    "hybrid_context_parallel": "context parallel is not served: launch/pretraining/served_flags.py",
+}
+
+
+def dataset_fields(args: Any, tokenizer: Any, blend: Any, blend_per_split: Any) -> dict[str, Any]:
+    """The arguments of `GPTDatasetConfig`, but for those that are `LEFT_ALONE`.
+
+    Args:
+        args: Megatron's, validated.
+        blend, blend_per_split: of `megatron.training.utils.get_blend_and_blend_per_split`.
+    """
+    return {
+        "random_seed": args.seed,
+        "sequence_length": args.seq_length,
+        "blend": blend,
+        "blend_per_split": blend_per_split,
+        "multiple_validation_sets": args.multiple_validation_sets,
+        "full_validation": args.full_validation,
+        "split": args.split,
+        "num_dataset_builder_threads": args.num_dataset_builder_threads,
+        "path_to_cache": args.data_cache_path,
+        "mmap_bin_files": args.mmap_bin_files,
+        "tokenizer": tokenizer,
+        "mid_level_dataset_surplus": args.mid_level_dataset_surplus,
+        "allow_ambiguous_pad_tokens": args.allow_ambiguous_pad_tokens,
+        "fast_cache_load": args.dataloader_fast_cache_load,
+        "defer_npy_index_mmap": args.dataloader_defer_npy_index_mmap,
+        "reset_position_ids": args.reset_position_ids,
+        "reset_attention_mask": args.reset_attention_mask,
+        "eod_mask_loss": args.eod_mask_loss,
+        "create_attention_mask": args.create_attention_mask_in_dataloader,
+        "object_storage_cache_path": args.object_storage_cache_path,
+        "data_parallel_size": args.data_parallel_size,
+        "sequence_parallel_size": args.tensor_model_parallel_size * args.sequence_parallel,
+        "context_parallel_size": args.context_parallel_size,
+        "sequences_per_dataset": sequences_per_dataset(args.per_dataset_sequences_path),
+    }
+
+
+def sequences_per_dataset(path: str | None) -> dict[str, Any] | None:
+    """Sequences and documents of each dataset, by its path without suffix, so that Megatron need not count them.
+
+    Raises:
+        UserError: the file is missing, or is not JSON.
+    """
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as stream:
+            found: dict[str, Any] = json.load(stream)
+    except (OSError, ValueError) as error:
+        raise UserError(f"per-dataset-sequences-path {path} cannot be read ({error}): mend it") from None
+    return found

@@ -1,0 +1,303 @@
+"""What a pretraining run will need: parameters, memory, FLOPs, hours, money. Nothing is started, nothing imported.
+
+    myllm estimate qwen2-0.5b --hardware node-8 --tokens 10B
+    myllm estimate llama2-1.1b --training zh-100b --hardware cluster-4x8 --mfu 0.45 --price 2.5 --json
+
+The speed is a share of the GPU's peak (MFU): --mfu, else what was measured on this card (`launch.pretraining.measured_mfu`), else 0.40.
+Memory and FLOPs follow megatron-core 0.19.2 (`training/theoretical_memory_usage.py`,
+`training/training.py: num_floating_point_operations`), and tests hold them against those functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.vocabulary import padded_size
+from launch.pretraining.gpus import gpu
+from launch.pretraining.recipe import Layout, Recipe, get, layout_of, load_recipe, names, whole
+
+# Where nothing was measured:
+MFU = 0.40  # of Megatron-LM's own tables: 41 % for 1.7B on 48 H100; the smaller the model, the less
+GB = 1e9
+ACTIVATION_SLACK = 1.05  # Megatron's allowance for buffers
+
+
+@dataclass(frozen=True)
+class Model:
+    """The sizes that counts depend on."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    groups: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    qkv_bias: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the GPU that holds most: the first pipeline stage's."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def model_of(recipe: Recipe, vocab: int | None = None) -> Model:
+    """The recipe's model with a vocabulary of `vocab` rows, by default the published one."""
+    heads, hidden = whole(recipe, "num-attention-heads"), whole(recipe, "hidden-size")
+    return Model(
+        layers=whole(recipe, "num-layers"),
+        hidden=hidden,
+        ffn=whole(recipe, "ffn-hidden-size"),
+        heads=heads,
+        groups=whole(recipe, "num-query-groups", heads) if get(recipe, "group-query-attention") else heads,
+        head_dim=whole(recipe, "kv-channels", hidden // heads),
+        vocab=vocab or whole(recipe, "published-vocab-size"),
+        tied=get(recipe, "untie-embeddings-and-output-weights") is None,
+        qkv_bias=get(recipe, "add-qkv-bias") is not None,
+    )
+
+
+def layer_parameters(model: Model) -> int:
+    """One layer: attention, SwiGLU, two norms."""
+    query, key_value = model.heads * model.head_dim, model.groups * model.head_dim
+    attention = model.hidden * (2 * query + 2 * key_value) + (query + 2 * key_value if model.qkv_bias else 0)
+    return attention + 3 * model.hidden * model.ffn + 2 * model.hidden
+
+
+def parameters(model: Model) -> int:
+    """All parameters, the embedding once where it is tied."""
+    embeddings = model.vocab * model.hidden * (1 if model.tied else 2)
+    return model.layers * layer_parameters(model) + embeddings + model.hidden
+
+
+def flops_per_token(model: Model, sequence: int) -> float:
+    """Floating-point operations a trained token costs, forward and backward, attention's square included.
+
+    A matrix product of [m, n] and [n, k] is 2mnk; the backward pass is two more of each; the causal mask halves the
+    scores. Recomputed activations are not counted: this is the work that MFU is measured against (arXiv 2204.02311).
+    """
+    query, key_value = model.heads * model.head_dim, model.groups * model.head_dim
+    linear = model.layers * (model.hidden * (2 * query + 2 * key_value) + 3 * model.hidden * model.ffn)
+    scores = model.layers * query * sequence  # two products of half a square each
+    return 3 * 2 * (linear + scores + model.hidden * model.vocab)
+
+
+def memory(recipe: Recipe, model: Model, layout: Layout) -> Memory:
+    """Bytes by part on the most loaded GPU; `model.vocab` is padded for the layout here.
+
+    Weights and optimizer: bf16 keeps 2 bytes a weight, 4 a gradient, 12 of fp32 copy and Adam's moments; fp32 keeps
+    4 + 4 + 8. Activations: arXiv 2205.05198, table 2, as Megatron's estimator applies it.
+    """
+    from_16_bits = get(recipe, "bf16") or get(recipe, "fp16")
+    vocab = padded_vocabulary(recipe, model.vocab, layout.tensor)
+    embedding = vocab * model.hidden
+    norms = (2 * model.layers + 1) * model.hidden / layout.pipeline
+    matrices = model.layers * (layer_parameters(model) - 2 * model.hidden) / layout.pipeline + embedding
+    if not model.tied and layout.pipeline == 1:
+        matrices += embedding
+    held = matrices / layout.tensor + norms
+    states = held * (12 if from_16_bits else 8)
+    if get(recipe, "use-distributed-optimizer"):
+        states /= layout.data
+
+    sequence, micro = whole(recipe, "seq-length"), whole(recipe, "micro-batch-size")
+    width = 2 if from_16_bits else 4
+    tokens = sequence * micro
+    shared = get(recipe, "sequence-parallel") and get(recipe, "recompute-granularity") == "selective"
+    if shared:
+        layer = tokens * model.hidden * (18 + 4 * model.ffn / model.hidden) / layout.tensor
+    else:
+        layer = tokens * model.hidden * (10 + 24 / layout.tensor)
+    if get(recipe, "recompute-granularity") == "full":  # each layer's input, and one layer in full while it is redone
+        kept = model.layers * tokens * model.hidden * 2 + layer
+    else:
+        kept = model.layers * layer
+    activations = (kept + (8 * tokens + tokens * model.hidden) * layout.pipeline) * width / 2
+    batches = whole(recipe, "global-batch-size") // (micro * layout.data)
+    if layout.chunks > 1:
+        activations *= 1 + (layout.pipeline - 1) / (layout.pipeline * layout.chunks)
+    elif layout.pipeline > 1:
+        activations *= min(1, batches / layout.pipeline)
+    logits = 0.0
+    if layout.pipeline == 1:
+        logits = (tokens * vocab / layout.tensor + tokens * model.hidden) * width
+    return Memory(
+        weights=held * width,
+        gradients=held * 4,
+        optimizer=states,
+        activations=activations * (1 if shared else ACTIVATION_SLACK),
+        logits=logits * (1 if shared else ACTIVATION_SLACK),
+    )
+
+
+def padded_vocabulary(recipe: Recipe, vocab: int, tensor: int) -> int:
+    """Rows of the embedding in a run: a multiple of --make-vocab-size-divisible-by x tensor parallel."""
+    return padded_size(vocab, whole(recipe, "make-vocab-size-divisible-by", 128), tensor)
+
+
+def estimate(
+    recipe: Recipe,
+    tokens: float | None = None,
+    vocab: int | None = None,
+    mfu: float = MFU,
+    price: float | None = None,
+    card: str | None = None,
+    mfu_source: str = "assumed",
+) -> dict[str, Any]:
+    """Everything that `myllm estimate` prints.
+
+    Args:
+        tokens: to train on; by default what the recipe's iterations make.
+        vocab: rows of the embedding; by default the published model's.
+        mfu: share of the GPUs' peak, 0-1.
+        price: of a GPU-hour, in any currency; without one, `cost` is None.
+        card: a name of launch/pretraining/gpus.yaml; by default the hardware file's. On a CPU time and money are None.
+        mfu_source: where `mfu` comes from, as text.
+    """
+    layout, model = layout_of(recipe), model_of(recipe, vocab)
+    found = get(recipe, "gpu") if card is None else card
+    known = gpu(found) if found else None
+    sequence, batch = whole(recipe, "seq-length"), whole(recipe, "global-batch-size")
+    total = tokens if tokens is not None else whole(recipe, "train-iters") * sequence * batch
+    per_token = flops_per_token(model, sequence)
+    parts = memory(recipe, model, layout)
+    rate = mfu * known.peak_tflops * 1e12 * layout.world / per_token if known else None
+    hours = total / rate / 3600 if rate else None
+    gpu_hours = hours * layout.world if hours is not None else None
+    width = 2 if get(recipe, "bf16") or get(recipe, "fp16") else 4
+    return {
+        "parameters": parameters(model),
+        "vocab_size": model.vocab,
+        "tokens": int(total),
+        "tokens_per_parameter": total / parameters(model),
+        "iterations": -(-int(total) // (sequence * batch)),
+        "layout": {
+            "tensor": layout.tensor,
+            "data": layout.data,
+            "pipeline": layout.pipeline,
+            "processes": layout.world,
+        },
+        "gpu": asdict(known) if known else None,
+        "recompute": get(recipe, "recompute-granularity"),
+        "memory_gb_per_gpu": parts.total / GB,
+        "memory_gb_by_part": {name: value / GB for name, value in asdict(parts).items()},
+        # beside the logits themselves, the loss holds them in fp32 for a moment: the peak that runs out first
+        "loss_peak_gb": parts.logits / width * 4 / GB,
+        "flops_per_token": per_token,
+        "flops": per_token * total,
+        "mfu_assumed": mfu if known else None,
+        "mfu_source": mfu_source if known else None,
+        "tokens_per_second": rate,
+        "hours": hours,
+        "gpu_hours": gpu_hours,
+        "cost": gpu_hours * price if gpu_hours is not None and price is not None else None,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The estimate as lines to read."""
+    layout, card = found["layout"], found["gpu"]
+    rows = [
+        ("parameters", f"{found['parameters']:,}  (vocabulary {found['vocab_size']:,})"),
+        (
+            "tokens",
+            f"{found['tokens']:,}  ({found['tokens_per_parameter']:.1f} a parameter, {found['iterations']:,} steps)",
+        ),
+        (
+            "layout",
+            f"TP {layout['tensor']} x DP {layout['data']} x PP {layout['pipeline']} = {layout['processes']} processes",
+        ),
+        ("memory per GPU", f"{found['memory_gb_per_gpu']:.2f} GB" + (f" of {card['memory_gb']} GB" if card else "")),
+        *((f"  {part}", f"{value:.2f} GB") for part, value in found["memory_gb_by_part"].items()),
+        ("  + while the loss is computed", f"{found['loss_peak_gb']:.2f} GB, the logits in fp32"),
+        ("FLOPs", f"{found['flops']:.3e}  ({found['flops_per_token']:.3e} a token)"),
+    ]
+    if card:
+        speed = f"at an MFU of {100 * found['mfu_assumed']:.1f} %, {found['mfu_source']}"
+        rows += [
+            ("peak", f"{card['peak_tflops']} TFLOP/s a GPU, dense bf16 ({card['name']})"),
+            ("tokens/s", f"{found['tokens_per_second']:,.0f}  {speed}"),
+            ("hours", f"{found['hours']:,.1f}"),
+            ("GPU-hours", f"{found['gpu_hours']:,.1f}"),
+        ]
+        if found["cost"] is not None:
+            rows.append(("cost", f"{found['cost']:,.2f}"))
+    else:
+        rows.append(("time", "not estimated: the hardware file names no gpu (give one with --gpu)"))
+    lines = [f"{name:<32}{value}" for name, value in rows]
+    if card and found["memory_gb_per_gpu"] + found["loss_peak_gb"] > card["memory_gb"]:
+        ways = ["halve micro-batch-size", "a smaller vocabulary"]
+        if not found["recompute"]:
+            ways.insert(
+                1,
+                "--set recompute-granularity=full --set recompute-method=uniform --set recompute-num-layers=1",
+            )
+        lines.append(f"It does not fit into {card['memory_gb']} GB: {', or '.join(ways)}.")
+    return "\n".join(lines)
+
+
+def count(text: str) -> float:
+    """A number of tokens as people write it: 10B, 300M, 1.5e10."""
+    factor = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:].upper())
+    try:
+        value = float(text[:-1]) * factor if factor else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write 10B, 300M or 1e10") from None
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above zero")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; write 0.4 for 40 %")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", metavar="MODEL", help=f"a file of megatron_configs/models/: {', '.join(names('models'))}"
+    )
+    parser.add_argument("--training", default="zh-10b", help="a file of megatron_configs/training/ (default zh-10b)")
+    parser.add_argument(
+        "--hardware", required=True, help=f"a file of megatron_configs/hardware/: {', '.join(names('hardware'))}"
+    )
+    parser.add_argument("--tokens", type=count, help="to train on, e.g. 10B; by default the training's own")
+    parser.add_argument("--vocab-size", type=int, help="rows of the embedding; by default the published model's")
+    parser.add_argument(
+        "--mfu", type=share, help=f"share of the peak (default: measured in benchmarks/gpu.json, else {MFU})"
+    )
+    parser.add_argument("--gpu", help="a name of launch/pretraining/gpus.yaml instead of the hardware file's")
+    parser.add_argument("--price", type=float, help="of a GPU-hour, to see the cost")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the recipe")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(given: argparse.Namespace, results: Path | None = None) -> None:
+    """Print the estimate; `results` stands in for benchmarks/gpu.json."""
+    from launch.pretraining.measured_mfu import GPU_RESULTS, mfu_for
+
+    recipe = load_recipe(given.recipe, given.training, given.hardware, given.set)
+    card = given.gpu or get(recipe, "gpu")
+    mfu, source = given.mfu or MFU, "given with --mfu"
+    if given.mfu is None and card:
+        size = parameters(model_of(recipe, given.vocab_size))
+        mfu, source = mfu_for(gpu(card).name, given.recipe, given.hardware, size, results or GPU_RESULTS)
+    found = estimate(recipe, given.tokens, given.vocab_size, mfu, given.price, given.gpu, source)
+    print(json.dumps(found, indent=2) if given.json else table(found))

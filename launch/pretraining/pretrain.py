@@ -1,0 +1,331 @@
+"""Pretrain with stock Megatron-LM: three small YAML files become torchrun's command line.
+
+    python -m launch.pretraining.pretrain --model qwen2-tiny --training demo --hardware cpu --run runs/poetry-tiny
+    python -m launch.pretraining.pretrain --model qwen2-0.5b --training zh-10b --hardware node-8 --run runs/mine --dry-run
+
+Reads `tokenizer/` and `dataset/blend.json` of the run, writes `checkpoints/` (torch_dist) and `tensorboard/`.
+The same command goes on from the newest whole checkpoint, in any layout. `--set train-iters=50` replaces one key.
+SIGTERM, Ctrl-C and `--set exit-duration-in-mins=N` save, then exit 0; Ctrl-C twice ends at once.
+On several machines: the same command on each, with --node-rank 0, 1, … and --rendezvous FIRST_MACHINE:29500.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError, run_main
+from artifacts.files import hold_lock, read_json
+from artifacts.layout import REPOSITORY, Run
+from artifacts.processes import die_with_parent
+from artifacts.stage import report_metrics, report_unfinished
+from launch.pretraining import checkpoints
+from launch.pretraining.flags import validate
+from launch.pretraining.recipe import (
+    Key,
+    Layout,
+    Recipe,
+    check_launcher_keys,
+    describe,
+    flags,
+    get,
+    layout_of,
+    load_recipe,
+    relative,
+    whole,
+)
+from launch.pretraining.served_flags import check_packages
+from launch.pretraining.training_log import check_learning, log_of, logs_of, read_history
+
+WORKER = "launch/pretraining/worker.py"
+FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
+OURS = "error: "  # how a rank says what a user can mend
+MEETING = 900  # seconds that machines wait for the last of them: the first one looks at the checkpoints before
+LOOK_AGAIN = 0.5  # seconds
+ONE_WISH = 5.0  # seconds in which several signals are one: a terminal's, a scheduler's and the runner's come together
+
+
+def run_flags(run: Run) -> list[str]:
+    """The flags that say where the run's files lie, relative to the repository where it holds the run."""
+    folder = relative(run.folder)
+    return [
+        *("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", f"{folder}/tokenizer"),
+        *("--per-split-data-args-path", f"{folder}/dataset/blend.json", "--data-cache-path", f"{folder}/dataset/cache"),
+        *("--save", f"{folder}/checkpoints", "--load", f"{folder}/checkpoints", "--ckpt-format", "torch_dist"),
+        *("--tensorboard-dir", f"{folder}/tensorboard", "--exit-signal-handler"),
+    ]
+
+
+def complete(recipe: Recipe, run: Run) -> Recipe:
+    """Add what follows from other keys: a resumable distributed optimizer, W&B's name of the run, an import's rows.
+
+    Raises:
+        UserError: the imported checkpoint is missing, not proved, or does not fit the layout.
+    """
+    added: dict[str, Any] = {}
+    if get(recipe, "use-distributed-optimizer"):
+        added["dist-ckpt-optim-fully-reshardable"] = True  # or its states fit no other layout
+    if get(recipe, "wandb-project"):
+        added["wandb-exp-name"], added["wandb-save-dir"] = run.name, f"{relative(run.folder)}/wandb"
+    if "pretrained-checkpoint" in recipe:
+        source = get(recipe, "pretrained-checkpoint")
+        if source is None:
+            raise UserError(
+                "pretrained-checkpoint is not set: python -m converters.import_hf --model FOLDER --output IMPORT, then "
+                "--set pretrained-checkpoint=IMPORT"
+            )
+        proof = read_json(Path(source) / "parity.json")
+        if not proof.get("passed"):
+            raise UserError(f"{source}/parity.json says that the import was not proved: import it again")
+        if "vocab_size" not in proof:
+            raise UserError(f"{source}/parity.json does not tell the model's vocabulary: import it again")
+        rows, multiple = proof["padded_vocab_size"], whole(recipe, "tensor-model-parallel-size", 1)
+        if rows % multiple:
+            raise UserError(
+                f"{source} has {rows} vocabulary rows, which tensor parallel {multiple} cannot divide: import it again "
+                f"with --tensor-parallel {multiple}"
+            )
+        added["vocab-size"], added["padded-vocab-size"] = proof["vocab_size"], rows
+    return {**recipe, **{name: Key(value, "follows") for name, value in added.items() if not get(recipe, name)}}
+
+
+def vocabulary(run: Run) -> int:
+    """Ids of the run's tokenizer, special ones included."""
+    return len(read_json(run.tokenizer / "vocab.json")) + len(
+        read_json(run.tokenizer / "tokenizer_config.json")["added_tokens_decoder"]
+    )
+
+
+def torchrun(layout: Layout, node: int, rendezvous: str | None) -> list[str]:
+    """The launcher's command. Only SIGQUIT is left for it to handle: the ranks save and end by themselves."""
+    command = [str(Path(sys.executable).with_name("torchrun")), f"--nproc-per-node={layout.per_node}"]
+    if layout.nodes == 1:
+        command.append("--standalone")
+    else:
+        # machines meet at the first one's store; c10d looks after them all and ends the rest when one is lost
+        conf = f"is_host={int(node == 0)},timeout={MEETING},read_timeout={MEETING}"
+        command += [f"--nnodes={layout.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous or 'HOST:PORT'}"]
+        command += ["--rdzv-id=myllm", f"--rdzv-conf={conf}"]
+    return [*command, "--signals-to-handle=SIGQUIT", WORKER]
+
+
+def ranks_under(parent: int) -> list[int]:
+    """Processes of the worker whose parent is torchrun (Linux: /proc/<pid>/stat, field 4)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) != parent:
+                continue
+            if WORKER.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
+
+
+def _ignore_and_follow(parent: int) -> None:
+    """In torchrun, before it starts: leave SIGTERM and SIGINT to the ranks, and die with the one that started it.
+
+    The ranks inherit that SIGTERM is blocked. One that comes while they still import waits for Megatron's handler: the
+    worker unblocks it when that is in place.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    die_with_parent(parent)
+
+
+def train(command: list[str], log: Path, environment: dict[str, str], ranks: int) -> None:
+    """Run torchrun with so many ranks here, its output to the terminal and appended to `log`.
+
+    A first SIGTERM or Ctrl-C is handed to the ranks, as soon as there are any, which save after the step they are in
+    and exit 0; the second ends them at once.
+
+    Raises:
+        UserError: training failed, with the line of the output that tells most.
+    """
+    me, asked, asked_at = os.getpid(), 0, 0.0
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        preexec_fn=lambda: _ignore_and_follow(me),  # noqa: PLW1509  # no thread was started
+    )
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal asked, asked_at
+        if asked and time.monotonic() - asked_at < ONE_WISH:
+            return
+        asked, asked_at = asked + 1, time.monotonic()
+        if asked > 1:
+            process.kill()
+            return
+        print("stopping: saving a checkpoint first; once more to end at once", flush=True)
+        tell(number, frame)
+
+    def tell(number: int, frame: object) -> None:
+        for rank in set(ranks_under(process.pid)) - told:
+            told.add(rank)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGTERM)
+        if len(told) < ranks and process.returncode is None:
+            signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN)  # torchrun is still starting them
+
+    told: set[int] = set()
+    handlers: dict[int, Any] = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGALRM: tell}
+    previous = {name: signal.signal(name, handler) for name, handler in handlers.items()}
+    telling = ours = before = ""
+    assert process.stdout is not None
+    try:
+        with log.open("a", encoding="utf-8") as copy:
+            for line in process.stdout:
+                copy.write(line)
+                copy.flush()
+                sys.stdout.write(line)
+                if not ours and line.startswith(OURS):
+                    ours = line.removeprefix(OURS).strip()
+                if not telling and FAILURE.match(line):
+                    telling = f"{line.strip()} ({before.strip()})"
+                before = line
+        code = process.wait()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+    if code != 0:
+        if ours:
+            raise UserError(f"{ours} (log: {log})")
+        if asked > 1:
+            raise UserError(f"ended without saving; the same command goes on from the last checkpoint (log: {log})")
+        raise UserError(f"Megatron stopped with exit code {code}: {telling or 'no message'} (log: {log})")
+
+
+def summary(run: Run, recipe: Recipe, layout: Layout) -> dict[str, Any]:
+    """What the finished run measured, from Megatron's own log; MFU only where the hardware file names a GPU.
+
+    Raises:
+        UserError: the losses are not those of a run that learned from the right data.
+    """
+    from launch.pretraining.estimate import flops_per_token, gpu, model_of, padded_vocabulary
+
+    history = read_history(*logs_of(run.checkpoints))
+    size = vocabulary(run)
+    imported = get(recipe, "pretrained-checkpoint") is not None
+    check_learning(history, size, not imported)
+    iterations, sequence = whole(recipe, "train-iters"), whole(recipe, "seq-length")
+    tokens = whole(recipe, "global-batch-size") * sequence
+    times = sorted(y for _, y in history["milliseconds"])
+    rate = tokens / times[len(times) // 2] * 1000
+    rows = whole(recipe, "padded-vocab-size", padded_vocabulary(recipe, size, layout.tensor))
+    flops = rate * flops_per_token(model_of(recipe, rows), sequence) / layout.world
+    card = get(recipe, "gpu")
+    return {
+        "iterations": iterations,
+        "tokens": iterations * tokens,
+        "first_loss": history["loss"][0][1],
+        "uniform_loss": round(math.log(size), 4),
+        "final_loss": history["loss"][-1][1],
+        "valid_loss": history["valid"][-1][1] if history["valid"] else None,
+        "tokens_per_second": round(rate, 1),
+        "tflops_per_process": float(f"{flops / 1e12:.4g}"),
+        "mfu_percent": round(100 * flops / 1e12 / gpu(card).peak_tflops, 2) if card else None,
+        "curves": history,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a file of megatron_configs/models/")
+    parser.add_argument("--training", required=True, help="a file of megatron_configs/training/")
+    parser.add_argument("--hardware", default="cpu", help="a file of megatron_configs/hardware/ (default cpu)")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the recipe")
+    parser.add_argument("--start-over", action="store_true", help="move another training's checkpoints aside")
+    parser.add_argument(
+        "--node-rank",
+        type=int,
+        default=int(os.environ.get("MYLLM_NODE_RANK", "0")),
+        metavar="N",
+        help="which of nnodes machines this is, from 0 (default $MYLLM_NODE_RANK, which Slurm's jobs set, else 0)",
+    )
+    parser.add_argument(
+        "--rendezvous",
+        metavar="HOST:PORT",
+        default=os.environ.get("MYLLM_RENDEZVOUS"),
+        help="where machine 0 is reached, when there are several (default $MYLLM_RENDEZVOUS)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the recipe, print keys, ranks and the command, run nothing"
+    )
+    arguments = parser.parse_args()
+    run = Run(arguments.run)
+    recipe = complete(load_recipe(arguments.model, arguments.training, arguments.hardware, arguments.set), run)
+    check_launcher_keys(recipe)
+    check_packages(recipe)
+    layout = layout_of(recipe)
+    megatron = flags(recipe) + run_flags(run)
+    validate(megatron, layout)
+    node = arguments.node_rank
+    command = [*torchrun(layout, node, arguments.rendezvous), *megatron]
+    if arguments.dry_run:
+        print(describe(recipe, layout) + "\n")
+    print("$ " + shlex.join(command), flush=True)
+    if arguments.dry_run:
+        return 0
+    if layout.nodes > 1 and (":" not in (arguments.rendezvous or "") or not 0 <= node < layout.nodes):
+        raise UserError(
+            f"nnodes is {layout.nodes}: give --rendezvous HOST:PORT of the first machine, and --node-rank "
+            f"0-{layout.nodes - 1}"
+        )
+    if node == 0:
+        taken = f"{run.folder} is being trained by another process: wait for it, or stop it"
+        lock = hold_lock(run.folder / ".pretrain.lock", taken)  # noqa: F841  # held until this process ends
+        checkpoints.claim(run, recipe, arguments.start_over)
+        checkpoints.use_newest_whole(run.checkpoints)
+    iterations = whole(recipe, "train-iters")
+    # of several machines none decides alone: what node 0 claims, the others may not see yet; Megatron ends by itself
+    if layout.nodes == 1 and checkpoints.reached(run.checkpoints) >= iterations:
+        print(f"{run.checkpoints} is trained to iteration {iterations} already", flush=True)
+    else:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's rule for tensor parallel on older cards
+            "PYTHONWARNINGS": "ignore",
+            # with CUDA's torch the ranks would take a GPU that the recipe does not want
+            **({"CUDA_VISIBLE_DEVICES": ""} if get(recipe, "distributed-backend") == "gloo" else {}),
+            "MYLLM_STOP_AT_SPIKE": str(get(recipe, "stop-at-spike", "")),
+            "MYLLM_FUSED_ADAM": "1" if get(recipe, "fused-adam") else "",
+            "MYLLM_SWANLAB_PROJECT": str(get(recipe, "swanlab-project", "")),
+        }
+        train(command, log_of(run.checkpoints, node), environment, layout.per_node)
+        done = checkpoints.reached(run.checkpoints)
+        if done < iterations:
+            text = f"stopped at iteration {done} of {iterations}, saved: the same command goes on"
+            print(text, flush=True)
+            report_unfinished(text)
+            return 0
+    if node == 0:
+        found = summary(run, recipe, layout)
+        checkpoints.keep_newest(run.checkpoints)
+        report_metrics(**found)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,192 @@
+"""One rank of a pretraining run: stock `megatron.training.pretrain()` on GPT datasets. torchrun starts it.
+
+`launch.pretraining.pretrain` turns a recipe into torchrun's command line; every argument here is Megatron's own.
+On a machine without a GPU, `artifacts.megatron_on_cpu` is installed first. The checkpoint writer of Megatron starts
+processes that import this file again: keep the `__main__` guard, and install the patch on import.
+
+Before the first step the data is looked at (`launch.pretraining.data_check`); in every step the loss is (`launch.pretraining.loss_watch`). What the
+launcher has to say beside Megatron's flags comes in the environment: MYLLM_STOP_AT_SPIKE, MYLLM_FUSED_ADAM,
+MYLLM_SWANLAB_PROJECT.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+
+ON_CPU = not torch.cuda.is_available()
+if ON_CPU:
+    from artifacts import megatron_on_cpu
+
+    megatron_on_cpu.patch_torch()
+
+from artifacts.errors import UserError, run_main  # noqa: E402
+from artifacts.megatron_adam import fused_adam, resume_with_plain_adam  # noqa: E402
+from artifacts.megatron_wheel import use_compiled_helpers  # noqa: E402
+from artifacts.processes import die_with_parent  # noqa: E402
+from launch.pretraining.dataset import dataset_fields  # noqa: E402
+from launch.pretraining.loss_watch import LossWatch, Numbered, documents_of  # noqa: E402
+
+WAIT_FOR_CULPRIT = 3.0  # seconds
+BATCH_KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
+
+
+def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
+    """One micro-batch through this pipeline stage: its output, and how the last stage turns that into a loss."""
+    from megatron.core import parallel_state
+    from megatron.core.utils import get_attr_wrapped_model
+    from megatron.training.utils import is_first_or_last_pipeline_stage
+
+    batch: dict[str, Any] = dict.fromkeys(BATCH_KEYS)
+    numbers: Any = None
+    if is_first_or_last_pipeline_stage(get_attr_wrapped_model(model, "vp_stage")):
+        # every tensor-parallel rank reads the same memory-mapped dataset, so nothing has to be broadcast
+        sample = next(iterator)
+        batch.update({key: sample[key].cuda(non_blocking=True) for key in BATCH_KEYS if key in sample})
+        numbers = sample["sample"]
+    output = model(
+        batch["tokens"],
+        batch["position_ids"],
+        batch["attention_mask"],
+        labels=batch["labels"],
+        loss_mask=batch["loss_mask"],
+    )
+    assert parallel_state.get_context_parallel_world_size() == 1, "launch.pretraining.served_flags refuses context parallel"
+    return output, partial(loss_of, batch["loss_mask"], numbers)
+
+
+def loss_of(loss_mask: Any, numbers: Any, per_token: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Summed loss, number of tokens that count, and both together as Megatron's logger averages them."""
+    mask = loss_mask.view(-1).float()
+    loss = torch.sum(per_token.view(-1).float() * mask)
+    tokens = mask.sum().detach().to(torch.int)
+    if torch.is_grad_enabled():
+        look_at_loss(loss, tokens, numbers)
+    return loss, tokens, {"lm loss": torch.cat([loss.detach().view(1), tokens.view(1)])}
+
+
+_watch: LossWatch | None = None
+_step: list[tuple[Any, Any, Any]] = []  # summed loss, tokens and sample numbers of the step's micro batches so far
+
+
+def look_at_loss(loss: Any, tokens: Any, numbers: Any) -> None:
+    """Hand a step's loss to the watch when its last micro batch is through; raises UserError where it stops the run.
+
+    One sum and one maximum over the data-parallel ranks and one transfer to the CPU a step, whatever its micro batches.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.num_microbatches_calculator import get_num_microbatches
+    from megatron.training import get_args
+
+    global _watch
+    args = get_args()
+    _step.append((loss.detach().clone(), tokens.clone(), numbers))  # Megatron scales both in place
+    if len(_step) < get_num_microbatches():
+        return
+    sums = torch.stack([torch.stack([loss, tokens.float()]) for loss, tokens, _ in _step]).sum(0)
+    samples = [int(number) for _, _, numbers in _step for number in numbers]
+    _step.clear()
+    own = torch.nan_to_num(sums[0] / sums[1].clamp(min=1), nan=math.inf)
+    group, highest = parallel_state.get_data_parallel_group(), own.clone()
+    if parallel_state.get_data_parallel_world_size() > 1:
+        torch.distributed.all_reduce(sums, group=group)
+        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX, group=group)
+    total, count, mine, worst = torch.stack([*sums, own, highest]).tolist()
+    if _watch is None:
+        spike = os.environ.get("MYLLM_STOP_AT_SPIKE")
+        imported = bool(args.pretrained_checkpoint or args.finetune)
+        size = args.vocab_size or args.padded_vocab_size
+        _watch = LossWatch(float(spike) if spike else None, size, imported, lambda found: documents_of(_train, found))
+    try:
+        _watch.look(total / max(count, 1), args.curr_iteration + 1, samples)
+    except UserError:
+        if mine < worst:
+            time.sleep(WAIT_FOR_CULPRIT)  # the rank whose batch it is speaks first
+        raise
+
+
+_train: Any = None  # Megatron's training dataset, to find documents in
+
+
+def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any, Any]:
+    """Train, valid and test `GPTDataset`s for the blend that the arguments name, looked at on rank 0.
+
+    Args:
+        samples: how many sequences each of the three must serve.
+    """
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+    from megatron.training import get_args
+    from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
+
+    global _train
+    args = get_args()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Megatron's handler is in place (launch.pretraining.pretrain)
+    tokenizer = build_tokenizer(args)
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    config = GPTDatasetConfig(**dataset_fields(args, tokenizer, blend, blend_per_split))
+    on_this_rank = partial(is_first_or_last_pipeline_stage, vp_stage)
+    train, valid, test = BlendedMegatronDatasetBuilder(GPTDataset, samples, on_this_rank, config).build()
+    if train is not None and _train is None:
+        _train = train
+        if args.dataloader_defer_npy_index_mmap:
+            train[0]  # opens the indices, which the checks of the data and the search for documents read
+        if torch.distributed.get_rank() == 0:
+            from launch.pretraining.data_check import look
+
+            asked = blend_per_split[0] if blend_per_split else blend
+            look(train, tokenizer, args.vocab_size or tokenizer.vocab_size, asked[1] if asked else None)
+    return tuple(dataset and Numbered(dataset) for dataset in (train, valid, test))  # type: ignore[return-value]
+
+
+datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron: call it on every rank
+
+
+def main() -> None:
+    die_with_parent()  # torchrun gives a rank a session of its own: a kill of the launcher's group would spare it
+    if ON_CPU:
+        megatron_on_cpu.patch_megatron()
+    resume_with_plain_adam()
+    use_compiled_helpers()
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.arguments import parse_and_validate_args
+
+    args = parse_and_validate_args()
+    if project := os.environ.get("MYLLM_SWANLAB_PROJECT"):
+        if args.rank == args.world_size - 1:  # the rank that writes to TensorBoard
+            track_with_swanlab(project, args)
+    config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
+    with fused_adam(bool(os.environ.get("MYLLM_FUSED_ADAM"))):
+        pretrain(config, datasets, ModelType.encoder_or_decoder, forward_step)
+
+
+def track_with_swanlab(project: str, args: Any) -> None:
+    """Send what Megatron writes to TensorBoard to SwanLab too; SWANLAB_MODE=local or offline needs no account."""
+    try:
+        import swanlab
+    except ImportError:
+        raise UserError("swanlab-project is set and swanlab is not installed: .venv/bin/pip install swanlab") from None
+    name = Path(args.save).resolve().parent.name
+    swanlab.init(
+        project=project, experiment_name=name, logdir=str(Path(args.save).parent / "swanlab"), config=vars(args)
+    )
+    swanlab.sync_tensorboard_torch()
+
+
+if __name__ == "__mp_main__":  # a process that a rank spawned to write its checkpoints: a kill would leave it waiting
+    die_with_parent()
+if __name__ == "__main__":
+    run_main(main)

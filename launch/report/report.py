@@ -1,0 +1,285 @@
+"""report.json for programs, report.html for people: stages, gates, curves, scores against chance, samples.
+
+    python -m launch.report.report --run runs/poetry-tiny
+
+Everything is read from what the stages left behind; nothing is measured here, but the share of lines of the length
+that was asked for, which is counted in the served model's samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import run_main
+from artifacts.files import read_json, write_json, write_text
+from artifacts.layout import ENVIRONMENTS, REPOSITORY, Run
+from artifacts.statistics import wilson
+from launch.pipeline.runner import Manifest, read_manifest
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+LINE_END = re.compile(r"[，。！？；：、\s]+")
+VERSIONS = {
+    "train": (
+        "torch",
+        "megatron-core",
+        "transformers",
+        "llamafactory",
+        "trl",
+        "peft",
+        "tokenizers",
+        "opencc",
+        "wikiextractor",
+    ),
+    "eval": ("opencompass",),
+    "serve": ("vllm",),
+}
+LOSS_COLOURS = {"train": "#2563eb", "valid": "#dc2626"}
+
+
+def verse_form(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Share of lines that have the length asked for, over all samples; an answer without lines counts as one miss.
+
+    The form that an answer begins with (`五绝：`) is its title and no line, where it is the one asked for.
+    """
+    hits = n = 0
+    for row in samples:
+        lines = [line for line in LINE_END.split(row["text"].removeprefix(row["form"] + "：")) if line] or [""]
+        n += len(lines)
+        hits += sum(len(line) == row["line_length"] for line in lines)
+    low, high = wilson(hits, n)
+    return {"value": 100 * hits / n if n else 0.0, "n": n, "low": low, "high": high}
+
+
+def scores(run: Run) -> list[dict[str, Any]]:
+    """Every score of the run: OpenCompass's, pair accuracy, verse form."""
+    found: list[dict[str, Any]] = []
+    path = run.evaluation / "scores.json"
+    if path.exists():
+        found.extend(read_json(path))
+    pairs = run.evaluation / "pairs.json"
+    if pairs.exists():
+        for row in read_json(pairs)["models"]:
+            found.append(
+                {
+                    "model": row["model"],
+                    "suite": "preference_pairs",
+                    "metric": "accuracy",
+                    "value": row["accuracy"],
+                    "n": row["n"],
+                    "low": row["low"],
+                    "high": row["high"],
+                    "chance": 50.0,
+                    "protocol": "log-probability of the chosen answer above the rejected one's, held-out pairs",
+                }
+            )
+    rewards = run.evaluation / "rewards.json"
+    if rewards.exists():
+        for row in read_json(rewards)["models"]:
+            for name, value in row["rewards"].items():
+                if name.startswith("launch.posttraining.rewards."):  # from 0 to 1; a reward model's have no such bounds
+                    share = {key: 100 * value[key] for key in ("low", "high")}
+                    found.append(
+                        {
+                            "model": row["model"],
+                            "suite": "verse_rewards",
+                            "metric": name.rpartition(".")[2],
+                            "value": 100 * value["mean"],
+                            "n": value["n"],
+                            **share,
+                            "chance": None,
+                            "protocol": "mean over held-out requests, answers drawn at temperature 1; "
+                            f"{row['kl']['mean']:.2f} nats an answer from where it came",
+                        }
+                    )
+    samples = run.evaluation / "serve" / "samples.json"
+    if samples.exists():
+        found.append(
+            {
+                "model": "dpo",
+                "suite": "verse_form",
+                "metric": "lines of the length asked for",
+                **verse_form(read_json(samples)),
+                "chance": None,
+                "protocol": "sampled from vLLM, temperature 0.7, top-p 0.9, zero-shot",
+            }
+        )
+    return found
+
+
+def gates(run: Run) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    parity = run.models / "base" / "parity.json"
+    if parity.exists():
+        result["convert"] = read_json(parity)
+    served = run.evaluation / "serve" / "serve.json"
+    if served.exists():
+        full = read_json(served)
+        result["serve"] = {key: value for key, value in full.items() if not isinstance(value, (list, dict))}
+    merge = run.models / "dpo" / "merge.json"
+    if merge.exists():
+        result["merge"] = read_json(merge)
+    return result
+
+
+def datasets(run: Run) -> list[dict[str, Any]]:
+    """A row for each source of each split: documents, tokens, weight; none before the stage that blends them."""
+    path = run.dataset / "blend_report.json"
+    if not path.exists():
+        return []
+    return [
+        {"split": split, "source": source, **row}
+        for split, found in read_json(path).items()
+        for source, row in found["sources"].items()
+    ]
+
+
+def data_cards(run: Run) -> list[tuple[str, str]]:
+    """Source and figure of every corpus that `preprocess.corpora.pipeline` made in this run."""
+    return [(path.parent.name, path.read_text(encoding="utf-8")) for path in run.corpus.glob("*/data_card.svg")]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the tools, each from the environment that runs it; what is not installed is left out."""
+    found = {}
+    for name, packages in VERSIONS.items():
+        paths = [str(p) for p in (REPOSITORY / ENVIRONMENTS[name] / "lib").glob("python*/site-packages")]
+        installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions(path=paths)}
+        found.update({package: installed[package] for package in packages if package in installed})
+    return found
+
+
+def stage_row(name: str, manifest: Manifest | None) -> dict[str, Any]:
+    if manifest is None:
+        return {"name": name, "status": "skipped", "seconds": 0.0, "peak_memory_mb": 0.0, "metrics": {}}
+    return {
+        "name": name,
+        "status": manifest.status,
+        "seconds": manifest.seconds,
+        "peak_memory_mb": manifest.peak_memory_mb,
+        "metrics": manifest.metrics,
+    }
+
+
+def plot(
+    series: dict[str, list[list[float]]], x_label: str, y_label: str, line: tuple[str, float] | None = None
+) -> str:
+    """A line chart as inline SVG; `line` is a level to mark, with its name."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "report"
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5.4, 3.2))
+    for name, points in series.items():
+        if points:
+            style = "o-" if len(points) < 15 else "-"
+            axes.plot(*zip(*points, strict=True), style, label=name, markersize=4, color=LOSS_COLOURS.get(name))
+    if line:
+        axes.axhline(line[1], color="#888", linestyle=":", label=line[0])
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def plots(stages: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Title and SVG of every curve that the stages reported."""
+    metrics = {stage["name"]: stage["metrics"] for stage in stages}
+    found = []
+    curves = metrics.get("pretrain", {}).get("curves")
+    if curves:
+        measured = metrics["pretrain"]
+        uniform = ("ln(vocabulary)", measured["uniform_loss"])
+        step = measured["tokens"] / measured["iterations"]
+        speed = [[x, step / y * 1000] for x, y in curves["milliseconds"]]
+        found.append(
+            (
+                "Pretraining loss",
+                plot({"train": curves["loss"], "valid": curves["valid"]}, "iteration", "loss", uniform),
+            )
+        )
+        for title, points, unit in (
+            ("Tokens a second", speed, "tokens/s"),
+            ("Gradient norm", curves["grad_norm"], "norm"),
+            ("Learning rate", curves["learning_rate"], "rate"),
+        ):
+            found.append((title, plot({title.lower(): points}, "iteration", unit)))
+    for stage, measured in metrics.items():
+        title = stage.upper() if len(stage) <= 4 else stage.replace("_", " ")
+        for key, name in (("loss_curve", "loss"), ("reward_curve", "mean reward"), ("kl_curve", "divergence (nats)")):
+            if measured.get(key):
+                found.append((f"{title} {name}", plot({"train": measured[key]}, "step", name)))
+    return found
+
+
+def shown(metrics: dict[str, Any]) -> str:
+    """The metrics of a stage that fit into a table's cell."""
+    parts = []
+    for key, value in metrics.items():
+        if isinstance(value, float):
+            parts.append(f"{key} {value:.4g}")
+        elif isinstance(value, int):
+            parts.append(f"{key} {value:,}")
+    return ", ".join(parts)
+
+
+def write_report(run: Run) -> None:
+    """Write report.json and report.html of a run, and print the table of its stages."""
+    from jinja2 import Environment
+
+    names = read_json(run.folder / "pipeline.json")["stages"]
+    stages = [stage_row(name, read_manifest(run, name)) for name in names if name != "report"]
+    report: dict[str, Any] = {
+        "run": run.name,
+        "stages": stages,
+        "gates": gates(run),
+        "scores": scores(run),
+        "datasets": datasets(run),
+        "versions": versions(),
+    }
+    write_json(run.folder / "report.json", report)
+    samples = run.evaluation / "stage_samples.json"
+    page = (
+        Environment(autoescape=True)
+        .from_string(TEMPLATE.read_text(encoding="utf-8"))
+        .render(
+            report=report,
+            plots=plots(stages),
+            cards=data_cards(run),
+            samples=read_json(samples) if samples.exists() else {},
+            shown=shown,
+            total_seconds=sum(stage["seconds"] for stage in stages),
+            peak_memory_mb=max((stage["peak_memory_mb"] for stage in stages), default=0),
+        )
+    )
+    write_text(run.folder / "report.html", page)
+    for stage in stages:
+        print(f"{stage['name']:<12} {stage['status']:<8} {stage['seconds']:7.1f} s {stage['peak_memory_mb']:7.0f} MB")
+    for row in report["scores"]:
+        chance = "" if row["chance"] is None else f"  chance {row['chance']:.0f}"
+        print(
+            f"{row['model']:<5} {row['suite']:<18} {row['value']:5.1f} %  [{row['low']:.1f}, {row['high']:.1f}]"
+            f"  n {row['n']}{chance}"
+        )
+    print(run.folder / "report.html")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    write_report(Run(parser.parse_args().run))
+
+
+if __name__ == "__main__":
+    run_main(main)

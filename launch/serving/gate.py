@@ -1,0 +1,255 @@
+r"""Gate: the served model says, token for token, what Hugging Face `generate` says; then sample it for the scores.
+
+    python -m launch.serving.gate --model runs/poetry-tiny/models/dpo --prompts prompts.json \
+        --output runs/poetry-tiny/serve
+
+`--prompts` is JSON: {"completions": ["春", …], "chats": [[{"role": "user", "content": "…"}], …]}. Greedy, float32 on
+both sides, token ids compared (vLLM's `return_token_ids`), the prompt's ids too. Writes `serve.json`, and with
+`--sample-prompts` `samples.json`. A difference ends the stage with exit code 2 and the evidence in `serve.json`.
+vLLM only: LMDeploy computes in 16 bits alone, where the order of a sum decides between near words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shlex
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+from artifacts.errors import UserError, run_main
+from artifacts.files import read_json, write_json
+from artifacts.guard import Guarded
+from artifacts.layout import REPOSITORY, environment
+from artifacts.processes import free_port
+from artifacts.stage import report_metrics, track
+from launch.serving.client import Address, request
+from launch.serving.engines import Plan
+from launch.serving.serve import last_error, make_plan, running, wait_until_ready
+
+MAX_TOKENS = 48
+# Two logits of a float32 model nearer than this are a tie: the order of a sum decides between them.
+TIE = 1e-4
+SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 96}
+CONCURRENT = 32
+
+
+def read_prompts(path: Path) -> dict[str, list[Any]]:
+    """The prompts file, checked: strings, and conversations of role and content."""
+    prompts = read_json(path)
+    lists = [prompts.get(part) for part in ("completions", "chats")] if isinstance(prompts, dict) else [None]
+    if not all(isinstance(part, list) for part in lists) or not any(lists):
+        raise UserError(f'{path} must be {{"completions": [text, …], "chats": [[{{"role", "content"}}, …], …]}}')
+    if not all(isinstance(text, str) and text for text in prompts["completions"]):
+        raise UserError(f"{path}: every completion must be a text that is not empty")
+    if not all(chat and all({"role", "content"} <= set(turn) for turn in chat) for chat in prompts["chats"]):
+        raise UserError(f"{path}: every chat must be a list of {{role, content}}")
+    return {"completions": prompts["completions"], "chats": prompts["chats"]}
+
+
+def read_sample_prompts(path: Path) -> list[dict[str, Any]]:
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {"id", "messages"} <= set(row) for row in rows):
+        raise UserError(f'{path} must be a list of {{"id", "messages", …}}')
+    return rows
+
+
+def ask(address: Address, prompt: Any, max_tokens: int) -> dict[str, Any]:
+    """Greedy continuation of a text or a conversation: prompt_ids, ids, text, finish."""
+    body = {"model": address.name, "max_tokens": max_tokens, "temperature": 0, "return_token_ids": True}
+    if isinstance(prompt, str):
+        reply = request(address, "/v1/completions", {**body, "prompt": prompt})
+        choice = reply["choices"][0]
+        prompt_ids, text = choice["prompt_token_ids"], choice["text"]
+    else:
+        reply = request(address, "/v1/chat/completions", {**body, "messages": prompt})
+        choice = reply["choices"][0]
+        prompt_ids, text = reply["prompt_token_ids"], choice["message"]["content"]
+    return {"prompt_ids": prompt_ids, "ids": choice["token_ids"], "text": text, "finish": choice["finish_reason"]}
+
+
+def compare(expected: dict[str, Any], served: dict[str, Any], stops: list[int]) -> dict[str, Any] | None:
+    """None when prompt and continuation are the same ids and end alike; else the evidence, with `tie` true or false.
+
+    A tie: at the first different token the reference's two largest logits lie within `TIE`, and the server took the
+    second of them. Whether the stop token itself is reported differs between servers, so it is compared as an ending.
+    """
+    if expected["prompt_ids"] != served["prompt_ids"]:
+        evidence = {"kind": "prompt", "expected": expected["prompt_ids"], "served": served["prompt_ids"]}
+        return {"prompt": expected["prompt"], **evidence, "tie": False}
+
+    def words(ids: list[int]) -> list[int]:
+        return ids[:-1] if ids and ids[-1] in stops else ids
+
+    ended = bool(expected["ids"]) and expected["ids"][-1] in stops
+    left, right = words(expected["ids"]), words(served["ids"])
+    if left == right and ended == (served["finish"] == "stop"):
+        return None
+    # Where one ends and the other goes on, they differ at the step of the ending.
+    steps = enumerate(zip(left, right, strict=False))
+    at = next((step for step, pair in steps if pair[0] != pair[1]), min(len(left), len(right)))
+    margin = expected["margins"][at] if at < len(expected["margins"]) else None
+    second = expected["runner_up"][at] if at < len(expected["runner_up"]) else None
+    took = right[at] if at < len(right) else (second if second in stops else None)
+    return {
+        "prompt": expected["prompt"],
+        "kind": "tokens",
+        "at": at,
+        "expected": expected["ids"],
+        "served": served["ids"],
+        "finish": served["finish"],
+        "margin": margin,
+        "tie": margin is not None and margin < TIE and took == second,
+    }
+
+
+def check(plan: Plan, prompts_file: Path, output: Path, sample_prompts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compare one model; returns its part of serve.json. The reference is made while the server starts."""
+    folder = plan.folder
+    prompts = read_prompts(prompts_file)
+    asked = [*prompts["completions"], *prompts["chats"]]
+    reference_file, reference_log = output / f"reference-{folder.name}.json", output / f"reference-{folder.name}.log"
+    server_log = output / f"{plan.engine}-{folder.name}.log"
+    reference_file.unlink(missing_ok=True)
+    reference_log.unlink(missing_ok=True)
+    reference_command = [
+        str(environment("train") / "bin" / "python"),
+        *("-m", "launch.serving.reference", "--model", str(folder), "--prompts", str(prompts_file.resolve())),
+        *("--output", str(reference_file.resolve()), "--max-tokens", str(MAX_TOKENS)),
+    ]
+    print(shlex.join(reference_command), flush=True)
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (
+        running(plan, secrets.token_urlsafe(32), server_log) as (address, server),
+        Guarded(reference_command, env=offline, cwd=REPOSITORY, log=reference_log) as reference_process,
+    ):
+        start_seconds = wait_until_ready(server, address, server_log)
+        print(f"the server was ready after {start_seconds:.1f} s", flush=True)
+        if reference_process.wait() != 0 or not reference_file.exists():
+            raise UserError(f"the Hugging Face reference failed: read {reference_log}{last_error(reference_log)}")
+        reference = read_json(reference_file)
+        differences = []
+        for prompt, expected in track(list(zip(asked, reference["rows"], strict=True)), len(asked), "prompts"):
+            try:
+                served = ask(address, prompt, expected["max_tokens"])
+            except HTTPError as error:
+                reason = error.read().decode(errors="replace")[:300]
+                found: dict[str, Any] | None = {
+                    "prompt": expected["prompt"],
+                    "kind": f"refused: {error.code} {reason}",
+                    "tie": False,
+                }
+            else:
+                found = compare(expected, served, reference["stops"])
+            if found:
+                differences.append(found)
+        version = request(address, "/version")["version"]
+        sampled = sample(address, sample_prompts, output) if sample_prompts else {}
+    return {
+        "model": str(folder.name),
+        "tp": plan.tp,
+        "prompts": len(asked),
+        "identical": len(asked) - len(differences),
+        "version": version,
+        "reference": reference["versions"],
+        "start_seconds": round(start_seconds, 2),
+        "mismatches": [row for row in differences if not row["tie"]],
+        "ties": [row for row in differences if row["tie"]],
+        **sampled,
+    }
+
+
+def sample(address: Address, rows: list[dict[str, Any]], output: Path) -> dict[str, Any]:
+    """One sampled reply for each prompt, many at a time, each with a seed of its own; writes samples.json.
+
+    Returns the speed: tokens, seconds, tokens per second of all requests together.
+    """
+
+    def one(numbered: tuple[int, dict[str, Any]]) -> tuple[dict[str, Any], int]:
+        number, row = numbered
+        body = {"model": address.name, "messages": row["messages"], "seed": 1000 + number, **SAMPLING}
+        reply = request(address, "/v1/chat/completions", body)
+        text, tokens = reply["choices"][0]["message"]["content"] or "", reply["usage"]["completion_tokens"]
+        prompt = row["messages"][-1]["content"]
+        others = {name: value for name, value in row.items() if name not in ("id", "messages")}
+        return {"id": row["id"], "prompt": prompt, "text": text, **others}, tokens
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(CONCURRENT) as pool:
+        try:
+            replies = list(track(pool.map(one, enumerate(rows)), len(rows), "samples"))
+        except HTTPError as error:
+            raise UserError(f"the server refused a sample: {error.code} {error.read().decode()[:300]}") from None
+    seconds = time.monotonic() - started
+    write_json(output / "samples.json", [row for row, _ in replies])
+    tokens = sum(count for _, count in replies)
+    return {
+        "samples": len(rows),
+        "sampled_tokens": tokens,
+        "sampling_seconds": round(seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1),
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.serving.gate",
+        description="Check that served greedy tokens equal Hugging Face's, and sample the served model.",
+        epilog="example: python -m launch.serving.gate --model runs/poetry-tiny/models/dpo "
+        "--prompts runs/poetry-tiny/prompts.json --output runs/poetry-tiny/serve",
+    )
+    parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeat for more")
+    parser.add_argument("--prompts", type=Path, required=True, help='JSON: {"completions": […], "chats": […]}')
+    parser.add_argument("--output", type=Path, required=True, help="folder for serve.json, samples.json and the logs")
+    parser.add_argument("--tp", type=int, default=1, help="tensor parallel (default: %(default)s)")
+    parser.add_argument("--sample-prompts", type=Path, help="JSON list of {id, messages, …}: sample the last model")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    # SIGTERM unwinds as Ctrl-C does, so that the server is ended and waited for.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    sample_prompts = read_sample_prompts(arguments.sample_prompts) if arguments.sample_prompts else []
+    started = time.monotonic()
+    parts = []
+    for number, folder in enumerate(arguments.model, start=1):
+        # float32 against float32 wherever the gate runs
+        plan = make_plan(folder, free_port(), tp=arguments.tp, dtype="float32")
+        last = number == len(arguments.model)
+        parts.append(check(plan, arguments.prompts, arguments.output, sample_prompts if last else []))
+    result = {
+        "prompts": sum(part["prompts"] for part in parts),
+        "identical": sum(part["identical"] for part in parts),
+        "ties": [row for part in parts for row in part["ties"]],
+        "engine": "vllm",
+        "version": parts[-1]["version"],
+        "compared": "token ids",
+        "seconds": round(time.monotonic() - started, 2),
+        "mismatches": [row for part in parts for row in part["mismatches"]],
+        "models": parts,
+    }
+    write_json(arguments.output / "serve.json", result)
+    speed = {key: parts[-1][key] for key in ("tokens_per_second",) if key in parts[-1]}
+    report_metrics(
+        prompts=result["prompts"], identical=result["identical"], ties=len(result["ties"]),
+        start_seconds=parts[-1]["start_seconds"], **speed,
+    )  # fmt: skip
+    if result["mismatches"]:
+        first = result["mismatches"][0]
+        raise UserError(
+            f"{len(result['mismatches'])} of {result['prompts']} served replies differ from Hugging Face's, the first "
+            f"for {first['prompt'][:40]!r}: {arguments.output / 'serve.json'} holds the evidence; check the model's "
+            "tokenizer and config files"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,254 @@
+"""Serve a model folder as an OpenAI-compatible API with vLLM or LMDeploy: this machine alone, and with a key.
+
+    myllm serve runs/poetry-tiny/models/dpo --port 8000
+    myllm serve runs/poetry-tiny/models/dpo --engine lmdeploy --tp 2 --set log-level=INFO
+
+The folder and the machine are checked first (`launch.serving.preflight`, `launch.serving.machine`). Ready means: the
+process lives, /health answers, one real token came. The key comes from $MYLLM_API_KEY; without it one is made and kept
+in a file that only you can read. Ctrl-C or SIGTERM lets the replies under way finish, a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import time
+import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from artifacts.errors import UserError, run_main
+from artifacts.guard import Guarded
+from artifacts.layout import Run, cache_folder, environment
+from launch.serving.client import Address, key_file, request
+from launch.serving.engines import (
+    DRAIN_SECONDS,
+    ENGINES,
+    Plan,
+    cache_mb,
+    command,
+    engine_options,
+    full_environment,
+    has_gpu,
+    printed,
+)
+from launch.serving.key import DRAIN_PATH
+from launch.serving.machine import available_mb, check_gpus, check_memory, check_parallel, check_port, gpu_free_mb
+from launch.serving.preflight import check_model, read_weights
+
+START_SECONDS = 600.0
+HERE, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+
+
+def make_plan(
+    folder: Path,
+    port: int,
+    engine: str = "vllm",
+    name: str | None = None,
+    tp: int = 1,
+    length: int | None = None,
+    lan: bool = False,
+    dtype: str | None = None,
+    options: list[str] | None = None,
+) -> Plan:
+    """Everything that can be known to fail is looked at here; raises UserError naming the file and the mend."""
+    folder, cpu, host = folder.resolve(), not has_gpu(), EVERYWHERE if lan else HERE
+    extra = engine_options(engine, options or [])
+    config = check_model(folder, cpu and engine == "vllm", engine)
+    check_parallel(folder, config, tp)
+    longest = int(config.get("max_position_embeddings", 0))
+    length = longest if length is None else length
+    if not 1 <= length <= (longest or length):
+        raise UserError(
+            f"--max-model-len {length} must lie between 1 and the model's {longest} positions ({folder}/config.json)"
+        )
+    check_port(host, port)
+    memory = cache_mb(config, length) if cpu else 0
+    plan = Plan(engine, folder, name or folder.name, host, port, length, tp, cpu, dtype, memory, extra)
+    return plan
+
+
+def check_machine(plan: Plan) -> None:
+    """The environment is there, and memory or GPUs; apart from `make_plan` because a dry run needs neither."""
+    environment({"vllm": "serve", "lmdeploy": "lmdeploy"}[plan.engine])
+    weights = read_weights(plan.folder)
+    if not plan.cpu:
+        check_gpus(plan, weights, gpu_free_mb())
+    elif plan.engine == "lmdeploy":
+        raise UserError("LMDeploy has no engine for a CPU and this machine shows no NVIDIA GPU: pass --engine vllm")
+    else:
+        check_memory(plan, weights, available_mb())
+
+
+@contextmanager
+def running(plan: Plan, key: str, log: Path) -> Iterator[tuple[Address, Guarded]]:
+    """A server that was just started, not yet ready; it ends with the block, and all its processes with it."""
+    check_machine(plan)
+    print(printed(plan), flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    address = Address(f"http://{HERE}:{plan.port}", plan.name, key)
+    with Guarded(command(plan), env=full_environment(plan, key), log=log) as server:
+        yield address, server
+
+
+def wait_until_ready(server: Guarded, address: Address, log: Path, timeout: float = START_SECONDS) -> float:
+    """Wait for a living process, /health, and one real token; returns seconds waited, raises UserError otherwise."""
+    started = told = time.monotonic()
+    probe = {"model": address.name, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
+    while True:
+        waited = time.monotonic() - started
+        status = server.poll()
+        if status is not None:
+            raise UserError(f"the server ended with status {status} after {waited:.0f} s: read {log}{last_error(log)}")
+        if waited > timeout:
+            raise UserError(f"the server was not ready after {timeout:.0f} s: read {log}{last_error(log)}")
+        try:
+            request(address, "/health", timeout=5)
+            request(address, "/v1/chat/completions", probe)
+            return waited
+        except urllib.error.HTTPError as error:
+            reason = " ".join(error.read().decode(errors="replace").split())[:200]
+            raise UserError(
+                f"the server started and refuses a chat: {error.code} {reason}: read {log}{last_error(log)}"
+            ) from None
+        except (OSError, ValueError):
+            time.sleep(0.25)
+        if time.monotonic() - told > 5:
+            told = time.monotonic()
+            print(f"waiting for the server, {waited:.0f} s", flush=True)
+
+
+def last_error(log: Path) -> str:
+    """` (the last line of the log with an error)`, or an empty string."""
+    if not log.exists():
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = next((line for line in reversed(lines) if "Error" in line or "error:" in line), "")
+    return f" ({found.strip()[-300:]})" if found else ""
+
+
+def drain(address: Address) -> bool:
+    """Let the replies under way finish, at most `DRAIN_SECONDS`; True when all of them did."""
+    try:
+        request(address, DRAIN_PATH, {}, timeout=DRAIN_SECONDS)
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def take_key(port: int) -> tuple[str, Path | None]:
+    """The key, and the file that holds it when it was made here (mode 0600)."""
+    given = os.environ.get("MYLLM_API_KEY")
+    if given:
+        if not given.isascii() or any(c.isspace() for c in given):
+            raise UserError("MYLLM_API_KEY must be ASCII without spaces: it travels in a header")
+        return given, None
+    key, file = secrets.token_urlsafe(32), key_file(port)
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(key + "\n")
+    return key, file
+
+
+def log_file(plan: Plan) -> Path:
+    """In the logs of the run that the model belongs to (`runs/<name>/models/<model>`), else in the cache folder."""
+    run = Run(plan.folder.parent.parent)
+    of_a_run = plan.folder.parent == run.models and (run.folder / "pipeline.json").exists()
+    return (run.logs if of_a_run else cache_folder() / "logs") / f"serve-{plan.folder.name}-{plan.port}.log"
+
+
+def how_to_call(plan: Plan, file: Path | None) -> str:
+    """The line that says address, model and call; the key is named, not shown."""
+    key = f"$(cat {file})" if file else "$MYLLM_API_KEY"
+    host = HERE if plan.host == HERE else "THIS-MACHINE"
+    body = f'{{"model": "{plan.name}", "messages": [{{"role": "user", "content": "你好"}}]}}'
+    return (
+        f"model {plan.name!r} at http://{host}:{plan.port}/v1, key {'in ' + str(file) if file else '$MYLLM_API_KEY'}\n"
+        f'  curl http://{host}:{plan.port}/v1/chat/completions -H "Authorization: Bearer {key}" '
+        f"-H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+def serve(plan: Plan) -> None:
+    """Serve until Ctrl-C or SIGTERM, which drain; raises UserError when the server does not start, or dies."""
+    key, file = take_key(plan.port)
+    log = log_file(plan)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with running(plan, key, log) as (address, server):
+            print(f"log: {log}", flush=True)
+            seconds = wait_until_ready(server, address, log)
+            print(f"ready after {seconds:.0f} s: {how_to_call(plan, file)}", flush=True)
+            if plan.host == EVERYWHERE:
+                print("open to the network, unencrypted: put it behind TLS where you do not trust the wire", flush=True)
+            try:
+                status = server.wait()
+            except KeyboardInterrupt:
+                print("ending: replies under way may finish; once more to end at once", flush=True)
+                whole = drain(address)
+                print("every reply was finished" if whole else "some replies were cut off", flush=True)
+                return
+            raise UserError(f"the server ended by itself with status {status}: read {log}{last_error(log)}")
+    except KeyboardInterrupt:
+        print("ended before its time", flush=True)
+    finally:
+        if file:
+            file.unlink(missing_ok=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="Hugging Face folder: weights, tokenizer.json, chat_template.jinja")
+    parser.add_argument("--engine", choices=ENGINES, default="vllm", help="default: %(default)s; lmdeploy needs a GPU")
+    parser.add_argument("--name", help="what clients call the model (default: the folder's name)")
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--tp", type=int, default=1, help="tensor parallel: GPUs, or cores on a CPU (default: 1)")
+    parser.add_argument("--max-model-len", type=int, help="prompt and reply together, in tokens (default: the model's)")
+    parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--lan", action="store_true", help="listen on every interface, not on 127.0.0.1 alone")
+    parser.add_argument("--dry-run", action="store_true", help="check the folder and print the command, start nothing")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="an option of the engine's own, without its dashes: --set max-num-seqs=8 --set enable-log-requests",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    plan = make_plan(
+        arguments.model,
+        arguments.port,
+        arguments.engine,
+        arguments.name,
+        arguments.tp,
+        arguments.max_model_len,
+        arguments.lan,
+        arguments.dtype,
+        arguments.set,
+    )
+    if arguments.dry_run:
+        print(printed(plan))
+    else:
+        serve(plan)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.serving.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m launch.serving.serve runs/poetry-tiny/models/dpo --port 8000",
+    )
+    add_arguments(parser)
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,243 @@
+"""Blocks of a datatrove pipeline that hand on batches of documents, not one document at a time.
+
+A batch is a list of rows `{"id", "text", "metadata"}` of about half a million characters, so that numpy, OpenCC and
+zstandard work on much at once. Every block leaves a report (`preprocess.corpora.data_card`) when its task ends; what a block
+drops is written with the reason to `dropped/STEP/TASK.jsonl.zst`. Files are whole or absent.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import datatrove.utils.logging as datatrove_logging
+import multiprocess
+from datatrove.pipeline.base import PipelineStep
+
+from artifacts.files import atomic_file
+from artifacts.processes import die_with_parent
+from preprocess.corpora.data_card import Report, write_report
+from preprocess.deduplication import minhash
+from preprocess.sources.read import Batches, Piece, Problems, Row, in_batches, records
+from preprocess.sources.shapes import WrongShape, document, shape_of
+
+LEVEL = 3  # of zstandard
+
+# datatrove shows every task's log on stderr, tracebacks of user errors too; the log files under logs/ keep all of it
+if "SLURM_JOB_ID" not in os.environ:
+    datatrove_logging.sys = SimpleNamespace(stderr=open(os.devnull, "w"))  # type: ignore[attr-defined]
+    datatrove_logging.setup_default_logger()
+
+
+@contextmanager
+def row_writer(path: Path) -> Iterator[Callable[[list[Row]], None]]:
+    """Write batches of rows to a `.jsonl` or `.jsonl.zst` file, whole or not at all."""
+    import orjson
+    import zstandard
+
+    with atomic_file(path) as aside, aside.open("wb") as raw:
+        stream: IO[bytes] | Any = raw
+        if path.suffix == ".zst":
+            stream = zstandard.ZstdCompressor(level=LEVEL).stream_writer(raw, closefd=False)
+
+        def write(rows: list[Row]) -> None:
+            if rows:
+                stream.write(b"\n".join([orjson.dumps(row) for row in rows]) + b"\n")
+
+        yield write
+        if stream is not raw:
+            stream.close()
+
+
+def read_shard(path: Path) -> Batches:
+    """Batches of a shard that an earlier step wrote."""
+    return in_batches(row for _, row in records(Piece(str(path)), Problems(), sys.maxsize))
+
+
+class Block(PipelineStep):
+    """A step by name; subclasses say in `work` what becomes of the batches, and count in the report."""
+
+    type = "corpora"
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = Path(folder)
+        super().__init__()
+
+    def work(self, data: Batches, task: int, report: Report) -> Batches:
+        raise NotImplementedError
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
+        if multiprocess.parent_process() is not None:  # a worker of the local executor
+            die_with_parent()
+        report = Report()
+        started = time.monotonic()
+        for rows in self.work(data, rank, report):
+            report.leave(rows)
+            yield rows
+        report.seconds = round(time.monotonic() - started, 3)
+        self.stat_update("documents", value=report.documents_out)
+        write_report(self.folder, self.name, rank, report)
+
+
+class Read(Block):
+    """Documents of the raw files, divided among tasks by `plan`; raises UserError above `max_bad_share`."""
+
+    def __init__(
+        self, folder: Path, plan: list[list[Piece]], source: str, text_key: str | None, bad: float, longest: int
+    ) -> None:
+        super().__init__("read", folder)
+        self.plan, self.source, self.text_key, self.bad, self.longest = plan, source, text_key, bad, longest
+
+    def work(self, data: Batches, task: int, report: Report) -> Batches:
+        problems = Problems()
+        for rows in in_batches(self.documents(task, problems)):
+            report.enter(rows)
+            problems.check(self.bad, final=False)
+            yield rows
+        problems.check(self.bad, final=True)
+        problems.locate()
+        report.documents_in = problems.records
+        report.dropped, report.problems = problems.counts, problems.examples
+
+    def documents(self, task: int, problems: Problems) -> Iterator[Row]:
+        shape = shape_of(self.source, self.text_key)
+        for piece in self.plan[task]:
+            name = piece.path.rsplit("/", 1)[-1].split(".")[0]
+            for place, record in records(piece, problems, self.longest):
+                try:
+                    yield document(shape, record, f"{self.source}/{name}/{place}")
+                except WrongShape as error:
+                    lined = piece.path.endswith((".jsonl", ".ndjson", ".txt"))
+                    problems.add(str(error), piece.path, None if lined else place, place if lined else None)
+                    problems.check(self.bad, final=False)
+
+
+class Change(Block):
+    """`function` changes the rows of a batch in place and may return what it counted."""
+
+    def __init__(self, name: str, folder: Path, function: Callable[[list[Row]], Counter[str] | None]) -> None:
+        super().__init__(name, folder)
+        self.function = function
+
+    def work(self, data: Batches, task: int, report: Report) -> Batches:
+        for rows in data:
+            report.enter(rows)
+            report.counts.update(self.function(rows) or {})
+            yield rows
+
+
+class Drop(Block):
+    """`function` gives for each row of a batch the reason for dropping it, or None."""
+
+    def __init__(self, name: str, folder: Path, function: Callable[[list[Row]], list[str | None]]) -> None:
+        super().__init__(name, folder)
+        self.function = function
+
+    def work(self, data: Batches, task: int, report: Report) -> Batches:
+        with row_writer(self.folder / "dropped" / self.name / f"{task:05d}.jsonl.zst") as write:
+            for rows in data:
+                report.enter(rows)
+                yield _sort_out(rows, self.function(rows), report, write)
+
+
+def _sort_out(rows: list[Row], reasons: list[str | None], report: Report, write: Callable) -> list[Row]:
+    kept, dropped = [], []
+    for row, reason in zip(rows, reasons):
+        if reason is None:
+            kept.append(row)
+        else:
+            report.drop(reason, row)
+            dropped.append({**row, "dropped": reason})
+    write(dropped)
+    return kept
+
+
+class Sign(Block):
+    """Keys of every document for `preprocess.deduplication.minhash`; an id made here repeats nothing and gets no key."""
+
+    def __init__(self, folder: Path, work_folder: Path, made_prefix: str | None) -> None:
+        super().__init__("sign", folder)
+        self.work_folder, self.made_prefix = work_folder, made_prefix
+
+    def work(self, data: Batches, task: int, report: Report) -> Batches:
+        (self.work_folder / "signatures").mkdir(parents=True, exist_ok=True)
+        writer = minhash.KeyWriter(self.work_folder / "signatures", task)
+        for rows in data:
+            report.enter(rows)
+            if rows:
+                made = self.made_prefix
+                own = [None if made and row["id"].startswith(made) else row["id"] for row in rows]
+                writer.add(minhash.keys([row["text"] for row in rows], own))
+            yield rows
+        writer.flush()
+
+
+class Write(Block):
+    """The documents of a task as one shard."""
+
+    def __init__(self, folder: Path, target: Path) -> None:
+        super().__init__("write", folder)
+        self.target = target
+
+    def work(self, data: Batches, task: int, report: Report) -> Batches:
+        with row_writer(self.target / f"{task:05d}.jsonl.zst") as write:
+            for rows in data:
+                report.enter(rows)
+                write(rows)
+                yield rows
+
+
+class Match(Block):
+    """Candidate pairs by one kind of key; task k matches kind k."""
+
+    def __init__(self, folder: Path, work_folder: Path, memory: int) -> None:
+        super().__init__("match", folder)
+        self.work_folder, self.memory = work_folder, memory
+
+    def work(self, data: Batches, task: int, report: Report) -> Batches:
+        minhash.match(self.work_folder, task, self.memory)
+        yield from ()
+
+
+class Collect(Block):
+    """The 5-grams of a shard's candidates."""
+
+    def __init__(self, folder: Path, work_folder: Path, documents: Path) -> None:
+        super().__init__("collect", folder)
+        self.work_folder, self.documents = work_folder, documents
+
+    def work(self, data: Batches, task: int, report: Report) -> Batches:
+        minhash.collect(self.work_folder, task, read_shard(self.documents / f"{task:05d}.jsonl.zst"))
+        yield from ()
+
+
+class Deduplicate(Block):
+    """The final shard: its documents without those that repeat an earlier one, in this shard or another."""
+
+    def __init__(self, folder: Path, work_folder: Path, documents: Path, target: Path) -> None:
+        super().__init__("deduplicate", folder)
+        self.work_folder, self.documents, self.target = work_folder, documents, target
+
+    def work(self, data: Batches, task: int, report: Report) -> Batches:
+        verdicts = minhash.verdicts(self.work_folder, task)
+        name = f"{task:05d}.jsonl.zst"
+        with row_writer(self.folder / "dropped" / self.name / name) as drop, row_writer(self.target / name) as write:
+            place = 0
+            for rows in read_shard(self.documents / name):
+                report.enter(rows)
+                found = [verdicts.get(place + index) for index in range(len(rows))]
+                for row, verdict in zip(rows, found):
+                    if verdict:
+                        row["repeats"] = f"{verdict[1] >> 32:05d}:{verdict[1] & 0xFFFFFFFF}"  # shard and line
+                place += len(rows)
+                kept = _sort_out(rows, [verdict and verdict[0] for verdict in found], report, drop)
+                write(kept)
+                yield kept

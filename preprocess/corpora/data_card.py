@@ -1,0 +1,208 @@
+"""What a run of the corpus steps did: documents and characters in and out of every step, drops with examples, licence.
+
+    python -m preprocess.corpora.data_card --folder runs/mine/corpus/c4_zh
+    python -m preprocess.corpora.data_card --folder runs/mine/corpus/c4_zh --binning runs/mine/dataset/c4_zh.binning.json
+
+Every task leaves `reports/STEP/TASK.json`; this adds them up and writes `data_card.json`, `data_card.md` and its figure
+`data_card.svg` beside the shards. `preprocess.corpora.pipeline` does it at the end of a run. Once the shards are binned, the
+second form adds the tokens (several --binning where they became several datasets).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError, run_main
+from artifacts.files import read_json, write_json, write_text
+from artifacts.stage import report_metrics
+
+EXAMPLES = 3  # of each reason
+SHOWN = 120  # characters of an example
+
+
+@dataclass
+class Report:
+    """What one task of one step did. `counts` holds what a step counts besides, e.g. masked mail addresses."""
+
+    documents_in: int = 0
+    characters_in: int = 0
+    documents_out: int = 0
+    characters_out: int = 0
+    seconds: float = 0.0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    lengths: Counter[str] = field(default_factory=Counter)  # documents out, by the bits of their length in characters
+
+    def enter(self, rows: list[dict[str, Any]]) -> None:
+        self.documents_in += len(rows)
+        self.characters_in += sum(len(row["text"]) for row in rows)
+
+    def leave(self, rows: list[dict[str, Any]]) -> None:
+        self.documents_out += len(rows)
+        lengths = [len(row["text"]) for row in rows]
+        self.characters_out += sum(lengths)
+        self.lengths.update(str(length.bit_length()) for length in lengths)
+
+    def drop(self, reason: str, row: dict[str, Any]) -> None:
+        self.dropped[reason] += 1
+        shown = self.examples.setdefault(reason, [])
+        if len(shown) < EXAMPLES:
+            shown.append({"id": row["id"], "text": row["text"][:SHOWN]})
+
+    def add(self, other: dict[str, Any]) -> None:
+        for name in ("documents_in", "characters_in", "documents_out", "characters_out", "seconds"):
+            setattr(self, name, getattr(self, name) + other[name])
+        self.dropped.update(other["dropped"])
+        self.counts.update(other["counts"])
+        self.lengths.update(other["lengths"])
+        self.problems = (self.problems + other["problems"])[:20]
+        for reason, examples in other["examples"].items():
+            self.examples[reason] = (self.examples.get(reason, []) + examples)[:EXAMPLES]
+
+
+def write_report(folder: Path, step: str, task: int, report: Report) -> None:
+    write_json(folder / "reports" / step / f"{task:05d}.json", dict(vars(report)))
+
+
+def gather(folder: Path, steps: list[str]) -> dict[str, Report]:
+    """The reports of every step, tasks added up in their order; raises UserError when a step left none."""
+    gathered = {}
+    for step in steps:
+        files = sorted((folder / "reports" / step).glob("*.json"))
+        if not files:
+            raise UserError(f"{folder / 'reports' / step} holds no report: run the pipeline to its end first")
+        gathered[step] = Report()
+        for file in files:
+            gathered[step].add(read_json(file))
+    return gathered
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The card as a page: a table of the steps, then reasons for drops with examples."""
+    lines = [f"# Data card: {card['source']}", ""]
+    lines += [f"Licence: {card['licence']}. Inputs: {', '.join(card['inputs'])}.", ""]
+    lines += [f"{card['documents']:,} documents, {card['characters']:,} characters remain.", ""]
+    for name, made in card.get("datasets", {}).items():
+        lines += [f"Dataset `{name}`: {made['documents']:,} documents, {made['tokens']:,} tokens.", ""]
+    if "characters_per_token" in card:
+        lines += [f"{card['characters_per_token']} characters a token.", ""]
+    lines += ["![what each step left, and how long the documents are](data_card.svg)", ""]
+    lines += ["| step | documents in | out | characters in | out | dropped |", "|---|---|---|---|---|---|"]
+    for step, report in card["steps"].items():
+        dropped = sum(report["dropped"].values())
+        lines.append(
+            f"| {step} | {report['documents_in']:,} | {report['documents_out']:,} | {report['characters_in']:,} "
+            f"| {report['characters_out']:,} | {dropped:,} |"
+        )
+    for step, report in card["steps"].items():
+        if report["dropped"] or report["counts"] or report["problems"]:
+            lines += ["", f"## {step}", ""]
+        lines += [f"- {name}: {count:,}" for name, count in sorted(report["counts"].items())]
+        for reason, count in sorted(report["dropped"].items(), key=lambda item: -item[1]):
+            lines.append(f"- **{reason}**: {count:,}")
+            for example in report["examples"].get(reason, []):
+                shown = " ".join(example["text"].split())
+                lines.append(f"    - `{example['id']}` {shown}")
+        for problem in report["problems"]:
+            lines.append(f"- {problem['file']} line {problem['line']}: {problem['reason']}")
+    return "\n".join(lines) + "\n"
+
+
+def tokens_of(binned: list[Path], documents: int, characters: int) -> dict[str, Any]:
+    """Documents and tokens of each dataset; characters a token where together they hold all of the documents.
+
+    Raises UserError when a file is no report of `preprocess.dataset.binning`.
+    """
+    datasets = {}
+    for path in binned:
+        report = read_json(path)
+        if not isinstance(report, dict) or not {"documents", "tokens"} <= report.keys():
+            raise UserError(f"{path} is no report of preprocess.dataset.binning: pass the PREFIX.binning.json of a dataset")
+        datasets[path.name.removesuffix(".binning.json")] = {key: report[key] for key in ("documents", "tokens")}
+    found: dict[str, Any] = {"datasets": datasets} if datasets else {}
+    if datasets and sum(made["documents"] for made in datasets.values()) == documents:
+        # the end-of-text token of each document stands for no character
+        tokens = sum(made["tokens"] - made["documents"] for made in datasets.values())
+        found["characters_per_token"] = round(characters / max(1, tokens), 3)
+    return found
+
+
+def figure(card: dict[str, Any]) -> str:
+    """SVG: characters that each step left, reasons for drops, lengths of the documents that remain."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "data card"
+    import matplotlib.pyplot as plt
+
+    steps = card["steps"]
+    reasons: Counter[str] = Counter()
+    for report in steps.values():
+        reasons.update(report["dropped"])
+    drawn, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
+    left.barh(list(steps), [report["characters_out"] / 1e6 for report in steps.values()], color="#2563eb")
+    left.invert_yaxis()
+    left.set_title("after each step")
+    left.set_xlabel("million characters")
+    most = reasons.most_common(12)
+    middle.barh([reason for reason, _ in most], [count for _, count in most], color="#dc2626")
+    middle.invert_yaxis()
+    middle.set_title("dropped" if most else "nothing was dropped")
+    middle.set_xlabel("documents")
+    lengths = {int(bits): count for bits, count in list(steps.values())[-1]["lengths"].items()}
+    bits = range(min(lengths, default=0), max(lengths, default=0) + 1)
+    right.bar([f"{1 << bit >> 1}" for bit in bits], [lengths.get(bit, 0) for bit in bits], color="#16a34a")
+    right.set_title("length of documents")
+    right.set_xlabel("characters, from … to the next")
+    right.tick_params(axis="x", rotation=60)
+    for axes in (left, middle, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.StringIO()
+    drawn.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(drawn)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def write_card(folder: Path, binned: list[Path] | None = None) -> dict[str, Any]:
+    """Write `data_card.json`, `.md` and `.svg` from what the tasks reported; returns the card."""
+    settings = read_json(folder / "settings.json")
+    steps = gather(folder, settings["steps"])
+    last = steps[settings["steps"][-1]]
+    card = {
+        "source": settings["source"],
+        "licence": settings["licence"],
+        "inputs": [path for path, _ in settings["files"]],
+        "documents": last.documents_out,
+        "characters": last.characters_out,
+        "settings": settings,
+        "steps": {step: dict(vars(report)) for step, report in steps.items()},
+    }
+    for report in card["steps"].values():
+        report.pop("seconds")  # a card tells of the data: the same data, the same bytes
+    card |= tokens_of(binned or [], last.documents_out, last.characters_out)
+    write_text(folder / "data_card.svg", figure(card))
+    write_json(folder / "data_card.json", card)
+    write_text(folder / "data_card.md", markdown(card))
+    return card
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="the output folder of preprocess.corpora.pipeline")
+    parser.add_argument("--binning", type=Path, action="append", default=[], help="PREFIX.binning.json; repeatable")
+    arguments = parser.parse_args()
+    card = write_card(arguments.folder, arguments.binning)
+    report_metrics(documents=card["documents"], characters=card["characters"])
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,287 @@
+"""From raw source files to clean, deduplicated shards: one command, a datatrove pipeline, one task a shard.
+
+    python -m preprocess.corpora.pipeline --source c4_zh --output-folder corpus/c4_zh --tasks 8     # what was downloaded
+    python -m preprocess.corpora.pipeline --source jsonl --input 'mine/*.jsonl.gz' --output-folder corpus/mine --tasks 8
+    python -m preprocess.corpora.pipeline --source wudao --input WuDaoCorpus2.0_base_200G --output-folder corpus/wudao \\
+        --executor slurm --partition cpu --tasks 512 --workers 128
+
+    prepare      read -> normalise -> simplify -> mask -> quality -> [decontaminate] -> sign -> write
+    match        documents that share a key (whole text, id, or a band of their MinHash), one task a kind of key
+    collect      the 5-grams of candidates
+    deduplicate  verify, and write the final shards
+
+Output folder: `shards/TASK.jsonl.zst` is the result; `dropped/STEP/` holds what was dropped and why; `data_card.md`
+tells what happened; `reports/`, `logs/`, `settings.json` belong to the run; `work/` may be deleted afterwards. The same
+inputs and number of tasks give the same bytes, whichever executor ran them and however often it was killed: a task's
+files are renamed when whole, then datatrove marks it done, and a rerun does only what is not.
+
+Inputs are fsspec paths; the output folder is one that all tasks see (a local disk, a cluster's shared file system).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+# datatrove 0.10.1's readers and writers import three names that this environment's huggingface_hub, pinned by
+# transformers 4.57, does not have yet. They serve Hugging Face buckets alone; None in their place lets the rest load.
+for _name in ("batch_bucket_files", "create_bucket", "list_bucket_tree"):
+    if not hasattr(huggingface_hub, _name):
+        setattr(huggingface_hub, _name, None)
+
+from artifacts.errors import UserError, run_main  # noqa: E402
+from artifacts.files import only_maker, read_json, read_yaml, sha256, write_json  # noqa: E402
+from artifacts.processes import die_with_parent  # noqa: E402
+from artifacts.stage import report_metrics  # noqa: E402
+from preprocess.cleaning.clean import thresholds_of  # noqa: E402
+from preprocess.cleaning.privacy import mask_rows  # noqa: E402
+from preprocess.cleaning.quality import judge_rows, normalise_rows  # noqa: E402
+from preprocess.cleaning.simplify import CONFIGS, simplify_rows  # noqa: E402
+from preprocess.corpora.blocks import Block, Change, Collect, Deduplicate, Drop, Match, Read, Sign, Write  # noqa: E402
+from preprocess.corpora.data_card import write_card  # noqa: E402
+from preprocess.deduplication import decontaminate, minhash  # noqa: E402
+from preprocess.sources.download import SOURCES, load_source, source_file  # noqa: E402
+from preprocess.sources.read import find_files, plan  # noqa: E402
+from preprocess.sources.shapes import SHAPES, shape_of  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the bytes of the result depend on, besides the input files themselves."""
+
+    source: str
+    inputs: list[str]
+    tasks: int
+    text_key: str | None = None
+    simplify: str = "t2s"
+    mask: bool = True
+    quality: list[str] | None = None  # NAME=VALUE pairs; None leaves the quality filter out
+    evaluation: tuple[str, ...] = ()
+    deduplicate: bool = True
+    max_bad_share: float = 0.01
+    max_record: int = 16 << 20  # bytes
+    memory: int = 1 << 30  # bytes that a matching task may hold
+    licence: str = "not stated"
+
+
+def prepare_blocks(settings: Settings, files: list[tuple[str, int]], folder: Path) -> list[Block]:
+    """The blocks of the first stage; each is a step of the data card.
+
+    Their functions come from other modules: what stands in this one, the program itself, cannot be pickled for Slurm.
+    """
+    s = settings
+    blocks: list[Block] = [
+        Read(folder, plan(files, s.tasks), s.source, s.text_key, s.max_bad_share, s.max_record),
+        Change("normalise", folder, normalise_rows),
+    ]
+    if s.simplify != "none":
+        blocks.append(Change("simplify", folder, partial(simplify_rows, config=s.simplify)))
+    if s.mask:
+        blocks.append(Change("mask", folder, mask_rows))
+    if s.quality is not None:
+        blocks.append(Drop("quality", folder, partial(judge_rows, thresholds=thresholds_of(s.quality))))
+    if s.evaluation:
+        judge = partial(decontaminate.judge, paths=s.evaluation, simplified=s.simplify != "none")
+        blocks.append(Drop("decontaminate", folder, judge))
+    if s.deduplicate:
+        has_ids = shape_of(s.source, s.text_key).identity is not None
+        blocks.append(Sign(folder, folder / "work", f"{s.source}/" if has_ids else ""))
+    blocks.append(Write(folder, folder / ("work/documents" if s.deduplicate else "shards")))
+    return blocks
+
+
+def stages(settings: Settings, files: list[tuple[str, int]], folder: Path) -> list[tuple[str, int, list[Block]]]:
+    """Name, number of tasks and blocks of every stage, in order."""
+    found = [("prepare", settings.tasks, prepare_blocks(settings, files, folder))]
+    if settings.deduplicate:
+        work, documents = folder / "work", folder / "work" / "documents"
+        found += [
+            ("match", minhash.KINDS, [Match(folder, work, settings.memory)]),
+            ("collect", settings.tasks, [Collect(folder, work, documents)]),
+            ("deduplicate", settings.tasks, [Deduplicate(folder, work, documents, folder / "shards")]),
+        ]
+    return found
+
+
+def claim(settings: Settings, files: list[tuple[str, int]], folder: Path) -> None:
+    """Write the settings beside the run; raises UserError when the folder holds a run of other settings or inputs."""
+    steps = [block.name for block in prepare_blocks(settings, files, folder)]
+    steps += ["deduplicate"] if settings.deduplicate else []
+    wanted = {
+        **vars(settings),
+        "evaluation": {path: sha256(path) for path in settings.evaluation},
+        "files": [list(f) for f in files],
+    }
+    wanted = {**wanted, "steps": steps, "thresholds": vars(thresholds_of(settings.quality or []))}
+    path = folder / "settings.json"
+    if path.exists():
+        known = read_json(path)
+        changed = [key for key in wanted if known.get(key) != wanted[key]]
+        if changed:
+            raise UserError(f"{folder} holds a run with other {', '.join(changed)}: delete it or name another folder")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+
+
+def show_progress(folder: Path, name: str, tasks: int, ended: threading.Event) -> None:
+    shown = -1
+    while not ended.wait(1.0):
+        done = len(list((folder / "logs" / name / "completions").glob("*")))
+        if done != shown:
+            print(f"progress {done}/{tasks} tasks of {name}", flush=True)
+            shown = done
+
+
+def _manager() -> Any:
+    from multiprocess.managers import SyncManager
+
+    manager = SyncManager()
+    manager.start(initializer=die_with_parent)
+    return manager
+
+
+def run_local(settings: Settings, files: list[tuple[str, int]], folder: Path, workers: int) -> None:
+    """Every stage on this machine, one after another; raises what the first failing task raised."""
+    import multiprocess
+    from datatrove.executor import LocalPipelineExecutor
+
+    # the executor's manager process, too, ends with this one: it would wait for ever
+    multiprocess.Manager = _manager
+    for name, tasks, blocks in stages(settings, files, folder):
+        ended = threading.Event()
+        threading.Thread(target=show_progress, args=(folder, name, tasks, ended), daemon=True).start()
+        try:
+            LocalPipelineExecutor(
+                blocks,
+                tasks=tasks,
+                workers=min(workers, tasks),
+                logging_dir=str(folder / "logs" / name),
+                start_method="spawn",  # then a worker's parent is this process, and it ends when this one is killed
+            ).run()
+        finally:
+            ended.set()
+
+
+def submit_slurm(
+    settings: Settings, files: list[tuple[str, int]], folder: Path, workers: int, site: dict[str, Any]
+) -> None:
+    """Submit every stage as a job array that waits for the stage before it."""
+    from datatrove.executor import SlurmPipelineExecutor
+
+    previous = None
+    for name, tasks, blocks in stages(settings, files, folder):
+        previous = SlurmPipelineExecutor(
+            blocks,
+            tasks=tasks,
+            workers=workers,
+            job_name=f"{settings.source}-{name}",
+            logging_dir=str((folder / "logs" / name).resolve()),
+            depends=previous,
+            env_command=f"export PATH={Path(sys.prefix) / 'bin'}:$PATH",
+            sbatch_args={"open-mode": "append", "kill-on-invalid-dep": "yes"},
+            **site,
+        )
+    assert previous is not None
+    previous.run()
+    print(f"submitted; when the last job is done: python -m preprocess.corpora.data_card --folder {folder}", flush=True)
+
+
+def known_as(source: str) -> str | None:
+    """The name in `sources.yaml` of the corpus that this --source reads; None for files of the user's own."""
+    entries = read_yaml(SOURCES)
+    if source in entries:
+        return source
+    return next((name for name, entry in entries.items() if entry.get("reader") == source), None)
+
+
+def licence_of(source: str) -> str:
+    """The licence that `sources.yaml` states."""
+    name = known_as(source)
+    return str(load_source(name)["licence"]) if name else Settings.licence
+
+
+def downloaded(source: str) -> str:
+    """Where a downloaded corpus lies; raises UserError when it was not downloaded, or is not one of `sources.yaml`."""
+    name = known_as(source)
+    if name is None or source == "zhwiki":
+        raise UserError(f"--source {source} wants --input: a file, folder or glob")
+    path = source_file(name)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: `python -m preprocess.sources.download --source {name}`, or pass --input")
+    return str(path)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add: Callable[..., Any] = parser.add_argument
+    add("--source", required=True, help=f"what the records look like: {', '.join(SHAPES)}")
+    add("--input", action="append", help="file, folder or glob, any fsspec path; repeatable (default: the download)")
+    add("--output-folder", type=Path, required=True)
+    add("--text-key", help="with --source jsonl: the key that holds the text (default text)")
+    add("--tasks", type=int, default=4, help="shards (default 4); part of what the result depends on")
+    add("--workers", type=int, default=1, help="tasks at a time (default 1)")
+    add("--simplify", choices=[*CONFIGS, "none"], help="OpenCC configuration (default: the source's)")
+    add("--no-mask", action="store_true", help="leave mail addresses, phone and identity numbers as they are")
+    add("--no-quality", action="store_true", help="leave the quality filter out")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a threshold of preprocess.cleaning.quality")
+    add("--evaluation", action="append", default=[], help="evaluation set to decontaminate against; may be repeated")
+    add("--no-deduplicate", action="store_true")
+    add("--max-bad-share", type=float, default=0.01, help="stop above this share of unreadable records (default 0.01)")
+    add("--max-record-megabytes", type=int, default=16, help="longer records are skipped and counted (default 16)")
+    add("--memory-megabytes", type=int, default=1024, help="what a matching task may hold (default 1024)")
+    add("--licence", help="for the data card (default: what sources.yaml says)")
+    add("--executor", choices=("local", "slurm"), default="local")
+    add("--partition", default="cpu", help="of Slurm (default cpu)")
+    add("--time", default="20:00:00", help="Slurm's limit for a task (default 20:00:00)")
+    add("--qos", default="", help="of Slurm")
+    add("--mem-per-cpu-gb", type=int, default=2, help="of Slurm (default 2)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    a = parse()
+    shape = shape_of(a.source, a.text_key)
+    inputs = a.input or [downloaded(a.source)]
+    if a.tasks < 1 or a.workers < 1:
+        raise UserError("--tasks and --workers want 1 or more")
+    settings = Settings(
+        source=a.source,
+        inputs=inputs,
+        tasks=a.tasks,
+        text_key=a.text_key,
+        simplify=a.simplify or shape.simplify,
+        mask=not a.no_mask,
+        quality=None if a.no_quality else a.set,
+        evaluation=tuple(str(Path(path).resolve()) for path in a.evaluation),
+        deduplicate=not a.no_deduplicate,
+        max_bad_share=a.max_bad_share,
+        max_record=a.max_record_megabytes << 20,
+        memory=a.memory_megabytes << 20,
+        licence=a.licence or licence_of(a.source),
+    )
+    folder = a.output_folder.resolve()
+    files = find_files(inputs)
+    if settings.evaluation:
+        decontaminate.index_of(settings.evaluation)  # a missing set is told now, not by every task
+    with only_maker(folder):
+        claim(settings, files, folder)
+        if a.executor == "slurm":
+            site = {"partition": a.partition, "time": a.time, "qos": a.qos, "mem_per_cpu_gb": a.mem_per_cpu_gb}
+            submit_slurm(settings, files, folder, a.workers, site)
+            return
+        run_local(settings, files, folder, a.workers)
+        card = write_card(folder)
+    report_metrics(documents=card["documents"], characters=card["characters"], card=str(folder / "data_card.md"))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,344 @@
+"""Tokenize documents into a Megatron indexed dataset: `PREFIX.bin` (token ids) and `PREFIX.idx` (where each lies).
+
+    python -m preprocess.dataset.binning --input F.jsonl --tokenizer tokenizer --output-prefix dataset/poems-train
+    python -m preprocess.dataset.binning --input corpus/c4/shards --split train --tokenizer T --output-prefix dataset/c4-train
+
+Each non-empty document ends with the end-of-text id. A literal special token in the text is not one: it is encoded
+as ordinary characters, so that a web page cannot end a document. The files are byte-identical to what Megatron-LM's
+`tools/preprocess_data.py --append-eod` writes for text without such literals (format: `megatron/core/datasets/
+indexed_dataset.py`): ids are uint16 below 65,500 entries, else int32; an empty document adds no sequence but
+repeats the document index.
+
+With --split only documents of that split are taken, told apart by a hash of their ids as in `preprocess.dataset.split`: the
+same shards give train, valid and test without a copy of the corpus.
+
+The input is cut into shards, a shard is one task, and finished ones lie in `.PREFIX.shards/` until all are merged. The
+bytes do not depend on the number of workers, nor on how often the command was killed and run again. A `.jsonl` is cut
+every --shard-megabytes; a `.jsonl.zst` is one shard, so give many files. Needs free disk of twice the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import accumulate
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError, run_main
+from artifacts.files import atomic_file, only_run, read_json, sha256, write_json
+from artifacts.processes import die_with_parent
+from artifacts.stage import report_metrics, track
+from preprocess.dataset.encoding import ENGINES, Encoder, eos_token, load_encoder, load_tokenizer, tokenizer_file
+from preprocess.dataset.indexed import merge, part
+from preprocess.dataset.split import SPLITS, split_of
+from preprocess.sources.lines import blocks, files_of
+from preprocess.tokenizer.probe import PROBES
+
+__all__ = ["bin_files", "load_tokenizer"]
+
+SAMPLE_BYTES = 500_000  # of JSONL, encoded with both engines before anything is written
+NAMED = 5  # broken rows that a shard names
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Bytes [start, end) of a file, `end` None for the rest; a line belongs to the shard in which it starts."""
+
+    path: str
+    start: int
+    end: int | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which documents are taken: those of `name`, when `valid` and `test` are the shares of the two others."""
+
+    name: str
+    valid: float
+    test: float
+
+    def holds(self, row: dict[str, Any], text: str) -> bool:
+        """By the row's `id`; by its text where it has none."""
+        return split_of(str(row.get("id", text)), self.valid, self.test) == self.name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes, beside the inputs."""
+
+    tokenizer: str
+    engine: str  # as asked for, or "tokenizers" once gigatoken was found not to serve
+    key: str
+    split: Split | None = None
+
+
+def cut(paths: list[Path], shard_bytes: int) -> list[Shard]:
+    """Shards of the files in their order; raises UserError when a file is missing or empty."""
+    shards = []
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: run the stage that makes it first")
+        size = path.stat().st_size
+        if size == 0:
+            raise UserError(f"{path} is empty: make it again, or leave it out")
+        if path.suffix == ".zst":
+            shards.append(Shard(str(path), 0, None))
+        else:
+            shards += [Shard(str(path), start, start + shard_bytes) for start in range(0, size, shard_bytes)]
+    return shards
+
+
+def texts_of(lines: list[bytes], key: str, split: Split | None = None) -> tuple[list[str], list[tuple[int, str]]]:
+    """Texts of JSONL rows of a split, and (index, reason) of rows that have none; blank lines are neither."""
+    import orjson
+
+    texts, broken = [], []
+    for index, line in enumerate(lines):
+        try:
+            row = orjson.loads(line)
+            text = row[key]
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+            if line.strip():
+                not_json = isinstance(error, orjson.JSONDecodeError)
+                broken.append((index, f"is not JSON ({error})" if not_json else f"has no {key!r}"))
+            continue
+        if isinstance(text, str):
+            if split is None or split.holds(row, text):
+                texts.append(text)
+        else:
+            broken.append((index, f"has a {key!r} that is no string"))
+    return texts, broken
+
+
+def line_number(path: str, offset: int, index: int) -> str:
+    """`line N` of the line `index` lines after byte `offset` (counted only where a row is to be named)."""
+    if path.endswith(".zst"):
+        return f"row {index + 1} of those from byte {offset:,} of its text"
+    count = 0
+    with open(path, "rb") as stream:
+        while offset > 0 and (chunk := stream.read(min(1 << 20, offset))):
+            count += chunk.count(b"\n")
+            offset -= len(chunk)
+    return f"line {count + index + 1}"
+
+
+def encode_shard(shard: Shard, encoder: Encoder, settings: Settings, folder: Path, number: int) -> None:
+    """Write a shard's ids (`.bin`) and its documents' lengths (`.npy`, int32); `.json`, written last, marks it done."""
+    import numpy as np
+
+    lengths: list[Any] = []
+    named: list[str] = []
+    broken = rows = 0
+    with atomic_file(part(folder, number, "bin")) as aside, aside.open("wb") as stream:
+        for offset, lines in blocks(shard.path, shard.start, shard.end):
+            texts, bad = texts_of(lines, settings.key, settings.split)
+            rows += len(texts) + len(bad)
+            broken += len(bad)
+            for index, reason in bad[: NAMED - len(named)]:
+                named.append(f"{shard.path} {line_number(shard.path, offset, index)} {reason}")
+            if texts:
+                ids, counts = encoder.documents(texts)
+                stream.write(ids.data)
+                lengths.append(counts.astype(np.int32))
+    with atomic_file(part(folder, number, "npy")) as aside, aside.open("wb") as stream:
+        np.save(stream, np.concatenate(lengths) if lengths else np.zeros(0, np.int32))
+    write_json(part(folder, number, "json"), {"rows": rows, "broken": broken, "named": named})
+
+
+@cache
+def encoder_of(tokenizer: str, engine: str) -> Encoder:
+    """A worker's encoder, loaded once."""
+    return load_encoder(Path(tokenizer), engine)
+
+
+def start_worker(parent: int, tokenizer: str, engine: str) -> None:
+    """Load what most likely encodes; whether it may is found out meanwhile, by the process that starts this one."""
+    die_with_parent(parent)
+    with suppress(UserError):
+        encoder_of(tokenizer, "gigatoken" if engine == "auto" else engine)
+
+
+def worker_shard(shard: Shard, settings: Settings, folder: Path, number: int) -> int:
+    encode_shard(shard, encoder_of(settings.tokenizer, settings.engine), settings, folder, number)
+    return number
+
+
+@contextmanager
+def started_workers(count: int, tokenizer: Path, engine: str) -> Iterator[ProcessPoolExecutor | None]:
+    """`count` processes, on their way already; None for one, which is this process. UserError when one is killed."""
+    if count <= 1:
+        yield None
+        return
+    pool = ProcessPoolExecutor(count, get_context("spawn"), start_worker, (os.getpid(), str(tokenizer), engine))
+    try:
+        for _ in range(count):
+            pool.submit(os.getpid)  # a process is started for each task that finds none idle
+        yield pool
+    except BrokenProcessPool:
+        pool.shutdown(cancel_futures=True)
+        raise UserError(
+            "a worker was killed (out of memory?): run again with fewer --workers; what is done is kept"
+        ) from None
+    except BaseException:
+        pool.shutdown(cancel_futures=True)  # nobody writes into the folder once this run lets go of it
+        raise
+    pool.shutdown(wait=False)  # workers take a third of a second to leave; the merge begins meanwhile
+
+
+def encode_shards(
+    tasks: list[tuple[int, Shard]],
+    settings: Settings,
+    encoder: Encoder,
+    folder: Path,
+    pool: ProcessPoolExecutor | None,
+) -> Iterator[int]:
+    """Numbers of shards as they are done, by the workers of `pool` or in this process."""
+    if pool is None:
+        for number, shard in tasks:
+            encode_shard(shard, encoder, settings, folder, number)
+            yield number
+        return
+    futures = [pool.submit(worker_shard, shard, settings, folder, number) for number, shard in tasks]
+    for future in as_completed(futures):
+        yield future.result()
+
+
+def plan_of(shards: list[Shard], tokenizer: Path, key: str, split: Split | None) -> dict[str, Any]:
+    """What the parts depend on; when it changes they are made anew. Files are told by path, size and time."""
+    files = {shard.path: os.stat(shard.path) for shard in shards}
+    return {
+        "inputs": {path: [found.st_size, found.st_mtime_ns] for path, found in files.items()},
+        "shards": [asdict(shard) for shard in shards],
+        "tokenizer_sha256": sha256(tokenizer_file(tokenizer)),
+        "eos_token": eos_token(tokenizer),
+        "key": key,
+        "split": asdict(split) if split else None,
+    }
+
+
+def is_done(prefix: Path, report_file: Path, plan: dict[str, Any], engine: str) -> bool:
+    """Whether the dataset stands and its report tells of the same inputs, and of the engine that is asked for."""
+    if not all(prefix.with_name(prefix.name + suffix).exists() for suffix in (".bin", ".idx", ".binning.json")):
+        return False
+    report = read_json(report_file)
+    return plan.items() <= report.items() and engine in ("auto", report["engine"])
+
+
+def sample_texts(shards: list[Shard], key: str) -> list[str]:
+    """About the first `SAMPLE_BYTES` of rows of shards spread over the inputs, and the probe strings."""
+    texts = list(PROBES)
+    chosen = shards[:: max(1, len(shards) // 4)][:4]
+    share = SAMPLE_BYTES // len(chosen)
+    for shard in chosen:
+        end = None if shard.end is None else min(shard.end, shard.start + share)
+        for _, lines in blocks(shard.path, shard.start, end):
+            taken = sum(size <= share for size in accumulate(map(len, lines)))
+            texts += texts_of(lines[: max(1, taken)], key)[0]
+            break
+    return texts
+
+
+def bin_files(
+    inputs: list[Path],
+    tokenizer: Path,
+    prefix: Path,
+    workers: int = 1,
+    engine: str = "auto",
+    key: str = "text",
+    shard_bytes: int = 64 << 20,
+    broken_allowed: float = 0.0,
+    split: Split | None = None,
+) -> dict[str, Any]:
+    """Bin JSONL files; returns documents, tokens, broken rows, the engine and how many shards were found done.
+
+    Raises UserError for bad input: a missing or empty file, or more than the share `broken_allowed` of rows without
+    text (the first ones named with file and line).
+    """
+    shards = cut(inputs, shard_bytes)
+    folder = prefix.with_name(f".{prefix.name}.shards")
+    plan_file, report_file = folder / "plan.json", prefix.with_name(prefix.name + ".binning.json")
+    with only_run(folder):
+        plan = plan_of(shards, tokenizer, key, split)
+        if is_done(prefix, report_file, plan, engine):
+            print(f"{prefix} is made from these inputs already: nothing to do", flush=True)
+            shutil.rmtree(folder)
+            return read_json(report_file)
+        begun = plan_file.exists() and plan.items() <= read_json(plan_file).items()
+        left = sum(not part(folder, number, "json").exists() for number in range(len(shards))) if begun else len(shards)
+        with started_workers(min(workers, left), tokenizer, engine) as pool:
+            encoder = load_encoder(tokenizer, engine, sample_texts(shards, key))
+            settings = Settings(str(tokenizer), encoder.name, key, split)
+            plan["engine"] = encoder.name
+            if not plan_file.exists() or read_json(plan_file) != plan:
+                for path in folder.iterdir():
+                    if path.name != "lock":
+                        path.unlink()
+                write_json(plan_file, plan)
+            todo = [
+                (number, shard)
+                for number, shard in enumerate(shards)
+                if not all(part(folder, number, suffix).exists() for suffix in ("bin", "npy", "json"))
+            ]
+            if len(todo) < len(shards):
+                print(f"{len(shards) - len(todo)} of {len(shards)} shards are done already", flush=True)
+            for _ in track(encode_shards(todo, settings, encoder, folder, pool), len(todo), "shards"):
+                pass
+        marks = [read_json(part(folder, number, "json")) for number in range(len(shards))]
+        broken, rows = sum(mark["broken"] for mark in marks), sum(mark["rows"] for mark in marks)
+        named = [text for mark in marks for text in mark["named"]][:NAMED]
+        for text in named:
+            print(f"skipped: {text}", flush=True)
+        if broken > broken_allowed * rows:
+            raise UserError(
+                f"{named[0]} ({broken:,} of {rows:,} rows are broken): mend them, or allow a share by --broken-allowed"
+            )
+        documents, tokens = merge(folder, len(shards), encoder.dtype, prefix)
+        report = {"documents": documents, "tokens": tokens, "broken_rows": broken, "broken": named,
+                  "engine": encoder.name, "dtype": encoder.dtype, "shards": len(shards),
+                  "shards_found_done": len(shards) - len(todo)}  # fmt: skip
+        write_json(report_file, {**report, **plan})
+    shutil.rmtree(folder)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--input", type=Path, action="append", required=True, help="JSONL, .zst, or a folder of them; repeatable"
+    )
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
+    parser.add_argument("--output-prefix", type=Path, required=True, help="of the .bin and .idx files")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: gigatoken where its ids are equal")
+    parser.add_argument("--key", default="text", help="of a row's text (default text)")
+    parser.add_argument("--shard-megabytes", type=int, default=64, help="of a .jsonl in one task (default 64)")
+    parser.add_argument("--broken-allowed", type=float, default=0.0, help="share of rows without text (default 0)")
+    parser.add_argument("--split", choices=SPLITS, help="take the documents of this split alone")
+    parser.add_argument("--valid", type=float, default=0.001, help="with --split: the share of valid (default 0.001)")
+    parser.add_argument("--test", type=float, default=0.001, help="with --split: the share of test (default 0.001)")
+    arguments = parser.parse_args()
+    if not (arguments.valid >= 0 and arguments.test >= 0 and arguments.valid + arguments.test < 1):
+        raise UserError("--valid and --test are shares: not negative, together below 1")
+    split = Split(arguments.split, arguments.valid, arguments.test) if arguments.split else None
+    if arguments.workers < 1 or arguments.shard_megabytes < 1:
+        raise UserError("--workers and --shard-megabytes are at least 1")
+    prefix = arguments.output_prefix
+    report = bin_files(
+        [file for given in arguments.input for file in files_of(given)], arguments.tokenizer, prefix, arguments.workers,
+        arguments.engine, arguments.key, arguments.shard_megabytes << 20, arguments.broken_allowed, split,
+    )  # fmt: skip
+    print(f"{prefix}: {report['documents']:,} documents, {report['tokens']:,} tokens, {report['engine']}")
+    report_metrics(**{prefix.name: {name: report[name] for name in ("documents", "tokens", "broken_rows", "engine")}})
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,63 @@
+"""Split a source into train, valid and test by a hash of each document's id, and keep the three apart.
+
+    python -m preprocess.dataset.split --input F.jsonl.zst --output-folder corpus/poems --valid 0.01 --test 0.02
+
+The split of a document depends on its id alone, so it never changes when others are added. A training document that
+shares a line with a held-out one is dropped (decontamination): nothing that is asked later was read before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from artifacts.errors import run_main
+from artifacts.files import read_jsonl, write_jsonl
+from artifacts.stage import report_metrics
+from artifacts.verse import verse_lines
+from preprocess.cleaning.clean import Document, split_out
+from preprocess.deduplication.deduplicate import fingerprint
+
+SPLITS = ("train", "valid", "test")
+
+
+def split_of(identity: str, valid: float, test: float) -> str:
+    """Which split an id belongs to; `valid` and `test` are shares of 1."""
+    point = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
+    return "test" if point < test else "valid" if point < test + valid else "train"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--output-folder", type=Path, required=True, help="gets train, valid and test .jsonl.zst")
+    parser.add_argument("--valid", type=float, default=0.01, help="share of documents (default 0.01)")
+    parser.add_argument("--test", type=float, default=0.02, help="share of documents (default 0.02)")
+    arguments = parser.parse_args()
+
+    def part(name: str) -> Iterator[Document]:
+        rows = read_jsonl(arguments.input)
+        return (row for row in rows if split_of(row["id"], arguments.valid, arguments.test) == name)
+
+    counts: Counter[str] = Counter()
+    held_out: set[int] = set()
+    for name in ("test", "valid"):
+        rows = list(part(name))
+        held_out.update(fingerprint(line) for row in rows for line in verse_lines(row["text"]))
+        counts[name] = write_jsonl(arguments.output_folder / f"{name}.jsonl.zst", rows)
+
+    def train() -> Iterator[tuple[Document, str | None]]:
+        for row in part("train"):
+            leaks = any(fingerprint(line) in held_out for line in verse_lines(row["text"]))
+            counts["shares a line with a held-out document" if leaks else "train"] += 1
+            yield row, "shares a line with a held-out document" if leaks else None
+
+    split_out(train(), arguments.output_folder / "train.jsonl.zst")
+    report_metrics(**{name: counts.pop(name, 0) for name in SPLITS}, dropped=dict(counts))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,174 @@
+"""Drop documents that hold text of an evaluation set: any run of 13 characters that stands in one of its items.
+
+    python -m preprocess.deduplication.decontaminate --input F.jsonl --output G.jsonl --evaluation ceval.jsonl --report R.json
+
+Runs of 13 are GPT-3's measure (Brown et al. 2020, appendix C), of characters here instead of words; only Chinese
+characters, letters and digits count, so that other punctuation or spacing hides nothing. An evaluation set is any
+JSON, JSONL, CSV or Parquet file: all its strings are compared, made Simplified first as the corpus is. An item that is
+shorter than a run cannot be told from chance and is left out; the report says how many are.
+
+The report names for every dropped document the set, the item and the run that it shares. `--gate` is for a corpus that
+is already in use: nothing may have to be dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts.errors import UserError, run_main
+from artifacts.files import read_jsonl, write_json
+from artifacts.stage import report_metrics
+from preprocess.cleaning.characters import CHINESE, DIGIT, GARBLED, LETTER, Characters, window_hashes
+from preprocess.cleaning.clean import split_out
+from preprocess.cleaning.simplify import convert_many, converter
+from preprocess.sources.read import Piece, Problems, records
+
+RUN = 13  # characters
+BATCH = 512
+_SIEVE = 1 << 24  # bits that rule out most runs before the exact look-up
+
+
+@dataclass(frozen=True)
+class Index:
+    """Hashes of every run of the evaluation sets, sorted, and the item each first stands in."""
+
+    hashes: np.ndarray  # uint64
+    items: np.ndarray  # int64, index into `names`
+    names: list[tuple[str, int]]  # evaluation file, number of the record in it from 1
+    sieve: np.ndarray  # bool [_SIEVE]
+    short: int  # strings that are shorter than a run
+
+
+def content(texts: list[str]) -> Characters:
+    """Only what carries meaning: Chinese characters, letters (small) and digits."""
+    characters = Characters.of([text.lower() for text in texts])
+    kinds = characters.kinds
+    return characters.only((kinds == CHINESE) | (kinds == GARBLED) | (kinds == LETTER) | (kinds == DIGIT))
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string in a record, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from strings(list(value.values()))
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+
+
+def _items(path: str) -> Iterator[Any]:
+    if path.endswith(".csv"):
+        with open(path, encoding="utf-8", newline="") as stream:
+            yield from csv.DictReader(stream)
+        return
+    problems = Problems()
+    yield from (record for _, record in records(Piece(path), problems, 64 << 20))
+    problems.check(0.0, final=True)
+
+
+@lru_cache(maxsize=1)
+def index_of(paths: tuple[str, ...]) -> Index:
+    """Runs of the evaluation files; raises UserError when one is missing, broken, or holds no run at all."""
+    hashes: list[np.ndarray] = []
+    items: list[np.ndarray] = []
+    names: list[tuple[str, int]] = []
+    short = 0
+    simplify = converter("t2s")
+    for path in paths:
+        if not Path(path).exists():
+            raise UserError(f"{path} does not exist: give --evaluation the file of an evaluation set")
+        before = len(hashes)
+        for number, record in enumerate(_items(path), start=1):
+            found = content([simplify(text) for text in strings(record)] or [""])
+            short += int(np.count_nonzero(found.window_counts(RUN) == 0))
+            runs = window_hashes(found.codes, RUN)[found.window_starts(RUN)]
+            if len(runs):
+                hashes.append(runs)
+                items.append(np.full(len(runs), len(names)))
+                names.append((path, number))
+        if len(hashes) == before:
+            raise UserError(f"{path} holds no text of {RUN} characters or more: is it an evaluation set?")
+    every, first = np.unique(np.concatenate(hashes), return_index=True)
+    sieve: np.ndarray = np.zeros(_SIEVE, dtype=bool)
+    sieve[every & np.uint64(_SIEVE - 1)] = True
+    return Index(every, np.concatenate(items)[first], names, sieve, short)
+
+
+def judge(rows: list[dict[str, Any]], paths: tuple[str, ...], simplified: bool = False) -> list[str | None]:
+    """The reason for dropping each row, or None; a row to drop is told where under `contaminated`.
+
+    The evaluation sets are compared in Simplified characters, and so are the rows; `simplified`: they are already.
+    """
+    index = index_of(paths)
+    written = [row["text"] for row in rows]
+    texts = content(written if simplified else convert_many(written, "t2s"))
+    starts = texts.window_starts(RUN)
+    runs = window_hashes(texts.codes, RUN)[starts]
+    likely = np.flatnonzero(index.sieve[runs & np.uint64(_SIEVE - 1)])
+    at = np.minimum(np.searchsorted(index.hashes, runs[likely]), len(index.hashes) - 1)
+    hit = index.hashes[at] == runs[likely]
+    places, items = starts[likely[hit]], index.items[at[hit]]
+    owners: Any = np.searchsorted(texts.starts, places, side="right") - 1
+    reasons: list[str | None] = [None] * len(rows)
+    for owner, place, item in zip(owners.tolist(), places.tolist(), items.tolist()):
+        if reasons[owner] is None:
+            path, number = index.names[item]
+            reasons[owner] = f"shares text with {Path(path).name}"
+            run = "".join(map(chr, texts.codes[place : place + RUN].tolist()))
+            rows[owner]["contaminated"] = {"evaluation": path, "item": number, "run": run}
+    return reasons
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--evaluation", action="append", required=True, help="an evaluation set; may be repeated")
+    parser.add_argument("--report", type=Path, help="default: the output's name with .contaminated.json")
+    parser.add_argument("--gate", action="store_true", help="fail when a document had to be dropped")
+    arguments = parser.parse_args()
+    paths = tuple(arguments.evaluation)
+    reasons: Counter[str] = Counter()
+    removed: list[dict[str, Any]] = []
+
+    def judged() -> Iterator[tuple[dict[str, Any], str | None]]:
+        rows = read_jsonl(arguments.input)
+        while batch := list(islice(rows, BATCH)):
+            for row, reason in zip(batch, judge(batch, paths)):
+                reasons[reason or "kept"] += 1
+                if reason:
+                    removed.append({"id": row["id"], **row["contaminated"]})
+                yield row, reason
+
+    split_out(judged(), arguments.output)
+    report = arguments.report or arguments.output.with_name(arguments.output.name.split(".")[0] + ".contaminated.json")
+    kept = reasons.pop("kept", 0)
+    short = index_of(paths).short
+    # named from where the report lies, so that a run gives the same bytes in any folder
+    beside = {path: os.path.relpath(path, report.parent) for path in paths}
+    counts = Counter(row["evaluation"] for row in removed)
+    sets = [{"evaluation": beside[path], "removed": counts[path]} for path in paths]
+    removed = [{**row, "evaluation": beside[row["evaluation"]]} for row in removed]
+    write_json(report, {"run": RUN, "kept": kept, "short_strings": short, "sets": sets, "removed": removed})
+    report_metrics(documents_in=kept + len(removed), documents=kept, dropped=dict(reasons))
+    if arguments.gate and removed:
+        raise UserError(
+            f"{len(removed)} documents of {arguments.input} share {RUN} characters with what will be asked ({report}): "
+            f"train on {arguments.output} instead"
+        )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,106 @@
+"""Drop documents that stand in the corpus already; the first of them stays.
+
+    python -m preprocess.deduplication.deduplicate --input F.jsonl --output G.jsonl
+    python -m preprocess.deduplication.deduplicate --by lines --input poems.jsonl.zst --output G.jsonl.zst
+
+`--by similarity`, the default, drops a text that was there before (white space apart), an id that was, and a text whose
+character 5-grams have a Jaccard similarity of 0.8 or more with an earlier one: `preprocess.deduplication.minhash`, in memory that
+`--memory-megabytes` bounds, with a folder of keys beside the output while it runs. It does what the last stages of
+`preprocess.corpora.pipeline` do to many shards.
+
+`--by lines` is for verse: a poem goes when its whole text was seen before, or when at least half of its lines were (the
+same poem handed down with other readings). Lines are remembered by 64-bit hashes, about 100 bytes a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from artifacts.errors import run_main
+from artifacts.files import read_jsonl
+from artifacts.stage import report_metrics
+from artifacts.verse import verse_lines
+from preprocess.cleaning.clean import Document, split_out
+
+SHARED_LINES = 0.5
+
+
+def fingerprint(text: str) -> int:
+    """64 bits of BLAKE2b: the chance of any collision among 10 million lines is about 3 in a million."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def deduplicate(source: Path, reasons: Counter[str]) -> Iterator[tuple[Document, str | None]]:
+    """Every document with the reason for dropping it, or None, in the order of `source`."""
+    texts: set[int] = set()
+    lines_seen: set[int] = set()
+    for document in read_jsonl(source):
+        reason = None
+        whole = fingerprint("".join(document["text"].split()))
+        lines = [fingerprint(line) for line in verse_lines(document["text"])]
+        known = sum(line in lines_seen for line in lines)
+        if whole in texts:
+            reason = "same text"
+        elif lines and known >= SHARED_LINES * len(lines):
+            reason = "half of its lines stand elsewhere"
+        else:
+            texts.add(whole)
+            lines_seen.update(lines)
+        reasons[reason or "kept"] += 1
+        yield document, reason
+
+
+def deduplicate_by_similarity(
+    source: Path, reasons: Counter[str], work: Path, memory: int
+) -> Iterator[tuple[Document, str | None]]:
+    """Every document with the reason for dropping it, or None; `work` is a folder for keys, emptied first.
+
+    `memory` bounds in bytes what matching holds. A dropped document is told the line it repeats, under `repeats`.
+    """
+    from preprocess.deduplication import minhash
+    from preprocess.sources.read import in_batches
+
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "signatures").mkdir(parents=True)
+    writer = minhash.KeyWriter(work / "signatures", 0)
+    for rows in in_batches(read_jsonl(source)):
+        writer.add(minhash.keys([row["text"] for row in rows], [row.get("id") for row in rows]))
+    writer.flush()
+    for kind in range(minhash.KINDS):
+        minhash.match(work, kind, memory)
+    minhash.collect(work, 0, in_batches(read_jsonl(source)))
+    verdicts = minhash.verdicts(work, 0)
+    for place, document in enumerate(read_jsonl(source)):
+        reason, first = verdicts.get(place, (None, None))
+        reasons[reason or "kept"] += 1
+        yield {**document, "repeats": first + 1} if first is not None else document, reason
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
+    parser.add_argument("--by", choices=("similarity", "lines"), default="similarity")
+    parser.add_argument("--memory-megabytes", type=int, default=1024, help="for matching (default 1024)")
+    arguments = parser.parse_args()
+    reasons: Counter[str] = Counter()
+    work = arguments.output.with_name(f".{arguments.output.name}.work")
+    try:
+        if arguments.by == "lines":
+            rows = deduplicate(arguments.input, reasons)
+        else:
+            memory = arguments.memory_megabytes << 20
+            rows = deduplicate_by_similarity(arguments.input, reasons, work, memory)
+        split_out(rows, arguments.output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    report_metrics(documents_in=reasons.total(), documents=reasons.pop("kept", 0), dropped=dict(reasons))
+
+
+if __name__ == "__main__":
+    run_main(main)

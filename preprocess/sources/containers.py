@@ -1,0 +1,166 @@
+"""The containers of raw text, opened and cut into lines, list items or rows without holding a file in memory.
+
+What is here knows bytes and nothing of corpora: `preprocess.sources.read` says which records are wanted and counts the broken.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+import fsspec
+
+from artifacts.files import zstd_pieces
+
+CHUNK = 4 << 20  # bytes read at once
+TABLES = (".parquet", ".arrow")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_ESCAPED = re.compile("[\ud800-\udfff]")
+_NEXT_OBJECT = re.compile(r"\}\s*,\s*(?=\{\s*\")")
+
+
+def container(path: str) -> tuple[str, str | None]:
+    """The extension that tells the container, and the compression: `a.jsonl.gz` -> (`.jsonl`, `gzip`)."""
+    name = path.rsplit("/", 1)[-1].lower()
+    compression = None
+    for ending, known in COMPRESSIONS.items():
+        if name.endswith(ending):
+            name, compression = name[: -len(ending)], known
+    dot = name.rfind(".")
+    return (name[dot:] if dot >= 0 else ""), compression
+
+
+@contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """A file's decompressed bytes. Reading raises EOFError or OSError when a compressed file is cut or damaged."""
+    compression = container(path)[1]
+    if compression != "zstd":
+        with fsspec.open(path, "rb", compression=compression) as stream:
+            yield stream
+    else:
+        with fsspec.open(path, "rb") as raw:
+            yield cast(IO[bytes], ZstdStream(raw))
+
+
+class ZstdStream:
+    """`read` of a zstd file of any number of frames; unlike zstandard's own reader it notices a frame cut short."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.pieces = zstd_pieces(raw)
+        self.ready = b""
+
+    def read(self, size: int) -> bytes:
+        held = [self.ready]
+        length = len(self.ready)
+        while length < size and (piece := next(self.pieces, None)) is not None:
+            held.append(piece)
+            length += len(piece)
+        whole = b"".join(held)
+        self.ready = whole[size:]
+        return whole[:size]
+
+
+def first_byte(path: str) -> bytes:
+    """The first byte that is not white space (nor a byte order mark); empty for an empty file."""
+    with opened(path) as stream:
+        return stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+
+
+def lines(stream: IO[bytes], start: int, end: int | None, longest: int) -> Iterator[tuple[int, bytes | None]]:
+    """Lines that begin between the bytes `start` and `end`, and at which byte; None for one too long (never held)."""
+    at, rest = start, b""
+    inside = start > 0  # a line that is passed over: it begins before `start`, or is too long
+    began: int | None = None  # where the one that is too long began
+    if start:
+        at = start - 1  # from the byte before: is it a line feed, then a line begins at `start`
+        stream.seek(at)
+    while chunk := stream.read(CHUNK):
+        whole = (rest + chunk).split(b"\n")
+        rest = whole.pop()
+        for line in whole:
+            if inside:
+                if began is not None:
+                    yield began, None
+                inside, began = False, None
+            elif end is not None and at >= end:
+                return
+            else:
+                yield at, line if len(line) <= longest else None
+            at += len(line) + 1
+        if not inside and end is not None and at >= end:
+            return
+        if not inside and len(rest) > longest:
+            inside, began = True, at
+        if inside:
+            at, rest = at + len(rest), b""
+    if began is not None:
+        yield began, None
+    elif rest and not inside:
+        yield at, rest
+
+
+def list_items(stream: IO[bytes], longest: int) -> Iterator[tuple[int, Any, str | None]]:
+    """Items of a JSON list, one at a time: line, item, None; or line, None, what is wrong.
+
+    After a broken item reading goes on where the next one begins.
+    """
+    decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+    buffer, at, line, ended = "", 0, 1, False
+    buffer = decode(stream.read(CHUNK)).removeprefix("\ufeff")
+    at = buffer.index("[") + 1
+    while True:
+        while at < len(buffer) and buffer[at] in " \t\r\n,":
+            at += 1
+        record, reason = None, None
+        if at < len(buffer) and buffer[at] == "]":
+            return
+        try:
+            if at >= len(buffer):
+                raise json.JSONDecodeError("Unterminated", buffer, at)
+            record, stop = decoder.raw_decode(buffer, at)
+        except json.JSONDecodeError as error:
+            unfinished = "Unterminated" in error.msg or error.pos >= len(buffer) - 16
+            if unfinished and not ended and len(buffer) - at <= longest:
+                line += buffer.count("\n", 0, at)
+                more = stream.read(max(CHUNK, len(buffer) - at))  # at least twice as much: no quadratic reading
+                ended = not more
+                buffer, at = buffer[at:] + decode(more, final=ended), 0
+                continue
+            if ended and at >= len(buffer):
+                yield line, None, "the list does not end: the file is cut short"
+                return
+            reason = "not JSON" if not unfinished or ended else f"a record longer than {longest:,} bytes"
+            found = _NEXT_OBJECT.search(buffer, max(at + 1, error.pos - 1))
+            while found is None and (more := stream.read(CHUNK)):
+                line += buffer.count("\n", 0, len(buffer) - 64)
+                buffer = buffer[-64:] + decode(more)
+                found, at = _NEXT_OBJECT.search(buffer), 0
+            ended = ended or found is None
+            stop = found.end() if found else len(buffer)
+        if reason is None and _ESCAPED.search(buffer, at, stop):
+            reason = "invalid UTF-8"
+        if reason is None:
+            yield line, record, None
+        else:
+            yield line + buffer.count("\n", 0, at), None, reason
+        at = stop
+        if at > CHUNK:
+            line += buffer.count("\n", 0, at)
+            buffer, at = buffer[at:], 0
+
+
+def table_rows(path: str) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with fsspec.open(path, "rb") as stream:
+        if container(path)[0] == ".parquet":
+            batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024)
+        else:  # Hugging Face datasets write the stream format
+            batches = pyarrow.ipc.open_stream(stream)
+        for batch in batches:
+            yield from batch.to_pylist()

@@ -1,0 +1,275 @@
+"""Fetch a source of `sources.yaml` into the cache, checked against what its publisher says of it.
+
+    python -m preprocess.sources.download --source chinese-poetry --source zhwiki-sample
+    python -m preprocess.sources.download --source c4-zh --files 4                      # the first four of its parts
+    python -m preprocess.sources.download --source wudao --from-file /data/WuDaoCorpus  # your own copy: linked, not copied
+    python -m preprocess.sources.download --source ceval                                # an evaluation set, for OpenCompass
+    python -m preprocess.sources.download --list
+
+The cache ($MYLLM_CACHE, by default ~/.cache/myllm) serves every run: a second call downloads nothing. A download that
+was cut off or killed goes on where it stopped. Datasets of the hub come from $HF_ENDPOINT where it is set, and nothing
+is fetched while HF_HUB_OFFLINE=1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError, nearest, run_main
+from artifacts.files import atomic_file, read_yaml
+from artifacts.layout import REPOSITORY, cache_folder
+from artifacts.stage import report_metrics
+from preprocess.sources.http import AGENT, Wanted, check, digest_of, fetch
+from preprocess.sources.unpack import place, sets_folder
+
+SOURCES = Path(__file__).with_name("sources.yaml")
+RUN = re.compile(r"\{(\d+)\.\.(\d+)\}")
+SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
+
+
+def load_source(name: str) -> dict[str, Any]:
+    """The entry of a source; raises UserError with the nearest name when there is none."""
+    sources = read_yaml(SOURCES)
+    if name not in sources:
+        raise UserError(f"{SOURCES.name} has no source {name!r}{nearest(name, sources)}; it has {', '.join(sources)}")
+    return sources[name]
+
+
+def expand(pattern: str) -> list[str]:
+    """`part-{08..10}` -> part-08, part-09, part-10."""
+    found = RUN.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last = found.groups()
+    return [RUN.sub(str(n).zfill(len(first)), pattern, count=1) for n in range(int(first), int(last) + 1)]
+
+
+def source_file(name: str) -> Path:
+    """Where a source lies, or will lie once downloaded: a file, or a folder for a source of several files."""
+    source = load_source(name)
+    if source["kind"] == "file":
+        return REPOSITORY / source["path"]
+    if source["kind"] == "npm":
+        return cache_folder() / f"{source['package']}-{source['version']}.tgz"
+    files = [file for pattern in source.get("files", []) for file in expand(pattern)]
+    return cache_folder() / name / files[0] if len(files) == 1 else cache_folder() / name
+
+
+def integrity(path: Path) -> str:
+    """`sha512-<base64>` of a file, as npm publishes it (Subresource Integrity, W3C)."""
+    return "sha512-" + base64.b64encode(bytes.fromhex(digest_of(path, "sha512"))).decode()
+
+
+def published(source: dict[str, Any]) -> Wanted:
+    """What an entry itself says of its one file."""
+    digest = source.get("digest")
+    if "integrity" in source:
+        algorithm, _, encoded = source["integrity"].partition("-")
+        digest = f"{algorithm}:{base64.b64decode(encoded).hex()}"
+    return Wanted((), source.get("bytes"), digest)
+
+
+def npm_pack(package: str, version: str, folder: Path) -> Path:
+    """Download a package's tarball with npm; raises UserError when npm is missing or fails."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(
+            "npm is not installed: install Node.js with npm (`apt-get install npm`), "
+            f"or fetch {package}-{version}.tgz elsewhere and pass it with --from-file or in MYLLM_POETRY_TARBALL"
+        )
+    command = [npm, "pack", f"{package}@{version}", "--silent", "--pack-destination", str(folder)]
+    print("$ " + " ".join(command), flush=True)
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    tarballs = list(folder.glob("*.tgz"))
+    if result.returncode != 0 or not tarballs:
+        lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
+        raise UserError(
+            f"npm pack {package}@{version} failed ({lines[-1].strip()}): check the network and `npm ping`, "
+            "or pass the tarball with --from-file or in MYLLM_POETRY_TARBALL"
+        )
+    return tarballs[0]
+
+
+def listed_digest(source: dict[str, Any], file: str) -> str | None:
+    """A file's digest in the publisher's listing; None, with a message, where the listing cannot be read.
+
+    Wikimedia's listings of `latest` name the files by their date, so names are compared without date or `latest`.
+    """
+
+    def undated(name: str) -> str:
+        return re.sub(r"-(latest|\d{8})-", "-", name)
+
+    listing: dict[str, str] = source.get("digests", {})
+    for mirror in source["mirrors"] if listing else ():
+        request = urllib.request.Request(f"{mirror}/{listing['file']}", headers={"User-Agent": AGENT})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                rows = [line.split() for line in response.read().decode().splitlines()]
+        except (OSError, UnicodeDecodeError):
+            continue
+        for row in rows:
+            if len(row) == 2 and undated(row[1].lstrip("*")) == undated(file):
+                return f"{listing['algorithm']}:{row[0].lower()}"
+    if listing:
+        print(f"{file}: no digest in {listing['file']}, so only its size will be checked", flush=True)
+    return None
+
+
+def hub_address(repository: str, file: str) -> str:
+    """Address of a dataset's file on the hub, or on the mirror in $HF_ENDPOINT; refused while HF_HUB_OFFLINE is set."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise UserError(
+            f"{repository}/{file} is not in the cache and HF_HUB_OFFLINE is set: unset it, or pass --from-file"
+        )
+    from huggingface_hub import constants
+
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    return f"{endpoint}/datasets/{repository}/resolve/main/{file}"
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any, **more: Any) -> None:
+        return None
+
+
+def hub_wanted(url: str) -> Wanted:
+    """Size and sha256 of a large file, which the hub tells before it redirects (X-Linked-Size, X-Linked-Etag)."""
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": AGENT})
+    try:
+        headers: Any = urllib.request.build_opener(_Stay).open(request, timeout=60).headers
+    except urllib.error.HTTPError as error:
+        headers = error.headers  # a redirect among them; a refusal will be told by the download itself
+    except OSError:
+        headers = {}
+    size, digest = headers.get("X-Linked-Size", ""), SHA256.fullmatch(headers.get("X-Linked-Etag", ""))
+    return Wanted((url,), int(size) if size.isdigit() else None, f"sha256:{digest[1]}" if digest else None)
+
+
+def link_own(name: str, own: Path, target: Path, source: dict[str, Any]) -> Path:
+    """Put a user's own copy where the source is looked for, checked where its digest is known."""
+    if not own.exists():
+        raise UserError(f"{own} does not exist: pass the path of {target.name}")
+    if own.is_file():
+        check(own, published(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():
+        target.unlink()
+    if target.exists():
+        raise UserError(f"{target} was downloaded already: delete it to use {own}")
+    target.symlink_to(own.resolve())
+    print(f"{name}: {target} -> {own.resolve()} (yours)")
+    return target
+
+
+def download_files(name: str, source: dict[str, Any], limit: int | None) -> Path:
+    """Fetch the files of a `url` or `hub` source that are not in the cache yet."""
+    files = [file for pattern in source["files"] for file in expand(pattern)][:limit]
+    for file in files:
+        target = cache_folder() / name / file
+        if target.exists():
+            print(f"{name}: {target} (cached)")
+            continue
+        if source["kind"] == "hub":
+            wanted = hub_wanted(hub_address(source["repository"], file))
+        else:
+            own = published(source)
+            urls = tuple(f"{mirror}/{file}" for mirror in source["mirrors"])
+            wanted = Wanted(urls, own.size, own.digest or listed_digest(source, file))
+        fetch(wanted, target)
+        told = wanted.digest.split(":")[0] if wanted.digest else "no digest was published: only its size was checked"
+        print(f"{name}: {target} (new, {target.stat().st_size:,} bytes, {told})")
+    return source_file(name)
+
+
+def download_set(name: str, source: dict[str, Any], own: Path | None, limit: int | None) -> Path:
+    """Fetch an evaluation set, or take a user's own copy of it, and put it where OpenCompass looks."""
+    if own is not None:
+        if not own.exists():
+            raise UserError(f"{own} does not exist: pass the zip file or the folder of {name}")
+        print(f"{name}: {own} (yours: what is in it is not checked against the published file)")
+        return place(name, source, own)
+    if source["kind"] == "own":
+        raise UserError(f"{name} has to be fetched by hand from {source['home']}: then pass it with --from-file")
+    archive = download_files(name, source, limit)
+    check(archive, published(source))
+    return place(name, source, archive)
+
+
+def download(name: str, from_file: Path | None = None, limit: int | None = None) -> Path:
+    """Put a source into the cache, whole and checked, and return where it lies (a file, or a folder of files)."""
+    source, target = load_source(name), source_file(name)
+    kind = source["kind"]
+    if kind == "file":
+        if not target.exists():
+            raise UserError(f"{target} is missing: it is part of the repository, `git checkout {source['path']}`")
+        print(f"{name}: {target} (shipped)")
+        return target
+    if "unpack" in source:
+        return download_set(name, source, from_file, limit)
+    if kind != "npm" and from_file is not None:
+        return link_own(name, from_file, target, source)
+    if kind in ("url", "hub") and not target.is_symlink():
+        return download_files(name, source, limit)
+    if target.exists():
+        if target.is_file():
+            check(target, published(source))
+        print(f"{name}: {target} (cached)")
+        return target
+    if kind != "npm":
+        raise UserError(
+            f"{name} has to be fetched by hand from {source.get('home', 'its publisher')} ({source['licence']}): "
+            "then pass it with --from-file"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, atomic_file(target) as aside:
+        if from_file is not None and not from_file.exists():
+            raise UserError(f"{from_file} does not exist: pass the path of {target.name}")
+        found = from_file or npm_pack(source["package"], source["version"], Path(folder))
+        check(found, published(source))
+        shutil.copyfile(found, aside)
+    print(f"{name}: {target} (new, {target.stat().st_size:,} bytes)")
+    return target
+
+
+def size_of(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    return sum(file.stat().st_size for file in files)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", action="append", default=[], help="name in sources.yaml; may be repeated")
+    parser.add_argument("--from-file", type=Path, help="take this file or folder instead (one --source only)")
+    parser.add_argument("--files", type=int, help="of a source of many files, only the first so many")
+    parser.add_argument("--list", action="store_true", help="print the sources, their licences and where they lie")
+    arguments = parser.parse_args()
+    if arguments.list:
+        for name, source in read_yaml(SOURCES).items():
+            place_of = sets_folder() / source["unpack"]["into"] if "unpack" in source else source_file(name)
+            there = "here" if place_of.exists() else "not here"
+            print(f"{name}\t{source['kind']}\t{source['licence']}\t{place_of} ({there})")
+        return
+    if not arguments.source:
+        raise UserError("give --source NAME (see --list)")
+    if arguments.from_file and len(arguments.source) > 1:
+        raise UserError("--from-file is one source's: give one --source")
+    total = 0
+    for name in arguments.source:
+        tarball = os.environ.get("MYLLM_POETRY_TARBALL") if name == "chinese-poetry" else None
+        own = arguments.from_file or (Path(tarball) if tarball else None)
+        total += size_of(download(name, own, arguments.files))
+    report_metrics(sources=len(arguments.source), bytes=total)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,65 @@
+"""Lines of `.jsonl` and `.jsonl.zst` files in large blocks, or of a byte range of one; nothing lost unnoticed.
+
+Used by `preprocess.dataset.binning` and `preprocess.tokenizer.sample`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from artifacts.errors import UserError
+from artifacts.files import decompressed
+
+READ = 8 << 20  # bytes of text at a time
+
+
+def files_of(given: Path) -> list[Path]:
+    """The file itself, or what a folder of shards holds: its `.jsonl` and `.jsonl.zst`, by name.
+
+    Raises UserError when there is nothing.
+    """
+    if given.is_dir():
+        found = sorted([*given.glob("*.jsonl"), *given.glob("*.jsonl.zst")])
+        if not found:
+            raise UserError(f"{given} holds no .jsonl and no .jsonl.zst: run the stage that makes them first")
+        return found
+    if not given.is_file():
+        raise UserError(f"{given} does not exist: run the stage that makes it first")
+    return [given]
+
+
+def blocks(path: Path | str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, list[bytes]]]:
+    """(offset in the text, lines without their ends) of about `READ` bytes, for the lines that start in [start, end).
+
+    `end` None means to the end; a range is for uncompressed files only. A last empty line is left out.
+    Raises UserError naming the file when it is missing or broken.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: run the stage that makes it first")
+    if path.suffix == ".zst":
+        place, held, size = 0, [], 0
+        for piece in decompressed(path):
+            held.append(piece)
+            size += len(piece)
+            if size >= READ and b"\n" in piece:
+                whole, _, rest = b"".join(held).rpartition(b"\n")
+                yield place, whole.split(b"\n")
+                place, held, size = place + len(whole) + 1, [rest], len(rest)
+        if rest := b"".join(held):
+            yield place, rest.removesuffix(b"\n").split(b"\n")
+        return
+    with path.open("rb") as stream:
+        if start:
+            stream.seek(start - 1)
+            stream.readline()  # the line before, wherever it ends
+        place = stream.tell()
+        while end is None or place < end:
+            block = stream.read(READ if end is None else min(READ, end - place))
+            if not block:
+                return
+            if not block.endswith(b"\n"):
+                block += stream.readline()
+            yield place, block.removesuffix(b"\n").split(b"\n")
+            place += len(block)

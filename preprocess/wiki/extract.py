@@ -1,0 +1,280 @@
+"""A MediaWiki dump to clean documents, with WikiExtractor as a program.
+
+    python -m preprocess.wiki.extract --dump zhwiki-pages-articles-multistream.xml.bz2 --output zhwiki.jsonl \\
+        --processes 8
+
+A multistream dump is divided at its streams: each process decompresses its part, makes the pages ready and pipes them
+through a WikiExtractor of its own (a program under the AGPL: started, never imported). What is made ready before
+(`preprocess.wiki.markup`): articles alone are passed on, language variants `-{…}-` and the rules of {{noteTA}} are
+resolved by the dump's own conversion groups, templates and tables go. Afterwards the text is mended.
+
+Conversion groups (`Module:CGroup/…`) may stand anywhere in the dump. With the index that is published beside it
+(`…-multistream-index.txt.bz2`: found where it lies beside the dump, or given with --index) only their streams are read
+for them; without, the dump is read once before. The documents come in the order of the dump, whatever the number of
+processes. Parts that are done lie in `.OUTPUT.parts/` until all are: killed and run again, only the others are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import IO, Any
+
+from artifacts.errors import UserError, run_main
+from artifacts.files import atomic_file, only_run, read_json, write_json
+from artifacts.processes import die_with_parent
+from artifacts.stage import report_metrics, track
+from preprocess.sources.download import source_file
+from preprocess.wiki.dump import CHUNK, PAGE_END, Part, divide, index_beside, indexed_parts, pages, site_head
+from preprocess.wiki.markup import REDIRECT, Rules, group_name, group_rules, ready, resolve_variants, tidy
+
+__all__ = ["prepare", "resolve_variants", "tidy"]
+
+FIELD = {name: re.compile(rf"<{name}>([^<]*)</{name}>".encode()) for name in ("title", "ns", "id")}
+PART_BYTES = 32 << 20  # of a compressed dump: some 100,000 short articles, a minute or two of one process
+TEXT = re.compile(rb"<text\b[^>]*?(/?)>(?:(.*?)</text>)?", re.S)
+
+
+@dataclass
+class Counts:
+    pages: int = 0
+    articles: int = 0
+    redirects: int = 0
+
+
+def articles(part: Part, groups: dict[str, Rules], counts: Counts) -> Iterator[bytes]:
+    """Articles made ready, as a dump that WikiExtractor reads; raises UserError when the dump is no whole XML."""
+    for block in pages(part):
+        if not block.endswith(PAGE_END):
+            if part.end == part.dump.stat().st_size:
+                _check_end(part, block, counts)
+            return
+        begin = block.find(b"<page>")
+        if begin < 0:
+            raise UserError(f"{part.dump} is not whole XML (a page that does not begin): download it again")
+        counts.pages += 1
+        if _field("ns", block, begin) not in (b"0", b""):
+            continue
+        title, number = _field("title", block, begin), _field("id", block, begin)
+        found = TEXT.search(block, begin)
+        if found is None or found[1]:
+            continue
+        try:
+            raw = (found[2] or b"").decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{part.dump} is not whole XML (page {number.decode()}: {error}): download it again"
+            ) from None
+        if block.find(b"<redirect", begin, found.start()) >= 0 or REDIRECT.match(raw):
+            counts.redirects += 1
+            continue
+        wikitext = raw.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
+        text = ready(wikitext, groups).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        counts.articles += 1
+        yield b"<page>\n<title>%b</title>\n<ns>0</ns>\n<id>%b</id>\n<revision>\n<id>1</id>\n" % (title, number)
+        yield b'<text xml:space="preserve">%b</text>\n</revision>\n</page>\n' % text.encode()
+
+
+def _field(name: str, block: bytes, begin: int) -> bytes:
+    found = FIELD[name].search(block, begin)
+    return found[1] if found else b""
+
+
+def _check_end(part: Part, block: bytes, counts: Counts) -> None:
+    if b"<page>" in block or not block.rstrip().endswith(b"</mediawiki>"):
+        raise UserError(f"{part.dump} is not whole XML (its end is missing): it is cut or damaged, download it again")
+    if not counts.pages and part.start == 0:
+        raise UserError(f"{part.dump} holds no <page>: it is not a MediaWiki dump")
+
+
+def prepare(dump: Path, target: Path, groups: dict[str, Rules] | None = None) -> int:
+    """Write the dump as WikiExtractor gets it; returns the number of pages that were read. For tests and inspection.
+
+    Raises UserError when the dump is not there, not XML, cut short, or holds no page.
+    """
+    if not dump.exists():
+        raise UserError(f"{dump} does not exist: pass the path of a pages-articles dump")
+    counts = Counts()
+    with target.open("wb") as output:
+        output.write(site_head(dump))
+        for piece in articles(Part(dump, 0, dump.stat().st_size), groups or {}, counts):
+            output.write(piece)
+    return counts.pages
+
+
+def find_groups(part: Part) -> dict[str, Rules]:
+    """Conversion groups that stand in a part of the dump."""
+    groups: dict[str, Rules] = {}
+    for block in pages(part):
+        if b":CGroup/" not in block:
+            continue
+        name = group_name(_field("title", block, max(block.find(b"<page>"), 0)).decode("utf-8", "replace"))
+        found = TEXT.search(block)
+        if name and found and found[2]:
+            text = found[2].decode("utf-8", "replace").replace("&lt;", "<").replace("&gt;", ">")
+            groups.setdefault(name, {}).update(group_rules(text.replace("&quot;", '"').replace("&amp;", "&")))
+    return groups
+
+
+def documents(part: Part, groups: dict[str, Rules], counts: Counts) -> Iterator[dict[str, Any]]:
+    """A part's documents as WikiExtractor gives them, tidied; raises UserError when it fails."""
+    import orjson
+
+    command = [sys.executable, "-m", "wikiextractor.WikiExtractor", "--json", "--no-templates", "--discard_empty"]
+    command += ["--quiet", "--processes", "1", "-o", "-", "/dev/stdin"]
+    print("$ " + " ".join(command), flush=True)
+    with tempfile.TemporaryFile("w+") as errors:
+        program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=CHUNK)
+        assert program.stdin is not None and program.stdout is not None
+        failed: list[Exception] = []
+        feeder = threading.Thread(target=_feed, args=(program.stdin, part, groups, counts, failed), daemon=True)
+        feeder.start()
+        for line in program.stdout:
+            page = orjson.loads(line)
+            text = tidy(page["text"])
+            if text and not REDIRECT.match(text):
+                yield {
+                    "id": f"zhwiki-{int(page['id']):08d}",
+                    "text": text,
+                    "metadata": {"title": page["title"], "url": page["url"]},
+                }
+        feeder.join()
+        code = program.wait()
+        if failed:
+            raise failed[0]
+        if code != 0:
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"WikiExtractor failed on {part.dump}: {last}")
+
+
+def _feed(pipe: IO[bytes], part: Part, groups: dict[str, Rules], counts: Counts, failed: list[Exception]) -> None:
+    try:
+        with pipe:
+            pipe.write(site_head(part.dump))
+            for piece in articles(part, groups, counts):
+                pipe.write(piece)
+            pipe.write(b"</mediawiki>\n")
+    except BrokenPipeError:
+        pass  # it ended early: its exit code tells
+    except Exception as error:  # noqa: BLE001 (handed to the thread that waits)
+        failed.append(error)
+
+
+def extract_part(task: tuple[int, Part], groups: dict[str, Rules], folder: Path) -> int:
+    """Write a part's documents as JSON lines, and then, which marks it done, what was counted; returns its number."""
+    import orjson
+
+    number, part = task
+    counts, written = Counts(), 0
+    with atomic_file(folder / f"{number:05d}.jsonl") as aside, aside.open("wb") as output:
+        for row in documents(part, groups, counts):
+            output.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            written += 1
+    write_json(folder / f"{number:05d}.json", {**vars(counts), "pages_with_text": written})
+    return number
+
+
+def claim(folder: Path, parts: list[Part]) -> None:
+    """Keep the finished parts of `folder` only where they were made from this very dump, divided in the same way."""
+    dump = parts[0].dump
+    found = dump.stat()
+    plan = {"dump": str(dump.resolve()), "bytes": found.st_size, "changed": found.st_mtime_ns}
+    plan["starts"] = [part.start for part in parts]
+    path = folder / "plan.json"
+    if path.exists() and read_json(path) == plan:
+        return
+    for old in folder.iterdir():
+        if old.name != "lock":
+            old.unlink()
+    write_json(path, plan)
+
+
+def all_groups(pool: ProcessPoolExecutor, parts: list[Part], index: Path | None, folder: Path) -> dict[str, Rules]:
+    """The dump's conversion groups, kept in `folder` for the next time."""
+    path = folder / "groups.json"
+    if not path.exists():
+        groups: dict[str, Rules] = {}
+        dump = parts[0].dump
+        places = indexed_parts(dump, index) if index else parts
+        for found in track(pool.map(find_groups, places), len(places), "parts looked through for conversion groups"):
+            for name, rules in found.items():
+                groups.setdefault(name, {}).update(rules)
+        write_json(path, groups)
+    return read_json(path)
+
+
+def extract(dump: Path, output: Path, processes: int, index: Path | None = None) -> dict[str, int]:
+    """Extract a dump to one `.jsonl` or `.jsonl.zst` file; returns counts. Raises UserError as `prepare` does."""
+    if dump.is_dir():
+        dumps = sorted(dump.glob("*.xml.bz2"))
+        if len(dumps) != 1:
+            raise UserError(f"{dump} holds {len(dumps)} files *.xml.bz2: pass the path of one dump")
+        dump = dumps[0]
+    if not dump.exists():
+        raise UserError(f"{dump} does not exist: pass the path of a pages-articles dump")
+    folder = output.with_name(f".{output.name}.parts")
+    parts = divide(dump, max(processes, -(-dump.stat().st_size // PART_BYTES)))
+    index = index or index_beside(dump)
+    with only_run(folder):
+        claim(folder, parts)
+        todo = [task for task in enumerate(parts) if not (folder / f"{task[0]:05d}.json").exists()]
+        if len(todo) < len(parts):
+            print(f"{len(parts) - len(todo)} of {len(parts)} parts are done already", flush=True)
+        with ProcessPoolExecutor(processes, get_context("spawn"), initializer=die_with_parent) as pool:
+            groups = all_groups(pool, parts, index, folder)
+            print(f"{len(groups)} conversion groups", flush=True)
+            done = pool.map(partial(extract_part, groups=groups, folder=folder), todo)
+            for _ in track(done, len(todo), "parts"):
+                pass
+        marks = [read_json(folder / f"{number:05d}.json") for number in range(len(parts))]
+        total = {name: sum(mark[name] for mark in marks) for name in marks[0]}
+        if not total["pages_with_text"]:
+            shutil.rmtree(folder)
+            raise UserError(f"{dump}: none of its {total['pages']} pages has text (redirects and empty pages only)")
+        join([folder / f"{number:05d}.jsonl" for number in range(len(parts))], output)
+    shutil.rmtree(folder)
+    return total
+
+
+def join(pieces: list[Path], output: Path) -> None:
+    """Put JSON lines together, compressed where `output` ends in .zst."""
+    import zstandard
+
+    with atomic_file(output) as aside, aside.open("wb") as raw:
+        packed = output.suffix == ".zst"
+        stream = zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) if packed else raw
+        for piece in pieces:
+            with piece.open("rb") as source:
+                shutil.copyfileobj(source, stream, CHUNK)
+        if packed:
+            stream.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--dump",
+        type=Path,
+        help=".xml or .xml.bz2, or the folder that a download made (default: this project's sample)",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
+    parser.add_argument("--processes", type=int, default=1, help="parts of the dump worked on at a time (default 1)")
+    parser.add_argument("--index", type=Path, help="the dump's multistream index, plain or .bz2 (default: beside it)")
+    a = parser.parse_args()
+    report_metrics(**extract(a.dump or source_file("zhwiki-sample"), a.output, max(1, a.processes), a.index))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,285 @@
+"""Data in the forms people have them: read alike, split alike, and every fault named with its row."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_qwen2 import make_tiny_qwen2
+
+from artifacts.errors import UserError
+from launch.instructions import lint as lint_data
+from launch.instructions import read as chat_data
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SAMPLES = REPOSITORY.parent / "shared" / "data"
+
+ASKED, ANSWERED = {"from": "human", "value": "问一"}, {"from": "gpt", "value": "答一"}
+GOOD = {
+    "alpaca": {"instruction": "问一", "input": "", "output": "答一"},
+    "alpaca with history": {
+        "instruction": "问二",
+        "input": "x",
+        "output": "答二",
+        "history": [["a", "b"]],
+        "system": "s",
+    },
+    "sharegpt": {"conversations": [ASKED, ANSWERED]},
+    "openai": {
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "问"},
+            {"role": "assistant", "content": "答"},
+        ]
+    },
+    "pairs": {"instruction": "问", "input": "", "chosen": "好", "rejected": "坏"},
+    "sharegpt pairs": {
+        "conversations": [ASKED],
+        "chosen": {"from": "gpt", "value": "好"},
+        "rejected": {"from": "gpt", "value": "坏"},
+    },
+    "kto": {"instruction": "问", "output": "答", "kto_tag": True},
+    "sharegpt kto": {"conversations": [ASKED, ANSWERED], "label": False},
+}
+
+
+def write(path: Path, *rows, lines: bool = False) -> Path:
+    texts = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(texts) if lines else "[" + ",".join(texts) + "]", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("lines", [False, True])
+def test_good_rows_of_every_form_have_no_fault(tmp_path, name, lines):
+    found = lint_data.lint(write(tmp_path / "x.json", GOOD[name], lines=lines))
+    assert found.rows == 1 and found.faults == []
+    assert found.example is not None and found.example.prompt[-1][0] == "user"
+
+
+def test_forms_are_told_apart(tmp_path):
+    forms = {name: chat_data.form_of(write(tmp_path / "x.json", row)) for name, row in GOOD.items()}
+    assert forms["alpaca"] == chat_data.Form("alpaca", "sft")
+    assert forms["sharegpt pairs"] == chat_data.Form("sharegpt", "pairs")
+    assert forms["kto"] == chat_data.Form("alpaca", "kto", "kto_tag")
+    assert forms["openai"] == chat_data.Form("openai", "sft")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "fault"),
+    [
+        ("alpaca", {"output": None}, "has 'output' that is not text"),
+        ("alpaca", {"output": "  "}, "has an empty 'output'"),
+        ("alpaca", {"instruction": ""}, "has an empty 'instruction'"),
+        ("alpaca", {"history": [["only one"]]}, "has a 'history' that is no list of"),
+        ("alpaca", {"output": ...}, "lacks the field 'output'"),
+        ("sharegpt", {"conversations": [ANSWERED, ASKED]}, "has turn 1 from the assistant where the user speaks"),
+        ("sharegpt", {"conversations": [ASKED, ASKED]}, "has turn 2 from the user where the assistant speaks"),
+        ("sharegpt", {"conversations": [ASKED]}, "has no assistant's turn at its end"),
+        ("sharegpt", {"conversations": []}, "that is no list of turns"),
+        ("sharegpt", {"conversations": [{"from": "bot", "value": "x"}]}, "has turn 1 from 'bot'"),
+        ("openai", {"messages": [{"role": "user"}]}, "lacks the field 'content'"),
+        ("pairs", {"rejected": "好"}, "has the same answer as 'chosen' and 'rejected'"),
+        ("pairs", {"chosen": ...}, "lacks the field 'chosen'"),
+        ("sharegpt pairs", {"chosen": ASKED}, "has 'chosen' that is the user's"),
+        ("sharegpt pairs", {"conversations": [ASKED, ANSWERED]}, "ends before a question is asked"),
+        ("kto", {"kto_tag": "yes"}, "has 'kto_tag' that is neither true nor false"),
+    ],
+)
+def test_a_fault_is_named_with_its_row(tmp_path, name, change, fault):
+    bad = {key: value for key, value in {**GOOD[name], **change}.items() if value is not ...}
+    found = lint_data.lint(write(tmp_path / "x.json", GOOD[name], bad))
+    ((row, said),) = found.faults
+    assert row == 2 and fault in said
+
+
+def test_broken_lines_do_not_hide_the_others(tmp_path):
+    path = write(tmp_path / "x.jsonl", GOOD["alpaca"], '{"instruction": ', GOOD["alpaca with history"], lines=True)
+    found = lint_data.lint(path)
+    assert found.rows == 3 and [row for row, _ in found.faults] == [2]
+    assert "is not JSON" in found.faults[0][1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b'[{"instruction": "a"\n', "line 2 column 1: not JSON"),
+        ('[{"instruction": "问'.encode("gb18030"), "is not UTF-8"),
+        (b'[{"title": "a"}]', "has title; known are"),
+        (b"[1, 2]", "holds no row that is an object"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        lint_data.lint(path)
+
+
+def test_repeats_leaks_and_held_out_rows(tmp_path):
+    item = "孤舟蓑笠翁独钓寒江雪千山鸟飞绝"
+    evaluation = write(tmp_path / "test.jsonl", {"question": "下一句是？" + item, "A": "x"}, lines=True)
+    held_out = lint_data.lint(write(tmp_path / "valid.json", GOOD["alpaca"])).keys
+    leak = {"instruction": "写诗", "input": "", "output": "孤舟蓑笠翁，独钓寒江雪。千山鸟飞绝。"}
+    path = write(tmp_path / "x.json", GOOD["alpaca with history"], GOOD["alpaca with history"], GOOD["alpaca"], leak)
+    found = lint_data.lint(path, evaluation=lint_data.evaluation_ngrams([evaluation]), held_out=held_out)
+    assert [row for row, _ in found.faults] == [2, 3, 4]
+    said = [fault for _, fault in found.faults]
+    assert said[0] == "repeats row 1" and said[1] == "is also held out, row 1" and "with an evaluation item" in said[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_tiny_qwen2(tmp_path_factory.mktemp("model") / "model")
+
+
+def test_template_labels_and_lengths(tmp_path, folder):
+    rendering = lint_data.Rendering(folder)
+    path = write(tmp_path / "x.json", GOOD["alpaca"], {**GOOD["alpaca"], "output": "长" * 300})
+    found = lint_data.lint(path, rendering, cutoff=100)
+    ((row, length),) = found.too_long
+    assert row == 2 and length > 300 and not found.faults
+    text = lint_data.report(found, rendering)
+    assert r"<|im_start|>user\n问一<|im_end|>\n<|im_start|>assistant\n答一<|im_end|>" in text
+    assert "of which the loss counts: '答一<|im_end|>" in text
+
+
+def test_a_template_that_never_stops_is_refused(folder, tmp_path):
+    endless = tmp_path / "endless"
+    shutil.copytree(folder, endless)
+    (endless / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    with pytest.raises(UserError, match="would never stop"):
+        lint_data.Rendering(endless).labels(chat_data.Example((("user", "问"),), ("答",)))
+
+
+def test_rendering_is_that_of_transformers(folder):
+    from transformers import AutoTokenizer
+
+    theirs, ours = AutoTokenizer.from_pretrained(folder), lint_data.Rendering(folder)
+    example = chat_data.Example(
+        (("system", "s"), ("user", "问 <|im_end|> x"), ("assistant", "a"), ("user", "b")), ("答",)
+    )
+    messages = [{"role": role, "content": text} for role, text in (*example.prompt, ("assistant", "答"))]
+    text = theirs.apply_chat_template(messages, tokenize=False)
+    assert ours.text(example, "答") == text
+    asked = theirs.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    assert ours.render(example.prompt, ask=True) == asked
+    assert ours.lengths([text]) == [len(theirs(text, add_special_tokens=False)["input_ids"])]
+
+
+def test_the_split_goes_by_the_question_and_stays(tmp_path):
+    rows = [{"instruction": f"问{i % 150}", "input": "", "output": f"答{i}"} for i in range(300)]
+    few, many = write(tmp_path / "few.json", *rows[:200]), write(tmp_path / "many.json", *rows, lines=True)
+    for path in (few, many):
+        train, valid, _ = lint_data.split(path, tmp_path / "out", 0.2)
+        assert valid and train + valid == len(json.loads(few.read_text()) if path == few else rows)
+
+    def questions(name: str) -> set[str]:
+        return {row["instruction"] for row in json.loads((tmp_path / "out" / name).read_text())}
+
+    assert not questions("many_train.json") & questions("many_valid.json")
+    assert questions("few_valid.json") == questions("many_valid.json")
+
+
+def myllm(*options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "launch.cli", *map(str, options)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def test_the_command(tmp_path, folder):
+    good = write(tmp_path / "good.json", GOOD["alpaca"])
+    result = myllm("lint-data", good, "--tokenizer", folder, "--json", tmp_path / "findings.json")
+    assert result.returncode == 0 and "1 rows, alpaca instructions" in result.stdout
+    assert json.loads((tmp_path / "findings.json").read_text())[0]["faults"] == []
+    result = myllm("lint-data", good, "--tokenizer", folder, "--cutoff-len", 3)
+    assert result.returncode == 2 and "row 1 is longer than cutoff_len 3 after the template: " in result.stderr
+    bad = write(tmp_path / "bad.json", GOOD["alpaca"], {"instruction": "a"})
+    result = myllm("lint-data", good, bad)
+    assert result.returncode == 2
+    assert result.stderr == f"error: {bad}: row 2 lacks the field 'output': {lint_data.MEND}\n"
+
+
+@pytest.mark.skipif(not SAMPLES.exists(), reason="sample data beside the checkout")
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("alpaca_zh_demo.json", chat_data.Form("alpaca", "sft")),
+        ("dpo_zh_demo.json", chat_data.Form("sharegpt", "pairs")),
+    ],
+)
+def test_real_data(name, form):
+    found = lint_data.lint(SAMPLES / name)
+    assert found.form == form and found.rows >= 300
+    print(found.faults[:5])
+
+
+@pytest.mark.slow
+def test_llamafactory_reads_what_is_described(tmp_path, folder):
+    """LLaMA-Factory's own loader on `columns()` for every form: each example, its labels with the stop token."""
+    described = {}
+    for name, row in GOOD.items():
+        file = write(tmp_path / f"{name.replace(' ', '_')}.json", row)
+        described[file.stem] = {"file_name": file.name, **chat_data.columns(file)}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(described))
+    script = """
+import json, sys
+from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+from llamafactory.hparams import get_train_args
+from llamafactory.model import load_tokenizer
+folder, model = sys.argv[1:3]
+counts = {}
+for name, entry in json.load(open(f"{folder}/dataset_info.json")).items():
+    stage = "rm" if entry.get("ranking") else "kto" if "kto_tag" in entry["columns"] else "sft"
+    arguments = dict(stage=stage, do_train=True, model_name_or_path=model, dataset=name, dataset_dir=folder,
+                     template="chatml", cutoff_len=256, output_dir=f"{folder}/out-{name}", use_cpu=True,
+                     preprocessing_num_workers=None, finetuning_type="lora", report_to="none")
+    model_args, data_args, training_args, _, _ = get_train_args(arguments)
+    module = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
+    data = get_dataset(template, model_args, data_args, training_args, stage=stage, **module)["train_dataset"]
+    row = data[0]
+    labels = row.get("chosen_labels") or row.get("labels")
+    counts[name] = [len(data), module["tokenizer"].convert_tokens_to_ids("<|im_end|>") in labels]
+print("COUNTS " + json.dumps(counts))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), str(folder)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    line = next(line for line in result.stdout.splitlines() if line.startswith("COUNTS "))
+    assert json.loads(line.removeprefix("COUNTS ")) == {name: [1, True] for name in described}
+
+
+def test_faulty_and_repeated_rows_are_left_out_when_asked(tmp_path):
+    made = [{"instruction": f"问题{i}", "input": "", "output": f"回答{i}"} for i in range(50)]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([*made, made[3], {"instruction": "空", "input": "", "output": ""}], ensure_ascii=False))
+    with pytest.raises(UserError, match="row 52 .*--drop-faulty"):
+        lint_data.split(path, tmp_path / "out", 0.2)
+    train, valid, dropped = lint_data.split(path, tmp_path / "out", 0.2, drop_faulty=True)
+    assert (train + valid, dropped) == (50, 2)
+    told = json.loads((tmp_path / "out" / "mine_dropped.json").read_text())
+    assert [row["row"] for row in told] == [51, 52] and told[0]["fault"] == "repeats row 4"
+    for name in ("train", "valid"):
+        assert not lint_data.lint(tmp_path / "out" / f"mine_{name}.json").faults
+
+
+def test_a_row_without_its_answer_keeps_its_form() -> None:
+    """What PPO asks is rendered as SFT's data is: tools' turns stay tools' turns."""
+    alpaca = {"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]}
+    assert chat_data.without_answer(alpaca, chat_data.Form("alpaca", "sft")) == {**alpaca, "output": ""}
+    turns = [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{}"},
+             {"from": "observation", "value": "b"}, {"from": "gpt", "value": "c"}]  # fmt: skip
+    row = {"conversations": turns, "system": "s"}
+    form = chat_data.Form("sharegpt", "sft")
+    silent = chat_data.without_answer(row, form)
+    assert silent == {"conversations": [*turns[:-1], {"from": "gpt", "value": ""}], "system": "s"}
+    assert chat_data.without_answer({"conversations": turns[:2]}, form)["conversations"][1]["from"] == "gpt"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    silent = chat_data.without_answer({"messages": messages}, chat_data.Form("openai", "sft"))
+    assert silent == {"messages": [messages[0], {"role": "assistant", "content": ""}]}
