@@ -4,7 +4,7 @@
     python -m benchmarks.preprocess_tokens --only binning --rounds 5
     python -m benchmarks.preprocess_tokens --corpus mine.jsonl --megabytes 200
 
-Text: the poems of `chinese-poetry`, simplified (in the cache: `python -m preprocess.sources.download --source chinese-poetry`),
+Text: the poems of `chinese-poetry`, simplified (in the cache: `myllm download chinese-poetry`),
 one a document (short) and joined to documents of about 20,000 characters (long), or --corpus. Binning is timed against
 Megatron's own way, a loop with the same parts as its `tools/preprocess_data.py` (a pool of workers that parse and
 tokenize with transformers, `IndexedDatasetBuilder` in the parent) at equal numbers of processes: seconds of whole

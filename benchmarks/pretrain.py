@@ -3,10 +3,10 @@
     python -m benchmarks.pretrain                       # both tables, into benchmarks/pretrain.md
     python -m benchmarks.pretrain --rounds 7 --only launcher
 
-Launcher: the demo's recipe by `launch.pretraining.pretrain` and by `benchmarks/bare_megatron.py` with the very same flags, in turn,
-so that a slow minute of the machine meets both; each round's two medians are compared, and the table has the median of
-the rounds. Attention: one process, one sequence a step, both kinds in turn; peak memory is the kernel's own count
-(`ru_maxrss`) of the rank, less that of a run at the shortest length.
+Launcher: the demo's recipe by `launch.pretraining.pretrain` and by `benchmarks/bare_megatron.py` with the very same
+flags, in turn, so that a slow minute of the machine meets both; each round's two medians are compared, and the table
+has the median of the rounds. Attention: one process, one sequence a step, both kinds in turn; peak memory is the
+kernel's own count (`ru_maxrss`) of the rank, less that of a run at the shortest length.
 """
 
 from __future__ import annotations
@@ -71,7 +71,15 @@ def launcher(rounds: int, work: Path) -> list[str]:
             recipe = load_recipe("qwen2-tiny", "demo", "cpu", keys)
             if kind == "ours":
                 sets = [part for key in keys for part in ("--set", key)]
-                command = [sys.executable, "-m", "launch.pretraining.pretrain", "--model", "qwen2-tiny", "--training", "demo"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "launch.pretraining.pretrain",
+                    "--model",
+                    "qwen2-tiny",
+                    "--training",
+                    "demo",
+                ]
                 ours.append(measure([*command, "--run", str(run), *sets], work / "ours.log", WARM_UP))
             else:
                 torchrun = pretrain.torchrun(layout_of(recipe), 0, None)
@@ -88,7 +96,7 @@ def launcher(rounds: int, work: Path) -> list[str]:
         f"{rounds} rounds in turn; the losses of all runs are equal in every printed digit ({ours[0].loss}).\n",
         "| | median step, ms |\n|---|---|",
         f"| bare `megatron.training.pretrain()` | {theirs:.1f} |",
-        f"| `python -m launch.pretraining.pretrain` | {mine:.1f} |\n",
+        f"| `myllm pretrain` | {mine:.1f} |\n",
         f"Ratio of a round: median **{statistics.median(ratios):.4f}**, from {min(ratios):.4f} to {max(ratios):.4f} "
         "(bar: 1.01).\n",
     ]

@@ -1,6 +1,6 @@
 """A Megatron checkpoint to a Hugging Face folder, handed on only when it is proved equal.
 
-    python -m converters.export --checkpoint runs/poetry-tiny/checkpoints --tokenizer runs/poetry-tiny/tokenizer \\
+    myllm export --checkpoint runs/poetry-tiny/checkpoints --tokenizer runs/poetry-tiny/tokenizer \\
         --output runs/poetry-tiny/models/base
 
 Any `torch_dist` checkpoint of a Qwen2 or Llama 2 model: any tensor, pipeline or data parallel layout, local or
@@ -35,7 +35,7 @@ def tokenizer_ids(folder: Path) -> dict[str, Any]:
 
     missing = [name for name in REQUIRED if not (folder / name).exists()]
     if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)}: make it with `python -m preprocess.tokenizer.train`")
+        raise UserError(f"{folder} lacks {', '.join(missing)}: make it with `myllm tokenizer`")
     configuration = read_json(folder / "tokenizer_config.json")
     try:
         ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True)

@@ -1,6 +1,6 @@
 """A Hugging Face folder to a Megatron checkpoint that pretraining continues from, proved equal before it is handed on.
 
-    python -m converters.import_hf --model Qwen2-0.5B --output checkpoints/qwen2-0.5b
+    myllm import --model Qwen2-0.5B --output checkpoints/qwen2-0.5b
 
 Then `--load checkpoints/qwen2-0.5b` in Megatron, with any layout: `torch_dist` checkpoints are cut anew when they are
 loaded. Weights only, so the checkpoint is a `release` and training begins at step 0 with a new optimizer. The gate is

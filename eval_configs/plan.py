@@ -2,8 +2,8 @@
 
     .venv-eval/bin/python -m eval_configs.plan eval_configs/base_ppl.py --output plan.json
 
-Run by `launch.scoring.evaluate`, in OpenCompass's environment, with the variables of `eval_configs/settings.py`. A set that is
-missing, cut short, or holds a question without an answer is an error that names it. OpenCompass would go to the
+Run by `launch.scoring.evaluate`, in OpenCompass's environment, with the variables of `eval_configs/settings.py`. A set
+that is missing, cut short, or holds a question without an answer is an error that names it. OpenCompass would go to the
 network for a missing set; here it is not asked.
 
 plan.json: {"opencompass": version, "pairs": [{"model", "dataset", "set", "kind": ppl or gen, "shots", "tokens" (of an

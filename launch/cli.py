@@ -1,18 +1,11 @@
-"""The `myllm` command: run a pipeline, look at a run, or do one thing alone.
+"""From raw text to a scored chat model: every step by one command.
 
-myllm run poetry-tiny                         # here, every stage; again: only what is missing
-myllm run poetry-tiny --from sft --to score   # some stages
+myllm run poetry-tiny                         # the whole pipeline here; again: only what is missing
+myllm run poetry-tiny --from sft --to score   # some of its stages
 myllm run poetry-tiny --dry-run               # print the commands, run nothing
 myllm submit poetry-tiny --site mine          # the same stages as a chain of Slurm jobs
-myllm status poetry-tiny                      # what is done, and what its jobs do
-myllm estimate qwen2-0.5b --hardware node-8   # memory, hours, cost of a pretraining, before it starts
-myllm posttrain sft_lora --model DIR --data DIR --output-folder DIR
-myllm serve runs/poetry-tiny/models/dpo       # an OpenAI-compatible API, on this machine alone, with a key
-myllm chat runs/poetry-tiny/models/dpo        # in the terminal; `chat-page` in the browser
-myllm eval runs/poetry-tiny/models/base --suite next_line     # scores with chance, interval and protocol
-myllm compare poetry-tiny                     # models side by side, with significance
 
-`myllm COMMAND --help` tells the rest, with an example.
+`myllm COMMAND --help` explains a command, with an example.
 """
 
 from __future__ import annotations
@@ -31,7 +24,10 @@ from artifacts.layout import REPOSITORY, Run
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand. Its arguments and its work are in `module`, as `add_arguments` and `run`, or here."""
+    """A subcommand: its work is in `module`, or here.
+
+    A module has `main()`, which reads sys.argv, or `add_arguments(parser)` and `run(arguments)`.
+    """
 
     help: str
     module: str | None = None
@@ -152,72 +148,107 @@ def split_data(given: argparse.Namespace) -> None:
         print(f"{name}_dropped.json: {dropped:,} rows that were left out, with the fault of each")
 
 
-def add_download_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="+", help="names of preprocess/sources/sources.yaml")
-    parser.add_argument("--from-file", type=Path, help="take this file or folder instead (one source only)")
-
-
-def download(given: argparse.Namespace) -> int:
-    import subprocess
-
-    words = [word for name in given.source for word in ("--source", name)]
-    words += ["--from-file", str(given.from_file.resolve())] if given.from_file else []
-    return subprocess.run([sys.executable, "-m", "preprocess.sources.download", *words], cwd=REPOSITORY).returncode
-
-
-COMMANDS = {
-    "run": Command("run a pipeline's stages", None, add_pipeline_arguments, run_here, "myllm run poetry-tiny --to sft"),
-    "submit": Command(
-        "submit a pipeline's stages to Slurm",
-        None,
-        add_submit_arguments,
-        submit,
-        "myllm submit poetry-tiny --site mine --from pretrain",
-    ),  # fmt: skip
-    "status": Command(
-        "what is done of a run, and what its Slurm jobs do",
-        None,
-        add_run_argument,
-        show_status,
-        "myllm status poetry-tiny",
-    ),  # fmt: skip
-    "cancel": Command("cancel the Slurm jobs of a run", None, add_run_argument, cancel, "myllm cancel poetry-tiny"),
-    "report": Command("write report.html and report.json", None, add_run_argument, report, "myllm report poetry-tiny"),
-    "estimate": Command("parameters, memory, hours and cost of a pretraining", "launch.pretraining.estimate"),
-    "lint-data": Command("check instruction, preference or KTO data", "launch.instructions.lint"),
-    "split-data": Command(
-        "divide a data file into train and held out",
-        None,
-        add_split_arguments,
-        split_data,
-        "myllm split-data alpaca_zh.json --output-folder data --share 0.02",
-    ),  # fmt: skip
-    "download": Command(
-        "fetch a source or an evaluation set",
-        None,
-        add_download_arguments,
-        download,
-        "myllm download ceval cmmlu",
-    ),
-    "posttrain": Command("fine-tune, reward model, DPO, KTO, PPO, GRPO, merge", "launch.posttraining.posttrain"),
-    "serve": Command("serve a model folder with vLLM or LMDeploy", "launch.serving.serve"),
-    "chat": Command("chat in the terminal, with a server or a model folder", "launch.chat.terminal"),
-    "chat-page": Command("chat in the browser, several models side by side", "launch.chat.page"),
-    "eval": Command("score models with OpenCompass", "launch.scoring.evaluate"),
-    "bits-per-byte": Command("perplexity of held-out text, whatever the tokenizer", "launch.scoring.bits_per_byte"),
-    "calibrate": Command("the same questions by a second harness", "launch.scoring.calibrate"),
-    "compare": Command("models side by side, with paired significance", "launch.scoring.compare"),
+GROUPS: dict[str, dict[str, Command]] = {
+    "a whole run": {
+        "run": Command(
+            "run a pipeline's stages", None, add_pipeline_arguments, run_here, "myllm run poetry-tiny --to sft"
+        ),
+        "submit": Command(
+            "submit a pipeline's stages to Slurm",
+            None,
+            add_submit_arguments,
+            submit,
+            "myllm submit poetry-tiny --site mine --from pretrain",
+        ),
+        "status": Command(
+            "what is done of a run, and what its Slurm jobs do",
+            None,
+            add_run_argument,
+            show_status,
+            "myllm status poetry-tiny",
+        ),
+        "cancel": Command("cancel the Slurm jobs of a run", None, add_run_argument, cancel, "myllm cancel poetry-tiny"),
+        "samples": Command("what each model of a run writes when asked the same", "launch.report.samples"),
+        "report": Command(
+            "write report.html and report.json", None, add_run_argument, report, "myllm report poetry-tiny"
+        ),
+    },
+    "text": {
+        "download": Command("fetch a source or an evaluation set", "preprocess.sources.download"),
+        "extract-wiki": Command("a MediaWiki dump to documents", "preprocess.wiki.extract"),
+        "corpora": Command("raw files to clean, deduplicated shards, in one go", "preprocess.corpora.pipeline"),
+        "simplify": Command("Traditional to Simplified Chinese", "preprocess.cleaning.simplify"),
+        "clean": Command("drop documents that are not worth training on", "preprocess.cleaning.clean"),
+        "mask": Command("mask mail addresses, phone and identity numbers", "preprocess.cleaning.privacy"),
+        "deduplicate": Command("drop documents that are there already", "preprocess.deduplication.deduplicate"),
+        "decontaminate": Command(
+            "drop documents that hold evaluation questions", "preprocess.deduplication.decontaminate"
+        ),
+        "split": Command("divide documents into train, valid and test", "preprocess.dataset.split"),
+        "data-card": Command("what the corpus steps did, as a page", "preprocess.corpora.data_card"),
+    },
+    "tokenizer and datasets": {
+        "tokenizer": Command("train a tokenizer, and prove it in every later tool", "preprocess.tokenizer.train"),
+        "tokenizer-gate": Command("prove a tokenizer in every later tool", "preprocess.tokenizer.probe"),
+        "binning": Command("documents to a Megatron indexed dataset", "preprocess.dataset.binning"),
+        "blend": Command("datasets and their shares for a pretraining", "preprocess.dataset.blend"),
+    },
+    "pretraining": {
+        "estimate": Command("parameters, memory, hours and cost of a pretraining", "launch.pretraining.estimate"),
+        "pretrain": Command("pretrain with Megatron-LM by a recipe", "launch.pretraining.pretrain"),
+        "export": Command("a Megatron checkpoint to a Hugging Face folder", "converters.export"),
+        "import": Command("a Hugging Face folder to a Megatron checkpoint", "converters.import_hf"),
+    },
+    "post-training": {
+        "lint-data": Command("check instruction, preference or KTO data", "launch.instructions.lint"),
+        "split-data": Command(
+            "divide a data file into train and held out",
+            None,
+            add_split_arguments,
+            split_data,
+            "myllm split-data alpaca_zh.json --output-folder data --share 0.02",
+        ),
+        "posttrain": Command("fine-tune, reward model, DPO, KTO, PPO, GRPO, merge", "launch.posttraining.posttrain"),
+        "pair-accuracy": Command("how often a model prefers the chosen answer", "launch.preferences.pair_accuracy"),
+        "answer-rewards": Command("rewards of a model's answers", "launch.preferences.answer_rewards"),
+        "judged-pairs": Command("preference pairs out of a model's own answers", "launch.preferences.judged_pairs"),
+    },
+    "serving": {
+        "serve": Command("serve a model folder with vLLM or LMDeploy", "launch.serving.serve"),
+        "serve-gate": Command("prove that the served model answers as Hugging Face's", "launch.serving.gate"),
+        "chat": Command("chat in the terminal, with a server or a model folder", "launch.chat.terminal"),
+        "chat-page": Command("chat in the browser, several models side by side", "launch.chat.page"),
+    },
+    "scoring": {
+        "eval": Command("score models with OpenCompass", "launch.scoring.evaluate"),
+        "bits-per-byte": Command("perplexity of held-out text, whatever the tokenizer", "launch.scoring.bits_per_byte"),
+        "calibrate": Command("the same questions by a second harness", "launch.scoring.calibrate"),
+        "compare": Command("models side by side, with paired significance", "launch.scoring.compare"),
+    },
 }
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+
+def overview() -> str:
+    """The commands by group, a line each."""
+    lines = []
+    for group, commands in GROUPS.items():
+        lines += [f"{group}:", *(f"  {name:<15} {command.help}" for name, command in commands.items()), ""]
+    return "\n".join(lines)
 
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The command's parser; only the chosen subcommand's module is imported, and only its arguments are known."""
     top = argparse.ArgumentParser(
-        prog="myllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="myllm",
+        description=__doc__,
+        epilog=overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="myllm COMMAND [options]",
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
     for name, command in COMMANDS.items():
-        made = commands.add_parser(name, help=command.help, formatter_class=argparse.RawDescriptionHelpFormatter)
+        made = commands.add_parser(name, formatter_class=argparse.RawDescriptionHelpFormatter, prog=f"myllm {name}")
         if name != chosen:
             continue
         made.description = f"Example: {command.example}"
@@ -231,6 +262,16 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 def main() -> int | None:
     chosen = sys.argv[1] if len(sys.argv) > 1 else None
+    if chosen is None:
+        parser().print_help()
+        return 0
+    command = COMMANDS.get(chosen)
+    if command and command.module:
+        module: Any = importlib.import_module(command.module)
+        if not hasattr(module, "add_arguments"):
+            sys.argv = [f"myllm {chosen}", *sys.argv[2:]]
+            code: int | None = module.main()
+            return code
     given = parser(chosen).parse_args()
     command = COMMANDS[given.command]
     run: Any = importlib.import_module(command.module).run if command.module else command.run

@@ -56,9 +56,7 @@ def documents(tarball: Path, limit: int | None = None) -> Iterator[dict[str, Any
                         "metadata": {"title": poem["title"], "author": poem["author"], "dynasty": dynasty},
                     }
     except FileNotFoundError:
-        raise UserError(
-            f"{tarball} does not exist: run `python -m preprocess.sources.download --source chinese-poetry`"
-        ) from None
+        raise UserError(f"{tarball} does not exist: run `myllm download chinese-poetry`") from None
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{tarball} is not a whole tarball ({error}): delete it and download it again") from None
     if not count:

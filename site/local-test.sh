@@ -1,5 +1,5 @@
 # Worked example: a small CPU partition without accounting, as the tests' throw-away cluster is
-# (tests/slurm/slurm_cluster.py: `python tests/slurm/slurm_cluster.py` starts one).
+# (tests/slurm_cluster.py: `python tests/slurm_cluster.py` starts one).
 # shellcheck shell=bash disable=SC2034
 MYLLM_SITE=$(realpath "${BASH_SOURCE[0]}") && export MYLLM_SITE
 export SBATCH_PARTITION=batch

@@ -33,7 +33,7 @@ CARDS = (  # words of the driver's name -> launch/pretraining/gpus.yaml, the mor
 
 
 def card_of(name: str) -> str | None:
-    """The name in launch/pretraining/gpus.yaml of a GPU as its driver calls it, e.g. "NVIDIA H100 80GB HBM3"; None: unknown."""
+    """The gpus.yaml name of a GPU that its driver calls e.g. "NVIDIA H100 80GB HBM3"; None: unknown."""
     return next((card for words, card in CARDS if re.search(words, name)), None)
 
 
@@ -88,7 +88,7 @@ def ceilings(on_gpu: bool) -> Row:
 
 
 def attention(name: str, shape: tuple[int, ...], on_gpu: bool) -> Row:
-    """Forward and backward of `launch.pretraining.attention`'s call: the kernel that PyTorch chooses, and each one's time."""
+    """Forward and backward as `launch.pretraining.attention` calls it: the kernel chosen, each one's time."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -97,7 +97,9 @@ def attention(name: str, shape: tuple[int, ...], on_gpu: bool) -> Row:
 
     def tensor(count: int) -> Any:
         made = torch.randn(length, batch, count, width, device=device, dtype=torch.bfloat16)
-        return made.permute(1, 2, 0, 3).requires_grad_()  # Megatron's order, as launch.pretraining.attention hands it on
+        return made.permute(
+            1, 2, 0, 3
+        ).requires_grad_()  # Megatron's order, as launch.pretraining.attention hands it on
 
     query, key, value = tensor(heads), tensor(groups), tensor(groups)
 

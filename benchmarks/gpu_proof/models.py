@@ -1,7 +1,7 @@
 """Parts `fidelity`, `learning` and `posttraining`: what is trained is right, learns, and can be post-trained.
 
-All three go through the project's own commands, as a user's run does: `launch.pretraining.pretrain`, `converters.export`,
-`launch.posttraining.posttrain`.
+All three go through the project's own commands, as a user's run does: `launch.pretraining.pretrain`,
+`converters.export`, `launch.posttraining.posttrain`.
 """
 
 from __future__ import annotations
@@ -156,7 +156,16 @@ def posttraining(proof: Proof, deadline: float) -> Iterator[Row]:
     tasks = ("--data", str(few_rows(data / "tasks", folder / "tasks", proof.on_gpu)), "--hardware", hardware)
 
     def posttrain(recipe: str, model: Path, output: Path, *more: str) -> dict[str, Any]:
-        arguments = ["-m", "launch.posttraining.posttrain", recipe, "--model", str(model), "--output", str(output), *more]
+        arguments = [
+            "-m",
+            "launch.posttraining.posttrain",
+            recipe,
+            "--model",
+            str(model),
+            "--output",
+            str(output),
+            *more,
+        ]
         call(proof, *arguments, log=folder / f"{output.name}.log", deadline=deadline, posttraining=True)
         return dict(read_json(output.with_name(f"{output.name}.work") / "metrics.json"))
 

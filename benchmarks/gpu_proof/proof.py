@@ -27,7 +27,9 @@ class Proof:
     on_gpu: bool  # False: tiny shapes on a CPU, to try every part
     work: Path  # logs, runs and models of the parts
     data: Path | None  # a run's folder with tokenizer/, dataset/ and tasks/; None where there is none
-    card: str | None  # a name of launch/pretraining/gpus.yaml, whose peak MFU is measured against; None: unknown, or a CPU
+    card: (
+        str | None
+    )  # a name of launch/pretraining/gpus.yaml, whose peak MFU is measured against; None: unknown, or a CPU
     site: Path | None = None  # installed wheels; None: the environment has everything
     site_posttraining: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # what one part found and another needs

@@ -1,7 +1,7 @@
 """Parts `speed` and `levers`: the recipes as they ship, then one change at a time, then the good ones together.
 
-Bare Megatron on made-up tokens. MFU is measured against the card's dense bf16 peak (launch/pretraining/gpus.yaml), with the FLOPs
-that `myllm estimate` counts (recomputed activations and padding excluded).
+Bare Megatron on made-up tokens. MFU is measured against the card's dense bf16 peak (launch/pretraining/gpus.yaml), with
+the FLOPs that `myllm estimate` counts (recomputed activations and padding excluded).
 """
 
 from __future__ import annotations

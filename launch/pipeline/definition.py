@@ -20,6 +20,14 @@ STAGE_KEYS = ("commands", "needs", "reads")
 PLACEHOLDER = re.compile(r"\{(--)?(\w+)\}")
 
 
+TRAINERS = ("pretrain", "posttrain")  # commands of myllm that leave checkpoints to go on from, and use GPUs
+
+
+def is_myllm(command: list[str], *names: str) -> bool:
+    """Whether a stage's command is `myllm NAME …` with one of these names."""
+    return command[0] == "myllm" and len(command) > 1 and command[1] in names
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a run: commands to start one after another, in the environment `.venv`."""

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.layout import ENVIRONMENTS, REPOSITORY
-from launch.pipeline.definition import Pipeline, Stage
+from launch.pipeline.definition import TRAINERS, Pipeline, Stage, is_myllm
 from launch.pretraining.recipe import names
 
-TRAINERS = ("launch.pretraining.pretrain", "launch.posttraining.posttrain")
 LARGE_MB = 70_000  # the driver counts 81,559 MB on an H100 of 80 GB, 24,564 on an RTX 4090
 
 
@@ -55,7 +54,7 @@ def notice(
 ) -> str | None:
     """The line to print before these stages of a pipeline run; None where there is nothing to say."""
     hardware = pipeline.values.get("hardware")
-    trains = any(word in TRAINERS for stage in stages for command in stage.commands for word in command)
+    trains = any(is_myllm(command, *TRAINERS) for stage in stages for command in stage.commands)
     if hardware is None or not trains:
         return None
     on_cpu_build = environment() == "train"

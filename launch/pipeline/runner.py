@@ -142,8 +142,14 @@ def last_error(log: Path) -> str:
 
 
 def start(command: list[str], run: Run, log: IO[bytes], metrics: Path, marked: bool = True) -> subprocess.Popen[bytes]:
-    """Start one command of a stage; `python` is the training environment's. Unmarked, it is not ended as left over."""
-    program = str(environment("train") / "bin" / "python") if command[0] == "python" else command[0]
+    """Start one command of a stage; `python` and `myllm` are those of the training environment.
+
+    Unmarked, it is not ended as left over.
+    """
+    program = command
+    if command[0] in ("python", "myllm"):
+        python = str(environment("train") / "bin" / "python")
+        program = [python, *(["-m", "launch.cli"] if command[0] == "myllm" else []), *command[1:]]
     log.write(f"$ {shlex.join(command)}\n".encode())
     log.flush()
     variables = {
@@ -159,7 +165,7 @@ def start(command: list[str], run: Run, log: IO[bytes], metrics: Path, marked: b
         "TOKENIZERS_PARALLELISM": "true",
     }
     return subprocess.Popen(
-        [program, *command[1:]],
+        program,
         cwd=REPOSITORY,
         env=variables,
         stdin=subprocess.DEVNULL,

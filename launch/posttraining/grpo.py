@@ -1,4 +1,6 @@
-"""GRPO with TRL's own trainer: `python -m launch.posttraining.grpo --config X.yaml`, which `myllm posttrain grpo` writes and starts.
+"""GRPO with TRL's own trainer: `myllm posttrain grpo` writes X.yaml and starts this module on it.
+
+    python -m launch.posttraining.grpo --config X.yaml
 
 The file's keys are those of TRL's own script (`trl grpo --config X.yaml` reads the same file): GRPOConfig, ModelConfig,
 `dataset_name`, `reward_funcs`, `reward_model_name_or_path`. What this runner adds to that script: it resumes from the

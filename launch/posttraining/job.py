@@ -36,7 +36,9 @@ class Job:
     exports: bool = False  # `llamafactory-cli export` instead of `train`
     tool: str = LLAMAFACTORY
     reward_model: Path | None = None
-    reward_port: int = 0  # where PPO asks the reward model (launch/posttraining/reward_server.py); 0: it loads it itself
+    reward_port: int = (
+        0  # where PPO asks the reward model (launch/posttraining/reward_server.py); 0: it loads it itself
+    )
     environment: dict[str, str] = field(default_factory=dict)  # of the hardware file: how many processes, where
 
     @property

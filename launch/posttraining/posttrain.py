@@ -225,7 +225,9 @@ def check_rewards_given(job: Job) -> None:
         if "." in name:
             load(name)
         elif name not in (known := rewards_of_trl()):  # a name without a point is one of TRL's own
-            raise UserError(f"reward_funcs: TRL has no {name!r}{nearest(name, known)}; write e.g. launch.posttraining.rewards.rhyme")
+            raise UserError(
+                f"reward_funcs: TRL has no {name!r}{nearest(name, known)}; write e.g. launch.posttraining.rewards.rhyme"
+            )
     count = len(names) + (job.reward_model is not None)
     weights = job.settings.get("reward_weights")
     if not count:
@@ -238,7 +240,7 @@ def check_rewards_given(job: Job) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m launch.posttraining.posttrain", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     return parser.parse_args(argv)
 

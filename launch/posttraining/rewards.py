@@ -1,6 +1,6 @@
 """Rewards that can be checked: what GRPO learns from, and what answers are measured by.
 
-    reward_funcs: [launch.posttraining.rewards.verse_format, launch.posttraining.rewards.line_length, launch.posttraining.rewards.rhyme]   # in grpo.yaml
+    reward_funcs: [launch.posttraining.rewards.verse_format, launch.posttraining.rewards.rhyme]   # in grpo.yaml
 
 Each is a function of TRL's own kind (`trl.GRPOTrainer`, `reward_funcs`): it gets `prompts` and `completions` as lists
 of messages, and every other column of the data as a keyword (`answer`), and gives a number from 0 to 1 for each, or
@@ -137,7 +137,9 @@ def load(name: str) -> Reward:
     try:
         module = importlib.import_module(module_name) if module_name else None
     except ModuleNotFoundError as error:
-        raise UserError(f"reward_funcs: {name}: {error}; write module.function, e.g. launch.posttraining.rewards.rhyme") from None
+        raise UserError(
+            f"reward_funcs: {name}: {error}; write module.function, e.g. launch.posttraining.rewards.rhyme"
+        ) from None
     found = getattr(module, function, None)
     if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value)] if module else []

@@ -1,7 +1,7 @@
 """The upstream command of a post-training, and its run: output passed on and kept, progress, the reason of a failure.
 
 llamafactory-cli train|export X.yaml      every recipe but GRPO; PPO with trl 0.9.6 laid over the environment
-python -m launch.posttraining.grpo --config X.yaml     GRPO: TRL's own parser and trainer (`trl grpo` reads the same file)
+python -m launch.posttraining.grpo --config X.yaml     GRPO: TRL's parser and trainer (`trl grpo` reads the same)
 """
 
 from __future__ import annotations

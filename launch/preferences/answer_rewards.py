@@ -1,6 +1,6 @@
 """How good are a model's answers, and how far is it from where it came? Before and after PPO or GRPO, on held-out data.
 
-    python -m launch.preferences.answer_rewards --model runs/r/models/sft --model runs/r/models/grpo \\
+    myllm answer-rewards --model runs/r/models/sft --model runs/r/models/grpo \\
         --data runs/r/tasks/rl_valid.json --reward launch.posttraining.rewards.rhyme --output runs/r/eval/rewards.json
 
 Each model writes `--answers` answers to each question, drawn at temperature 1. Every reward function and, with

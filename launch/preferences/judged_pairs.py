@@ -1,7 +1,8 @@
 """Pairs for a reward model out of a chat model's own answers, chosen and rejected by rewards that code computes.
 
-    python -m launch.preferences.judged_pairs --model runs/r/models/sft --data runs/r/tasks/rl_train.json \\
-        --reward launch.posttraining.rewards.verse_format --reward launch.posttraining.rewards.rhyme --output runs/r/judged/reward_train.json
+    myllm judged-pairs --model runs/r/models/sft --data runs/r/tasks/rl_train.json \\
+        --reward launch.posttraining.rewards.verse_format --reward launch.posttraining.rewards.rhyme \\
+        --output runs/r/judged/reward_train.json
 
 The model answers each question `--answers` times at temperature 1; an answer's worth is the sum of its rewards. Each
 question gives at most two pairs: its best answer against its worst, and the reference answer against its second worst,

@@ -1,6 +1,6 @@
-"""How often a model prefers the chosen answer: `python -m launch.preferences.pair_accuracy --model DIR --pairs FILE --output FILE`
+"""How often a model prefers the chosen answer: `myllm pair-accuracy --model DIR --pairs FILE --output FILE`
 
-    python -m launch.preferences.pair_accuracy --model runs/r/models/sft --model runs/r/models/dpo \
+    myllm pair-accuracy --model runs/r/models/sft --model runs/r/models/dpo \
         --pairs runs/r/posttrain/dpo_valid.json --output runs/r/eval/pairs.json
 
 For each model: the share of pairs (0-100) whose chosen answer has the higher summed log-probability given the prompt,
@@ -122,7 +122,7 @@ def measure(folder: Path, rows: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.preferences.pair_accuracy", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; may be repeated")
     parser.add_argument("--pairs", type=Path, required=True, help="JSON list: instruction, input, chosen, rejected")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")

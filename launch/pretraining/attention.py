@@ -1,4 +1,6 @@
-"""PyTorch's own attention in Megatron's local layers, by Megatron's flag: `--spec launch.pretraining.attention layer_spec`.
+"""PyTorch's own attention in Megatron's local layers.
+
+Megatron's flag for it: `--spec launch.pretraining.attention layer_spec`.
 
 Stock local layers compute the attention scores as a whole matrix; `torch.nn.functional.scaled_dot_product_attention`
 (SDPA) does not: flash attention on a GPU (arXiv 2205.14135) and its tiled counterpart on a CPU. Nothing is added to
@@ -28,7 +30,9 @@ class SDPACoreAttention(MegatronModule):
         served = {"window_size": None, "softmax_type": "vanilla", "context_parallel_size": 1}
         for key, wanted in served.items():
             if getattr(config, key) != wanted:
-                raise ValueError(f"launch.pretraining.attention serves {key} = {wanted} only, not {getattr(config, key)}")
+                raise ValueError(
+                    f"launch.pretraining.attention serves {key} = {wanted} only, not {getattr(config, key)}"
+                )
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.scale = 1 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
 
@@ -52,7 +56,9 @@ class SDPACoreAttention(MegatronModule):
             [sequence, batch, heads x head width]
         """
         if attention_bias is not None or packed_seq_params is not None:
-            raise ValueError("launch.pretraining.attention has no attention bias and no packed sequences: use Transformer Engine")
+            raise ValueError(
+                "launch.pretraining.attention has no attention bias and no packed sequences: use Transformer Engine"
+            )
         output = torch.nn.functional.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
@@ -71,7 +77,9 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> Any:
     from megatron.training.models.gpt import default_layer_spec
 
     if config.transformer.transformer_impl != "local":
-        raise ValueError("launch.pretraining.attention goes with transformer-impl local; Transformer Engine has its own attention")
+        raise ValueError(
+            "launch.pretraining.attention goes with transformer-impl local; Transformer Engine has its own attention"
+        )
     spec = default_layer_spec(config, vp_stage)
     spec.submodules.self_attention.submodules.core_attention = SDPACoreAttention
     return spec

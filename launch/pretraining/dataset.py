@@ -14,8 +14,8 @@ from artifacts.errors import UserError
 LEFT_ALONE = {
     "drop_last_partial_validation_sequence": "no flag of Megatron sets it; its default is the one of pretrain_gpt.py",
     "add_extra_token_to_sequence": "the same",
-    "inter_document_masking": "needs packed sequences, which the worker does not hand on: launch/pretraining/served_flags.py",
-    "hybrid_context_parallel": "context parallel is not served: launch/pretraining/served_flags.py",
+    "inter_document_masking": "needs packed sequences, which the worker does not hand on: see served_flags.py",
+    "hybrid_context_parallel": "context parallel is not served: see served_flags.py",
 }
 
 

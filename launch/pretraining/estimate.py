@@ -3,9 +3,10 @@
     myllm estimate qwen2-0.5b --hardware node-8 --tokens 10B
     myllm estimate llama2-1.1b --training zh-100b --hardware cluster-4x8 --mfu 0.45 --price 2.5 --json
 
-The speed is a share of the GPU's peak (MFU): --mfu, else what was measured on this card (`launch.pretraining.measured_mfu`), else 0.40.
-Memory and FLOPs follow megatron-core 0.19.2 (`training/theoretical_memory_usage.py`,
-`training/training.py: num_floating_point_operations`), and tests hold them against those functions.
+The speed is a share of the GPU's peak (MFU): --mfu, else what was measured on this card
+(`launch.pretraining.measured_mfu`), else 0.40. Memory and FLOPs follow megatron-core 0.19.2
+(`training/theoretical_memory_usage.py`, `training/training.py: num_floating_point_operations`), and tests hold them
+against those functions.
 """
 
 from __future__ import annotations

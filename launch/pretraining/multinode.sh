@@ -34,8 +34,8 @@ for node in "${!hosts[@]}"; do
   log=$run/logs/host-$node.log
   # the remote shell leaves its process id, which becomes the trainer's: a signal does not travel through ssh
   command="cd $(printf %q "$PWD") && echo \$\$ > $(printf %q "$run/logs/host-$node.pid") &&
-    exec .venv/bin/python -m launch.pretraining.pretrain$words --node-rank $node --rendezvous $meeting"
-  echo "$ ${remote[*]} ${hosts[$node]} .venv/bin/python -m launch.pretraining.pretrain$words --node-rank $node --rendezvous $meeting > $log"
+    exec .venv/bin/myllm pretrain$words --node-rank $node --rendezvous $meeting"
+  echo "$ ${remote[*]} ${hosts[$node]} .venv/bin/myllm pretrain$words --node-rank $node --rendezvous $meeting > $log"
   "${remote[@]}" "${hosts[$node]}" "$command" > "$log" 2>&1 < /dev/null &
   pids+=($!)
 done

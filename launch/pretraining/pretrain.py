@@ -1,7 +1,7 @@
 """Pretrain with stock Megatron-LM: three small YAML files become torchrun's command line.
 
-    python -m launch.pretraining.pretrain --model qwen2-tiny --training demo --hardware cpu --run runs/poetry-tiny
-    python -m launch.pretraining.pretrain --model qwen2-0.5b --training zh-10b --hardware node-8 --run runs/mine --dry-run
+    myllm pretrain --model qwen2-tiny --training demo --hardware cpu --run runs/poetry-tiny
+    myllm pretrain --model qwen2-0.5b --training zh-10b --hardware node-8 --run runs/mine --dry-run
 
 Reads `tokenizer/` and `dataset/blend.json` of the run, writes `checkpoints/` (torch_dist) and `tensorboard/`.
 The same command goes on from the newest whole checkpoint, in any layout. `--set train-iters=50` replaces one key.
@@ -81,7 +81,7 @@ def complete(recipe: Recipe, run: Run) -> Recipe:
         source = get(recipe, "pretrained-checkpoint")
         if source is None:
             raise UserError(
-                "pretrained-checkpoint is not set: python -m converters.import_hf --model FOLDER --output IMPORT, then "
+                "pretrained-checkpoint is not set: myllm import --model FOLDER --output IMPORT, then "
                 "--set pretrained-checkpoint=IMPORT"
             )
         proof = read_json(Path(source) / "parity.json")

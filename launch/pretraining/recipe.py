@@ -3,7 +3,8 @@
     megatron_configs/models/<model>.yaml x training/<training>.yaml x hardware/<hardware>.yaml
 
 Keys are Megatron-LM's own flags without the leading dashes; the few that are the launcher's are `LAUNCHER_KEYS`. A key
-stands in one file only; `--set KEY=VALUE` replaces it. Megatron's own parser has the last word (`launch.pretraining.flags`).
+stands in one file only; `--set KEY=VALUE` replaces it. Megatron's own parser has the last word
+(`launch.pretraining.flags`).
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ what the Hugging Face class of the finished model has no place for, must not pas
 - `NEEDS`: flags that work only together with another key.
 - `check_packages`: values that need a package which is not installed.
 
-To serve a flag, take it out of here. tests/pretraining/test_served_flags.py goes through every flag of Megatron's parser and finds
-in the sources whether a training reads it. A flag that is neither read nor refused fails there, after an upgrade of
-Megatron too.
+To serve a flag, take it out of here. tests/pretraining/test_served_flags.py goes through every flag of Megatron's
+parser and finds in the sources whether a training reads it. A flag that is neither read nor refused fails there, after
+an upgrade of Megatron too.
 """
 
 from __future__ import annotations

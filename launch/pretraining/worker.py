@@ -4,9 +4,9 @@
 On a machine without a GPU, `artifacts.megatron_on_cpu` is installed first. The checkpoint writer of Megatron starts
 processes that import this file again: keep the `__main__` guard, and install the patch on import.
 
-Before the first step the data is looked at (`launch.pretraining.data_check`); in every step the loss is (`launch.pretraining.loss_watch`). What the
-launcher has to say beside Megatron's flags comes in the environment: MYLLM_STOP_AT_SPIKE, MYLLM_FUSED_ADAM,
-MYLLM_SWANLAB_PROJECT.
+Before the first step the data is looked at (`launch.pretraining.data_check`); in every step the loss is
+(`launch.pretraining.loss_watch`). What the launcher has to say beside Megatron's flags comes in the environment:
+MYLLM_STOP_AT_SPIKE, MYLLM_FUSED_ADAM, MYLLM_SWANLAB_PROJECT.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch  # noqa: E402
 
@@ -61,7 +61,9 @@ def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
     )
-    assert parallel_state.get_context_parallel_world_size() == 1, "launch.pretraining.served_flags refuses context parallel"
+    assert parallel_state.get_context_parallel_world_size() == 1, (
+        "launch.pretraining.served_flags refuses context parallel"
+    )
     return output, partial(loss_of, batch["loss_mask"], numbers)
 
 
@@ -132,7 +134,9 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any,
 
     global _train
     args = get_args()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Megatron's handler is in place (launch.pretraining.pretrain)
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGTERM}
+    )  # Megatron's handler is in place (launch.pretraining.pretrain)
     tokenizer = build_tokenizer(args)
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(**dataset_fields(args, tokenizer, blend, blend_per_split))

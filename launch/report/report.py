@@ -1,6 +1,6 @@
 """report.json for programs, report.html for people: stages, gates, curves, scores against chance, samples.
 
-    python -m launch.report.report --run runs/poetry-tiny
+    myllm report runs/poetry-tiny
 
 Everything is read from what the stages left behind; nothing is measured here, but the share of lines of the length
 that was asked for, which is counted in the served model's samples.

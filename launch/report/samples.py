@@ -1,6 +1,6 @@
 """What each model writes when asked the same: sample verse before and after every stage, for the report.
 
-    python -m launch.report.samples --model base=runs/x/models/base --model sft=runs/x/models/sft --output samples.json
+    myllm samples --model base=runs/x/models/base --model sft=runs/x/models/sft --output samples.json
 
 A base model goes on from a first line; a model whose folder ends turns with `<|im_end|>` is asked in its own template.
 Before them stands the same architecture with random weights: what training started from.

@@ -86,7 +86,7 @@ def check_counts(pairs: list[dict[str, Any]], sets: dict[str, Any], limited: boo
 
 
 def decontamination(name: str, entry: dict[str, Any], reports: list[Path]) -> str:
-    """What the check of the training corpora against a set found, from reports of `preprocess.deduplication.decontaminate`."""
+    """What the check of the training corpora against a set found, from reports of `myllm decontaminate`."""
     removed, seen = 0, False
     for report in reports:
         for row in read_json(report)["sets"]:
@@ -115,7 +115,14 @@ def submit_job(arguments: argparse.Namespace, output: Path) -> None:
     options += site.options_of("score")
     words = without_slurm(sys.argv[2:] if sys.argv[1] == "eval" else sys.argv[1:])
     # paths among the words are those of this folder; the job runs in the repository's
-    command = ["env", f"--chdir={Path.cwd()}", str(REPOSITORY / ".venv/bin/python"), "-m", "launch.scoring.evaluate", *words]
+    command = [
+        "env",
+        f"--chdir={Path.cwd()}",
+        str(REPOSITORY / ".venv/bin/python"),
+        "-m",
+        "launch.scoring.evaluate",
+        *words,
+    ]
     script = [str(REPOSITORY / "launch/slurm/job.sbatch"), *command]
     environment = {**os.environ, **site.environment}
     print(shlex.join(["sbatch", *options, *script]), flush=True)
@@ -270,9 +277,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.scoring.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     return run(parser.parse_args())
 

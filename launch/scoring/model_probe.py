@@ -1,6 +1,6 @@
 """What an exported model says of itself in this environment's transformers: ends, rope, template, logits.
 
-    .venv/bin/python -m launch.scoring.model_probe --model runs/r/models/dpo --across          # transformers 4 against 5
+    .venv/bin/python -m launch.scoring.model_probe --model runs/r/models/dpo --across   # transformers 4 against 5
     .venv-serve/bin/python -m launch.scoring.model_probe --model runs/r/models/dpo             # one of them, as JSON
 
 transformers 5 keeps `rope_theta` under another name than 4, writes tokenizer classes that 4 refuses, and each reads

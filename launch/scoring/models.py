@@ -1,7 +1,7 @@
 """What `myllm eval` scores, looked at before anything heavy starts: a model folder, or a served model.
 
-Used by `launch.scoring.evaluate`; there is nothing to run here. A folder's `identity` is a hash of its weights, tokenizer and
-template: it names the results, so that a changed checkpoint never meets an old one.
+Used by `launch.scoring.evaluate`; there is nothing to run here. A folder's `identity` is a hash of its weights,
+tokenizer and template: it names the results, so that a changed checkpoint never meets an old one.
 """
 
 from __future__ import annotations

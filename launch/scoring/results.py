@@ -1,7 +1,8 @@
 """Prove that every expected score is there, and turn OpenCompass's files into rows that can be read.
 
-Used by `launch.scoring.evaluate`; there is nothing to run here. OpenCompass exits with 0 when everything failed, so a score
-counts only when its result file holds a number, every question has a prediction, and the predictions give that number.
+Used by `launch.scoring.evaluate`; there is nothing to run here. OpenCompass exits with 0 when everything failed, so a
+score counts only when its result file holds a number, every question has a prediction, and the predictions give that
+number.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def vllm_command(plan: Plan) -> list[str]:
 
 
 def lmdeploy_command(plan: Plan) -> list[str]:
-    """`lmdeploy serve api_server`, through `launch.serving.lmdeploy_closed`, which takes the same words and asks for the key.
+    """`lmdeploy serve api_server`, through `lmdeploy_closed`, which takes the same words and asks for the key.
 
     `--chat-template hf` always: without it LMDeploy guesses the template by a part of the whole path, and a ChatML
     model under a folder named llama2 gets `[INST]`. The type is named because `auto` turns float32 into float16.

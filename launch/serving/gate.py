@@ -1,6 +1,6 @@
 r"""Gate: the served model says, token for token, what Hugging Face `generate` says; then sample it for the scores.
 
-    python -m launch.serving.gate --model runs/poetry-tiny/models/dpo --prompts prompts.json \
+    myllm serve-gate --model runs/poetry-tiny/models/dpo --prompts prompts.json \
         --output runs/poetry-tiny/serve
 
 `--prompts` is JSON: {"completions": ["春", …], "chats": [[{"role": "user", "content": "…"}], …]}. Greedy, float32 on
@@ -198,9 +198,8 @@ def sample(address: Address, rows: list[dict[str, Any]], output: Path) -> dict[s
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m launch.serving.gate",
         description="Check that served greedy tokens equal Hugging Face's, and sample the served model.",
-        epilog="example: python -m launch.serving.gate --model runs/poetry-tiny/models/dpo "
+        epilog="example: myllm serve-gate --model runs/poetry-tiny/models/dpo "
         "--prompts runs/poetry-tiny/prompts.json --output runs/poetry-tiny/serve",
     )
     parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeat for more")

@@ -2,8 +2,8 @@
 
 vLLM's own check guards /v1 and a few prefixes alone: with it, /invocations generated text for anybody, and /tokenize
 and /metrics were open. LMDeploy's leaves /health, /docs, /redoc and /nodes open. Both servers get this ASGI middleware
-around everything instead (`--middleware launch.serving.key.RequireKey`, `launch.serving.lmdeploy_closed`), and so does the
-chat page. Standard library only: it is imported in three environments.
+around everything instead (`--middleware launch.serving.key.RequireKey`, `launch.serving.lmdeploy_closed`), and so does
+the chat page. Standard library only: it is imported in three environments.
 
 `POST /drain`, with the key, refuses new requests from then on (503) and answers when the last reply is out.
 """

@@ -1,6 +1,6 @@
 """LMDeploy's command, whose server asks for the key on every route but /health and drains when it is asked to end.
 
-    VLLM_API_KEY=… python -m launch.serving.lmdeploy_closed serve api_server MODEL --server-name 127.0.0.1 --chat-template hf
+    VLLM_API_KEY=… python -m launch.serving.lmdeploy_closed serve api_server MODEL --chat-template hf
 
 Takes the words of `lmdeploy` and runs it, in this process and unchanged, but for one thing: the application that it
 hands to uvicorn is wrapped in `launch.serving.key`. LMDeploy's own `--api-keys` puts the key on the command line,

@@ -2,7 +2,8 @@
 
 vLLM starts healthily without a tokenizer and refuses every request afterwards; a path that does not exist becomes an
 HFValidationError after 13 s; weights cut off in their data end in a traceback of a worker. Every such fault is one line
-here, in a second, before anything heavy is imported. Used by `launch.serving.serve`, `launch.serving.gate` and the chat commands.
+here, in a second, before anything heavy is imported. Used by `launch.serving.serve`, `launch.serving.gate` and the chat
+commands.
 
     from launch.serving.preflight import check_model
     config = check_model(Path("runs/poetry-tiny/models/dpo"))
@@ -81,7 +82,7 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"the model folder {folder} does not exist: {mend}")
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise UserError(
-            f"{folder} is an adapter, not a model: merge it first, `python -m launch.posttraining.posttrain merge --model BASE "
+            f"{folder} is an adapter, not a model: merge it first, `myllm posttrain merge --model BASE "
             f"--adapter {folder} --output FOLDER`"
         )
 
@@ -146,7 +147,7 @@ def check_pattern(folder: Path, config: dict[str, Any], tokenizer: dict[str, Any
     if json.dumps(pattern, ensure_ascii=False) not in own or normalizer != "NFC":
         raise UserError(
             f"{folder / 'tokenizer.json'} is not split as Qwen2 splits (NFC and its pattern), and transformers 5 would "
-            "split so all the same: train the tokenizer with `preprocess.tokenizer.train`, or name the model's type llama"
+            "split so all the same: train the tokenizer with `myllm tokenizer`, or name the model's type llama"
         )
 
 

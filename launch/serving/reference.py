@@ -3,7 +3,7 @@
 Started by `launch.serving.gate` in the training environment, whose transformers is another major version than the
 server's: the comparison proves the model folder across both.
 
-    python -m launch.serving.reference --model runs/poetry-tiny/models/dpo --prompts prompts.json --output reference.json
+    python -m launch.serving.reference --model runs/poetry-tiny/models/dpo --prompts p.json --output reference.json
 """
 
 from __future__ import annotations

@@ -241,10 +241,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m launch.serving.serve",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m launch.serving.serve runs/poetry-tiny/models/dpo --port 8000",
+        epilog="example: myllm serve runs/poetry-tiny/models/dpo --port 8000",
     )
     add_arguments(parser)
     run(parser.parse_args())

@@ -24,11 +24,10 @@ from pathlib import Path
 from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, write_text
 from artifacts.layout import REPOSITORY, Run
-from launch.pipeline.definition import Pipeline, Stage, fingerprint
+from launch.pipeline.definition import Pipeline, Stage, fingerprint, is_myllm
 from launch.pipeline.runner import end_once, is_fresh, run_pipeline, run_stage, start
 from launch.pretraining.checkpoints import reached
 
-TRAINER = "launch.pretraining.pretrain"
 STEP = re.compile(r"checkpoint-(\d+)$")  # the folder of a checkpoint of Hugging Face's trainers
 
 
@@ -43,7 +42,7 @@ def read_frozen(submission: Path) -> tuple[Pipeline, Run]:
 
 def trains(stage: Stage) -> list[str] | None:
     """The stage's command that pretrains, which several machines run together; None where there is none."""
-    return next((command for command in stage.commands if TRAINER in command), None)
+    return next((command for command in stage.commands if is_myllm(command, "pretrain")), None)
 
 
 def done_before(pipeline: Pipeline, run: Run, stage: Stage) -> bool:
@@ -107,7 +106,9 @@ def main() -> int:
     parser.add_argument("--submission", type=Path, help="folder that `myllm submit` made")
     parser.add_argument("--stage", help="of its pipeline")
     parser.add_argument("--is-done", action="store_true", help="only tell, by the exit code, if it was done before")
-    parser.add_argument("--train", action="store_true", help="pretrain; the other options are launch.pretraining.pretrain's")
+    parser.add_argument(
+        "--train", action="store_true", help="pretrain; the other options are launch.pretraining.pretrain's"
+    )
     parser.add_argument("--run", type=Path, help="folder of the run, with --train")
     arguments, rest = parser.parse_known_args()
     signal.signal(signal.SIGTERM, end_once)
@@ -115,7 +116,7 @@ def main() -> int:
         if arguments.run is None:
             raise UserError("--train needs --run FOLDER")
         run = Run(arguments.run.resolve())
-        stage = Stage("train", [["python", "-m", TRAINER, *rest, "--run", str(run.folder)]])
+        stage = Stage("train", [["myllm", "pretrain", *rest, "--run", str(run.folder)]])
         outcome = run.folder / "slurm" / "train.outcome"
         execute: Callable[[], object] = partial(run_stage, stage, run, fingerprint(stage, {}), "1/1")
     else:

@@ -12,5 +12,5 @@ unset SBATCH_SIGNAL  # its scripts know no warning: a task that runs out of time
 site=(--partition "${SBATCH_PARTITION:?source a site file first: source site/mine.sh}")
 if [ -n "${SBATCH_TIMELIMIT:-}" ]; then site+=(--time "$SBATCH_TIMELIMIT"); fi
 if [ -n "${SBATCH_QOS:-}" ]; then site+=(--qos "$SBATCH_QOS"); fi
-echo "$ python -m preprocess.corpora.pipeline --executor slurm ${site[*]} $*"
-exec .venv/bin/python -m preprocess.corpora.pipeline --executor slurm "${site[@]}" "$@"
+echo "$ myllm corpora --executor slurm ${site[*]} $*"
+exec .venv/bin/myllm corpora --executor slurm "${site[@]}" "$@"

@@ -26,14 +26,13 @@ from typing import IO, Any
 from artifacts.errors import UserError
 from artifacts.files import atomic_folder, hold_lock, read_json, write_json, write_text
 from artifacts.layout import ENVIRONMENTS, REPOSITORY, Run
-from launch.pipeline.definition import Pipeline, Stage, fingerprint
+from launch.pipeline.definition import TRAINERS, Pipeline, Stage, fingerprint, is_myllm
 from launch.pipeline.runner import is_fresh, manifest_path
 from launch.slurm import scheduler
-from launch.slurm.job import TRAINER, trains
+from launch.slurm.job import trains
 from launch.slurm.site import Site
 
 SCRIPT = "launch/slurm/stage.sbatch"
-TRAINERS = (TRAINER, "launch.posttraining.posttrain")  # stages with these leave checkpoints to go on from
 NOT_CODE = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info", "build", "dist", "node_modules", "*.out")
 
 
@@ -177,7 +176,7 @@ def plan(run: Run, stages: list[Stage], site: Site, submission: Path) -> list[Pl
             *site.options_of(stage.name),
         ]
         script = [str(submission / "code" / SCRIPT), str(submission), stage.name, str(nodes)]
-        can_go_on = any(word in TRAINERS for command in stage.commands for word in command)
+        can_go_on = any(is_myllm(command, *TRAINERS) for command in stage.commands)
         if site.may_requeue or not can_go_on:
             planned.append(Planned(stage.name, options, script, False, stage.commands))
         else:

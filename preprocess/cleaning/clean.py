@@ -1,14 +1,14 @@
 """Drop documents that are not worth training on, and say why.
 
-    python -m preprocess.cleaning.clean --input F.jsonl.zst --output G.jsonl.zst --rules verse
+    myllm clean --input F.jsonl.zst --output G.jsonl.zst --rules verse
 
 A rule set is a function from a document to the reason for dropping it, or None. Dropped documents are written beside
 the output (`*.dropped.jsonl.zst`) with their reason, so that a threshold can be judged by what it costs.
 
 The rule set `verse` keeps regular verse: 4 to 12 lines, all of five or all of seven characters, nothing lost. The
 kept text names its form first (`五绝：`, `七律：`), so that a model learns to obey a form before it is asked for one.
-The rule set `prose` is for running text of any kind: `preprocess.cleaning.quality` holds its rules and their thresholds;
-`--set min_characters=50` replaces one.
+The rule set `prose` is for running text of any kind: `preprocess.cleaning.quality` holds its rules and their
+thresholds; `--set min_characters=50` replaces one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Mask what identifies a person: mail addresses, mainland mobile and identity numbers. On by default, and counted.
 
-    python -m preprocess.cleaning.privacy --input F.jsonl --output G.jsonl
+    myllm mask --input F.jsonl --output G.jsonl
 
     写信给 zhang@example.com，或打 138 1234 5678   ->   写信给 [邮箱]，或打 [电话]
 

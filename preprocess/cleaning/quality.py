@@ -1,9 +1,9 @@
 """Which running text is worth training on, judged by its characters alone: no word segmentation, no model.
 
-    python -m preprocess.cleaning.clean --rules prose --input F.jsonl --output G.jsonl
+    myllm clean --rules prose --input F.jsonl --output G.jsonl
 
 `judge` takes a batch of texts and gives for each the reason for dropping it, or None. Every threshold is a field of
-`Thresholds`, with its source; `python -m preprocess.cleaning.clean --set min_characters=50` replaces one.
+`Thresholds`, with its source; `myllm clean --set min_characters=50` replaces one.
 """
 
 from __future__ import annotations

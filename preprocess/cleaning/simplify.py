@@ -1,6 +1,6 @@
 """Traditional to Simplified Chinese with OpenCC, in processes (OpenCC gains nothing from threads).
 
-    python -m preprocess.cleaning.simplify --input F.jsonl.zst --output G.jsonl.zst --config t2s
+    myllm simplify --input F.jsonl.zst --output G.jsonl.zst --config t2s
 
 `text` and the string values of `metadata` are converted. `t2s` suits mainland-style Traditional text, `tw2s` text
 written in Taiwan (it also mends 看著 to 看着).

@@ -1,8 +1,8 @@
 """Blocks of a datatrove pipeline that hand on batches of documents, not one document at a time.
 
 A batch is a list of rows `{"id", "text", "metadata"}` of about half a million characters, so that numpy, OpenCC and
-zstandard work on much at once. Every block leaves a report (`preprocess.corpora.data_card`) when its task ends; what a block
-drops is written with the reason to `dropped/STEP/TASK.jsonl.zst`. Files are whole or absent.
+zstandard work on much at once. Every block leaves a report (`preprocess.corpora.data_card`) when its task ends; what a
+block drops is written with the reason to `dropped/STEP/TASK.jsonl.zst`. Files are whole or absent.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _sort_out(rows: list[Row], reasons: list[str | None], report: Report, write:
 
 
 class Sign(Block):
-    """Keys of every document for `preprocess.deduplication.minhash`; an id made here repeats nothing and gets no key."""
+    """Keys of every document for `minhash`; an id made here repeats nothing and gets no key."""
 
     def __init__(self, folder: Path, work_folder: Path, made_prefix: str | None) -> None:
         super().__init__("sign", folder)

@@ -1,11 +1,11 @@
 """What a run of the corpus steps did: documents and characters in and out of every step, drops with examples, licence.
 
-    python -m preprocess.corpora.data_card --folder runs/mine/corpus/c4_zh
-    python -m preprocess.corpora.data_card --folder runs/mine/corpus/c4_zh --binning runs/mine/dataset/c4_zh.binning.json
+    myllm data-card --folder runs/mine/corpus/c4_zh
+    myllm data-card --folder runs/mine/corpus/c4_zh --binning runs/mine/dataset/c4_zh.binning.json
 
 Every task leaves `reports/STEP/TASK.json`; this adds them up and writes `data_card.json`, `data_card.md` and its figure
-`data_card.svg` beside the shards. `preprocess.corpora.pipeline` does it at the end of a run. Once the shards are binned, the
-second form adds the tokens (several --binning where they became several datasets).
+`data_card.svg` beside the shards. `preprocess.corpora.pipeline` does it at the end of a run. Once the shards are
+binned, the second form adds the tokens (several --binning where they became several datasets).
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ def tokens_of(binned: list[Path], documents: int, characters: int) -> dict[str, 
     for path in binned:
         report = read_json(path)
         if not isinstance(report, dict) or not {"documents", "tokens"} <= report.keys():
-            raise UserError(f"{path} is no report of preprocess.dataset.binning: pass the PREFIX.binning.json of a dataset")
+            raise UserError(
+                f"{path} is no report of preprocess.dataset.binning: pass the PREFIX.binning.json of a dataset"
+            )
         datasets[path.name.removesuffix(".binning.json")] = {key: report[key] for key in ("documents", "tokens")}
     found: dict[str, Any] = {"datasets": datasets} if datasets else {}
     if datasets and sum(made["documents"] for made in datasets.values()) == documents:

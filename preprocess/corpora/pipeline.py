@@ -1,8 +1,8 @@
 """From raw source files to clean, deduplicated shards: one command, a datatrove pipeline, one task a shard.
 
-    python -m preprocess.corpora.pipeline --source c4_zh --output-folder corpus/c4_zh --tasks 8     # what was downloaded
-    python -m preprocess.corpora.pipeline --source jsonl --input 'mine/*.jsonl.gz' --output-folder corpus/mine --tasks 8
-    python -m preprocess.corpora.pipeline --source wudao --input WuDaoCorpus2.0_base_200G --output-folder corpus/wudao \\
+    myllm corpora --source c4_zh --output-folder corpus/c4_zh --tasks 8     # what was downloaded
+    myllm corpora --source jsonl --input 'mine/*.jsonl.gz' --output-folder corpus/mine --tasks 8
+    myllm corpora --source wudao --input WuDaoCorpus2.0_base_200G --output-folder corpus/wudao \\
         --executor slurm --partition cpu --tasks 512 --workers 128
 
     prepare      read -> normalise -> simplify -> mask -> quality -> [decontaminate] -> sign -> write
@@ -192,7 +192,7 @@ def submit_slurm(
         )
     assert previous is not None
     previous.run()
-    print(f"submitted; when the last job is done: python -m preprocess.corpora.data_card --folder {folder}", flush=True)
+    print(f"submitted; when the last job is done: myllm data-card --folder {folder}", flush=True)
 
 
 def known_as(source: str) -> str | None:
@@ -216,7 +216,7 @@ def downloaded(source: str) -> str:
         raise UserError(f"--source {source} wants --input: a file, folder or glob")
     path = source_file(name)
     if not path.exists():
-        raise UserError(f"{path} does not exist: `python -m preprocess.sources.download --source {name}`, or pass --input")
+        raise UserError(f"{path} does not exist: `myllm download {name}`, or pass --input")
     return str(path)
 
 

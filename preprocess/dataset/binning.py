@@ -1,7 +1,7 @@
 """Tokenize documents into a Megatron indexed dataset: `PREFIX.bin` (token ids) and `PREFIX.idx` (where each lies).
 
-    python -m preprocess.dataset.binning --input F.jsonl --tokenizer tokenizer --output-prefix dataset/poems-train
-    python -m preprocess.dataset.binning --input corpus/c4/shards --split train --tokenizer T --output-prefix dataset/c4-train
+    myllm binning --input F.jsonl --tokenizer tokenizer --output-prefix dataset/poems-train
+    myllm binning --input corpus/c4/shards --split train --tokenizer T --output-prefix dataset/c4-train
 
 Each non-empty document ends with the end-of-text id. A literal special token in the text is not one: it is encoded
 as ordinary characters, so that a web page cannot end a document. The files are byte-identical to what Megatron-LM's
@@ -9,8 +9,8 @@ as ordinary characters, so that a web page cannot end a document. The files are 
 indexed_dataset.py`): ids are uint16 below 65,500 entries, else int32; an empty document adds no sequence but
 repeats the document index.
 
-With --split only documents of that split are taken, told apart by a hash of their ids as in `preprocess.dataset.split`: the
-same shards give train, valid and test without a copy of the corpus.
+With --split only documents of that split are taken, told apart by a hash of their ids as in `preprocess.dataset.split`:
+the same shards give train, valid and test without a copy of the corpus.
 
 The input is cut into shards, a shard is one task, and finished ones lie in `.PREFIX.shards/` until all are merged. The
 bytes do not depend on the number of workers, nor on how often the command was killed and run again. A `.jsonl` is cut

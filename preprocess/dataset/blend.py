@@ -1,10 +1,10 @@
 """Put datasets together for Megatron, and read each back with Megatron's own `IndexedDataset`.
 
-    python -m preprocess.dataset.blend --folder dataset --tokenizer tokenizer --train poems-train --train wiki-train \\
+    myllm blend --folder dataset --tokenizer tokenizer --train poems-train --train wiki-train \\
         --valid poems-valid --test poems-test
-    python -m preprocess.dataset.blend --folder dataset --tokenizer tokenizer --train wiki:3 --train poems:1 \\
+    myllm blend --folder dataset --tokenizer tokenizer --train wiki:3 --train poems:1 \\
         --train-tokens 10e9 --valid wiki-valid --test wiki-test       # three tokens of wiki for one of poems
-    python -m preprocess.dataset.blend --folder dataset --tokenizer tokenizer --train wiki:2x --train web:0.5x \\
+    myllm blend --folder dataset --tokenizer tokenizer --train wiki:2x --train web:0.5x \\
         --valid wiki-valid --test wiki-test                           # all of wiki twice, half of the web
 
 Writes `blend.json` in the form that `--per-split-data-args-path` takes: for each split a list of weight and prefix.
@@ -80,7 +80,7 @@ def read_back(prefix: Path, tokenizer: Any, end: str) -> tuple[int, int, str]:
     """
     for suffix in (".idx", ".bin"):
         if not prefix.with_name(prefix.name + suffix).exists():
-            raise UserError(f"{prefix}{suffix} does not exist: bin it first (`python -m preprocess.dataset.binning`)")
+            raise UserError(f"{prefix}{suffix} does not exist: bin it first (`myllm binning`)")
     if prefix.with_name(prefix.name + ".bin").stat().st_size == 0:
         raise UserError(f"{prefix}.bin is empty: every document was; leave it out")
     import torch

@@ -1,8 +1,8 @@
 """From texts to token ids, fast: gigatoken where its ids are Hugging Face's, else `tokenizers` itself.
 
-Used by `preprocess.dataset.binning`; there is nothing to run here. A literal special token in a text (`<|endoftext|>` on a web
-page) is encoded as ordinary characters by both engines: `tokenizers` with `encode_special_tokens`, gigatoken because it
-is given the vocabulary without its special tokens.
+Used by `preprocess.dataset.binning`; there is nothing to run here. A literal special token in a text (`<|endoftext|>`
+on a web page) is encoded as ordinary characters by both engines: `tokenizers` with `encode_special_tokens`, gigatoken
+because it is given the vocabulary without its special tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LONGEST_CHECKED = 20_000  # characters; of the one document a batch that is enco
 def tokenizer_file(folder: Path) -> Path:
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise UserError(f"{path} does not exist: train a tokenizer first (`python -m preprocess.tokenizer.train`)")
+        raise UserError(f"{path} does not exist: train a tokenizer first (`myllm tokenizer`)")
     return path
 
 

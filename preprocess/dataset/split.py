@@ -1,6 +1,6 @@
 """Split a source into train, valid and test by a hash of each document's id, and keep the three apart.
 
-    python -m preprocess.dataset.split --input F.jsonl.zst --output-folder corpus/poems --valid 0.01 --test 0.02
+    myllm split --input F.jsonl.zst --output-folder corpus/poems --valid 0.01 --test 0.02
 
 The split of a document depends on its id alone, so it never changes when others are added. A training document that
 shares a line with a held-out one is dropped (decontamination): nothing that is asked later was read before.

@@ -1,6 +1,6 @@
 """Drop documents that hold text of an evaluation set: any run of 13 characters that stands in one of its items.
 
-    python -m preprocess.deduplication.decontaminate --input F.jsonl --output G.jsonl --evaluation ceval.jsonl --report R.json
+    myllm decontaminate --input F.jsonl --output G.jsonl --evaluation ceval.jsonl --report R.json
 
 Runs of 13 are GPT-3's measure (Brown et al. 2020, appendix C), of characters here instead of words; only Chinese
 characters, letters and digits count, so that other punctuation or spacing hides nothing. An evaluation set is any

@@ -1,12 +1,12 @@
 """Drop documents that stand in the corpus already; the first of them stays.
 
-    python -m preprocess.deduplication.deduplicate --input F.jsonl --output G.jsonl
-    python -m preprocess.deduplication.deduplicate --by lines --input poems.jsonl.zst --output G.jsonl.zst
+    myllm deduplicate --input F.jsonl --output G.jsonl
+    myllm deduplicate --by lines --input poems.jsonl.zst --output G.jsonl.zst
 
 `--by similarity`, the default, drops a text that was there before (white space apart), an id that was, and a text whose
-character 5-grams have a Jaccard similarity of 0.8 or more with an earlier one: `preprocess.deduplication.minhash`, in memory that
-`--memory-megabytes` bounds, with a folder of keys beside the output while it runs. It does what the last stages of
-`preprocess.corpora.pipeline` do to many shards.
+character 5-grams have a Jaccard similarity of 0.8 or more with an earlier one: `preprocess.deduplication.minhash`, in
+memory that `--memory-megabytes` bounds, with a folder of keys beside the output while it runs. It does what the last
+stages of `preprocess.corpora.pipeline` do to many shards.
 
 `--by lines` is for verse: a poem goes when its whole text was seen before, or when at least half of its lines were (the
 same poem handed down with other readings). Lines are remembered by 64-bit hashes, about 100 bytes a line.

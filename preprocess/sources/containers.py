@@ -1,6 +1,7 @@
 """The containers of raw text, opened and cut into lines, list items or rows without holding a file in memory.
 
-What is here knows bytes and nothing of corpora: `preprocess.sources.read` says which records are wanted and counts the broken.
+What is here knows bytes and nothing of corpora: `preprocess.sources.read` says which records are wanted and counts the
+broken.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Fetch a source of `sources.yaml` into the cache, checked against what its publisher says of it.
 
-    python -m preprocess.sources.download --source chinese-poetry --source zhwiki-sample
-    python -m preprocess.sources.download --source c4-zh --files 4                      # the first four of its parts
-    python -m preprocess.sources.download --source wudao --from-file /data/WuDaoCorpus  # your own copy: linked, not copied
-    python -m preprocess.sources.download --source ceval                                # an evaluation set, for OpenCompass
-    python -m preprocess.sources.download --list
+    myllm download chinese-poetry zhwiki-sample
+    myllm download c4-zh --files 4                      # the first four of its parts
+    myllm download wudao --from-file /data/WuDaoCorpus  # your own copy: linked, not copied
+    myllm download ceval                                # an evaluation set, for OpenCompass
+    myllm download --list
 
 The cache ($MYLLM_CACHE, by default ~/.cache/myllm) serves every run: a second call downloads nothing. A download that
 was cut off or killed goes on where it stopped. Datasets of the hub come from $HF_ENDPOINT where it is set, and nothing
@@ -248,8 +248,8 @@ def size_of(path: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", action="append", default=[], help="name in sources.yaml; may be repeated")
-    parser.add_argument("--from-file", type=Path, help="take this file or folder instead (one --source only)")
+    parser.add_argument("source", nargs="*", help="names in preprocess/sources/sources.yaml")
+    parser.add_argument("--from-file", type=Path, help="take this file or folder instead (one source only)")
     parser.add_argument("--files", type=int, help="of a source of many files, only the first so many")
     parser.add_argument("--list", action="store_true", help="print the sources, their licences and where they lie")
     arguments = parser.parse_args()
@@ -260,9 +260,9 @@ def main() -> None:
             print(f"{name}\t{source['kind']}\t{source['licence']}\t{place_of} ({there})")
         return
     if not arguments.source:
-        raise UserError("give --source NAME (see --list)")
+        raise UserError("name a source: `myllm download --list` shows them")
     if arguments.from_file and len(arguments.source) > 1:
-        raise UserError("--from-file is one source's: give one --source")
+        raise UserError("--from-file is one source's: name one source")
     total = 0
     for name in arguments.source:
         tarball = os.environ.get("MYLLM_POETRY_TARBALL") if name == "chinese-poetry" else None

@@ -1,7 +1,7 @@
 """The gate of a tokenizer: every tool that will read the folder gives the same ids for strings that often break.
 
-    python -m preprocess.tokenizer.probe --tokenizer tokenizer            # compare, and write tokenizer/probe.json
-    python -m preprocess.tokenizer.probe --tokenizer tokenizer --reader transformers --model-type qwen2 # ids of one
+    myllm tokenizer-gate --tokenizer tokenizer            # compare, and write tokenizer/probe.json
+    myllm tokenizer-gate --tokenizer tokenizer --reader transformers --model-type qwen2 # ids of one
 
 A reader is asked in a process of its own, in the environment where it will be used. Tools that only ever see a model's
 folder are shown one: a copy with a `config.json`, because transformers 5 chooses the tokenizer's class by the model's

@@ -1,8 +1,8 @@
 """What a tokenizer learns from: some text of every source, spread over it, and no more than memory allows.
 
-Used by `preprocess.tokenizer.train`; there is nothing to run here. BPE training keeps every distinct word with its positions,
-and in Chinese most clauses are distinct, so its memory grows with the text: it is the sample that bounds it. A source
-is read once and never held; lines that are kept are thinned evenly whenever they outgrow the source's share.
+Used by `preprocess.tokenizer.train`; there is nothing to run here. BPE training keeps every distinct word with its
+positions, and in Chinese most clauses are distinct, so its memory grows with the text: it is the sample that bounds it.
+A source is read once and never held; lines that are kept are thinned evenly whenever they outgrow the source's share.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train a tokenizer, and write the folder that every later tool loads with the same ids.
 
-    python -m preprocess.tokenizer.train --input corpus/poems/train.jsonl.zst --output tokenizer --vocab-size 4608
-    python -m preprocess.tokenizer.train --style llama2 --input a.jsonl --input b.jsonl --output tokenizer --vocab-size 32000
+    myllm tokenizer --input corpus/poems/train.jsonl.zst --output tokenizer --vocab-size 4608
+    myllm tokenizer --style llama2 --input a.jsonl --input b.jsonl --output tokenizer --vocab-size 32000
 
 Special tokens and the ChatML template are defined here and nowhere else; everything downstream reads them from the
 folder. They are in the vocabulary from the start, so that no embedding ever has to grow.

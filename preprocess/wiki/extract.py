@@ -1,6 +1,6 @@
 """A MediaWiki dump to clean documents, with WikiExtractor as a program.
 
-    python -m preprocess.wiki.extract --dump zhwiki-pages-articles-multistream.xml.bz2 --output zhwiki.jsonl \\
+    myllm extract-wiki --dump zhwiki-pages-articles-multistream.xml.bz2 --output zhwiki.jsonl \\
         --processes 8
 
 A multistream dump is divided at its streams: each process decompresses its part, makes the pages ready and pipes them

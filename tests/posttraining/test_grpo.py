@@ -110,7 +110,10 @@ def test_trls_own_rewards_are_known() -> None:
         ({"reward_funcs": "[launch.posttraining.rewards.ryhme]"}, "did you mean 'rhyme'"),
         ({"reward_funcs": "launch.posttraining.rewards.rhyme"}, "write a list"),
         ({"reward_funcs": "[accuracy_rewards]"}, "TRL has no 'accuracy_rewards' (did you mean 'accuracy_reward'?)"),
-        ({"reward_funcs": "[launch.posttraining.rewards.rhyme]", "reward_weights": "[1.0, 2.0]"}, "2 numbers for 1 rewards"),
+        (
+            {"reward_funcs": "[launch.posttraining.rewards.rhyme]", "reward_weights": "[1.0, 2.0]"},
+            "2 numbers for 1 rewards",
+        ),
         ({"reward_funcs": "[]"}, "nothing to learn from"),
     ],
 )

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.reward_of_characters import seasons
 
 from artifacts.errors import UserError
 from artifacts.files import hold_lock
@@ -37,6 +36,7 @@ from launch.posttraining import recipe as posttrain_recipe
 from launch.posttraining import tool as posttrain_tool
 from launch.posttraining import work_folder as posttrain_work
 from launch.preferences import judged_pairs, pair_accuracy
+from tests.posttraining.reward_of_characters import seasons
 
 ALPHABET = "春夏秋冬风花雪月山水云雨江湖日夜天地人心"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -707,7 +707,8 @@ def test_pairs_are_made_of_a_models_own_answers(ground: Path, sft: Path, tmp_pat
     (tmp_path / "asked.json").write_text(json.dumps(short[:16]), encoding="utf-8")
     judged_pairs.main([
         "--model", str(sft), "--data", str(tmp_path / "asked.json"), "--max-new-tokens", "6", "--output", str(output),
-        "--reward", "tests.reward_of_characters.seasons", "--reward", "launch.posttraining.rewards.rhyme", "--answers", "3",
+        "--reward", "tests.posttraining.reward_of_characters.seasons", "--answers", "3",
+        "--reward", "launch.posttraining.rewards.rhyme",
     ])  # fmt: skip
     found = lint(output, Rendering(sft), 128)
     found.refuse()

@@ -26,7 +26,16 @@ def make_llama2(folder: Path, text: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    command = [sys.executable, "-m", "preprocess.tokenizer.train", "--style", "llama2", "--vocab-size", "420", "--input"]
+    command = [
+        sys.executable,
+        "-m",
+        "preprocess.tokenizer.train",
+        "--style",
+        "llama2",
+        "--vocab-size",
+        "420",
+        "--input",
+    ]
     subprocess.run([*command, str(text), "--output", str(folder)], cwd=REPOSITORY, check=True, capture_output=True)
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     torch.manual_seed(0)

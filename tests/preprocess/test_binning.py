@@ -233,7 +233,15 @@ def test_splits_of_a_folder_of_shards_are_apart_and_together_the_whole(folder, t
     counts = {}
     for split in ("train", "valid", "test", None):
         prefix = tmp_path / f"{split}"
-        command = [sys.executable, "-m", "preprocess.dataset.binning", "--input", str(shards), "--tokenizer", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "preprocess.dataset.binning",
+            "--input",
+            str(shards),
+            "--tokenizer",
+            str(folder),
+        ]
         command += ["--output-prefix", str(prefix), "--workers", "1"]
         command += ["--split", split, "--valid", "0.1", "--test", "0.2"] if split else []
         subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)

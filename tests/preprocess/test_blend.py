@@ -37,7 +37,15 @@ def data(tmp_path_factory):
 
 
 def run(data: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "preprocess.dataset.blend", "--folder", str(data), "--tokenizer", str(data / "tokenizer")]
+    command = [
+        sys.executable,
+        "-m",
+        "preprocess.dataset.blend",
+        "--folder",
+        str(data),
+        "--tokenizer",
+        str(data / "tokenizer"),
+    ]
     return subprocess.run([*command, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
 
 

@@ -166,7 +166,15 @@ def test_duplicates_and_leaks_go(tmp_path):
     leak = next(i for i in range(1000) if split.split_of(f"leak-{i}", 0.1, 0.1) == "train")
     row = {**rows[3], "id": f"leak-{leak}", "text": held_out["text"].split("。")[0] + "。" + "".join(poem(777))}
     write_jsonl(source, [*rows, row])
-    command = [sys.executable, "-m", "preprocess.dataset.split", "--input", str(source), "--output-folder", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "preprocess.dataset.split",
+        "--input",
+        str(source),
+        "--output-folder",
+        str(tmp_path),
+    ]
     subprocess.run([*command, "--valid", "0.1", "--test", "0.1"], cwd=REPOSITORY, check=True, capture_output=True)
     parts = {name: [r["id"] for r in read_jsonl(tmp_path / f"{name}.jsonl.zst")] for name in split.SPLITS}
     assert row["id"] not in parts["train"]

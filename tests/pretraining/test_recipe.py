@@ -98,7 +98,17 @@ def test_golden_command_lines_cover_every_file():
 
 
 def dry_run(*replaced: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "launch.pretraining.pretrain", "--model", TINY[0], "--training", TINY[1], "--run", "runs/none"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.pretraining.pretrain",
+        "--model",
+        TINY[0],
+        "--training",
+        TINY[1],
+        "--run",
+        "runs/none",
+    ]
     command += ["--dry-run", *(part for item in replaced for part in ("--set", item))]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
 
@@ -200,8 +210,16 @@ def test_a_key_that_two_files_set_names_both(tmp_path, monkeypatch):
 
 
 def test_continue_from_hf_asks_for_an_import():
-    command = [sys.executable, "-m", "launch.pretraining.pretrain", "--model", "qwen2-0.5b", "--training", "continue-from-hf"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.pretraining.pretrain",
+        "--model",
+        "qwen2-0.5b",
+        "--training",
+        "continue-from-hf",
+    ]
     result = subprocess.run(
         [*command, "--run", "runs/none", "--dry-run"], cwd=REPOSITORY, capture_output=True, text=True
     )
-    assert result.returncode == 2 and "python -m converters.import_hf --model FOLDER" in result.stderr
+    assert result.returncode == 2 and "myllm import --model FOLDER" in result.stderr

@@ -12,7 +12,7 @@ from artifacts.errors import UserError
 from launch.pretraining import pretrain, recipe, served_flags
 from launch.pretraining.dataset import LEFT_ALONE
 from launch.pretraining.recipe import Key
-from tests import megatron_reads
+from tests.pretraining import megatron_reads
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TE = ("qwen2-0.5b", "zh-10b", "gpu-1-80gb-te")
@@ -53,7 +53,7 @@ def refusal(name: str, value: object = "some") -> str:
 
 
 def test_every_flag_is_read_or_refused_by_name(parser, read):
-    """Where this fails after an upgrade of Megatron: serve the flag, or add it to `launch.pretraining.served_flags.FAMILIES`."""
+    """Where this fails after an upgrade of Megatron: serve the flag, or add it to `served_flags.FAMILIES`."""
     silent = [
         flag
         for argument, flags in parser
@@ -185,7 +185,16 @@ def test_what_the_launcher_sets_itself_is_refused_in_a_recipe():
 
 
 def test_a_missing_package_is_named_at_dry_run():
-    command = [sys.executable, "-m", "launch.pretraining.pretrain", "--model", "qwen2-tiny", "--training", "demo", "--dry-run"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.pretraining.pretrain",
+        "--model",
+        "qwen2-tiny",
+        "--training",
+        "demo",
+        "--dry-run",
+    ]
     result = subprocess.run(
         [*command, "--run", "runs/none", "--set", "optimizer=muon"], cwd=REPOSITORY, capture_output=True, text=True
     )
@@ -263,7 +272,7 @@ def datasets(tmp_path_factory) -> dict:
 
 
 def test_every_field_of_the_dataset_configuration_is_filled_or_left_alone(datasets):
-    """Where this fails after an upgrade of Megatron: fill the field in launch/pretraining/dataset.py, or say why not."""
+    """Where this fails after an upgrade of Megatron: fill the field in dataset.py, or say why not."""
     filled = set(datasets["filled"])
     assert filled | set(LEFT_ALONE) == set(datasets["fields"]) and not filled & set(LEFT_ALONE)
 

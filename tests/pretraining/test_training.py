@@ -55,7 +55,17 @@ def data(tmp_path_factory) -> Path:
 
 
 def command(run: Path, *replaced: str, model: str = "qwen2-tiny", training: str = "demo") -> list[str]:
-    base = [sys.executable, "-m", "launch.pretraining.pretrain", "--model", model, "--training", training, "--run", str(run)]
+    base = [
+        sys.executable,
+        "-m",
+        "launch.pretraining.pretrain",
+        "--model",
+        model,
+        "--training",
+        training,
+        "--run",
+        str(run),
+    ]
     return [*base, *(part for item in replaced for part in ("--set", item))]
 
 

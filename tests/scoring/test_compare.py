@@ -74,7 +74,10 @@ def write_score(folder: Path, model: str, right: list[bool], **changes: Any) -> 
 
 def compared(*arguments: object) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "launch.scoring.compare", *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-m", "launch.scoring.compare", *map(str, arguments)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return json.loads((Path(str(arguments[0])) / "eval" / "compare.json").read_text())
@@ -125,7 +128,10 @@ def test_runs_are_told_apart_and_what_is_missing_is_named(tmp_path: Path) -> Non
         (twice, "2 of the folders are called 'b'"),
     ]:
         done = subprocess.run(
-            [sys.executable, "-m", "launch.scoring.compare", *map(str, words)], cwd=REPOSITORY, capture_output=True, text=True
+            [sys.executable, "-m", "launch.scoring.compare", *map(str, words)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 2 and reason in done.stderr
 

@@ -186,7 +186,8 @@ time.sleep(60)"""
 def test_a_killed_caller_leaves_no_process() -> None:
     mark = f"MYLLM_TEST_MARK={os.getpid()}-{time.monotonic_ns()}"
     caller = (
-        f"import sys, time; from artifacts.guard import Guarded\nGuarded([sys.executable, '-c', {NEST!r}]); time.sleep(60)"
+        "import sys, time; from artifacts.guard import Guarded\n"
+        f"Guarded([sys.executable, '-c', {NEST!r}]); time.sleep(60)"
     )
     name, _, value = mark.partition("=")
     process = subprocess.Popen(

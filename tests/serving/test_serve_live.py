@@ -383,7 +383,14 @@ def chat_page(folder: Path, *models: str) -> Iterator[int]:
 def browser_says(port: int, folder: Path, *options: str) -> Any:
     """What tests/serving/browser_says.py saw of the page on this port."""
     done = subprocess.run(
-        [str(CLIENTS), "tests/serving/browser_says.py", f"http://127.0.0.1:{port}", str(folder), str(CHROMIUM), *options],
+        [
+            str(CLIENTS),
+            "tests/serving/browser_says.py",
+            f"http://127.0.0.1:{port}",
+            str(folder),
+            str(CHROMIUM),
+            *options,
+        ],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,

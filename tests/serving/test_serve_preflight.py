@@ -279,7 +279,9 @@ def test_the_shell_script_runs_the_same_command(tiny: Path, tp: str) -> None:
     assert script.stdout.split() == ours.stdout.replace("'", "").split()
 
 
-@pytest.mark.parametrize("module", ["launch.serving.serve", "launch.serving.gate", "launch.serving.reference", "launch.chat.terminal"])
+@pytest.mark.parametrize(
+    "module", ["launch.serving.serve", "launch.serving.gate", "launch.serving.reference", "launch.chat.terminal"]
+)
 def test_help_needs_no_heavy_import(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", module, "--help"], capture_output=True, text=True, cwd=REPOSITORY

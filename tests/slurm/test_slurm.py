@@ -110,7 +110,7 @@ def test_an_unknown_site_gets_the_nearest():
 
 def two_stages() -> Pipeline:
     train = shlex.split(
-        "python -m launch.pretraining.pretrain --model qwen2-0.5b --training zh-10b --hardware cluster-4x8 --run r --set seed=2"
+        "myllm pretrain --model qwen2-0.5b --training zh-10b --hardware cluster-4x8 --run r --set seed=2"
     )
     return Pipeline("two", [Stage("tokenizer", [["true"]]), Stage("pretrain", [train], ["tokenizer"])])
 
@@ -170,7 +170,7 @@ def test_a_dry_run_is_a_script_and_writes_nothing(tmp_path):
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
     lines = done.stdout.splitlines()
     assert "export SBATCH_PARTITION=batch" in lines
-    assert "# python -m preprocess.sources.download --source chinese-poetry --source zhwiki-sample" in lines
+    assert "# myllm download chinese-poetry zhwiki-sample" in lines
     first, second = (line for line in lines if "sbatch" in line)
     assert first.startswith("download=$(sbatch --parsable ") and "--dependency=afterok:7 " in first
     assert "--dependency=afterok:$download --kill-on-invalid-dep=yes " in second
@@ -280,7 +280,7 @@ def test_preflight_of_two_nodes_compares_them_with_each_other():
 
 @pytest.mark.slow
 def test_several_machines_without_slurm(tmp_path):
-    """launch/pretraining/multinode.sh, with a shell in the place of ssh: trains, is asked to end, goes on to the end."""
+    """multinode.sh, with a shell in the place of ssh: trains, is asked to end, goes on to the end."""
     from benchmarks.made_up_data import bin_texts, write_texts
     from launch.pretraining.checkpoints import reached
 

@@ -3,7 +3,7 @@
     with slurm_cluster() as environment:
         subprocess.run(["sinfo"], env=environment)
 
-    python tests/slurm/slurm_cluster.py 3      # to try commands on, until Ctrl-C
+    python tests/slurm_cluster.py 3      # to try commands on, until Ctrl-C
 
 Needs Debian's packages slurmctld, slurmd, slurm-client and munge (built to allow several slurmd on one host), and root.
 """
