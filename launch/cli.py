@@ -24,13 +24,11 @@ from artifacts.layout import REPOSITORY, Run
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its work is in `module`, or here.
-
-    A module has `main()`, which reads sys.argv, or `add_arguments(parser)` and `run(arguments)`.
-    """
+    """A subcommand: its work is in `module`, as `add_arguments(parser)` and `run(arguments)`, or here."""
 
     help: str
     module: str | None = None
+    parses: bool = False  # the module's `main()` reads sys.argv by itself
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
     run: Callable[[argparse.Namespace], int | None] | None = None
     example: str = ""  # else the module's docstring is shown
@@ -151,11 +149,12 @@ def split_data(given: argparse.Namespace) -> None:
 GROUPS: dict[str, dict[str, Command]] = {
     "a whole run": {
         "run": Command(
-            "run a pipeline's stages", None, add_pipeline_arguments, run_here, "myllm run poetry-tiny --to sft"
+            "run a pipeline's stages", None, False, add_pipeline_arguments, run_here, "myllm run poetry-tiny --to sft"
         ),
         "submit": Command(
             "submit a pipeline's stages to Slurm",
             None,
+            False,
             add_submit_arguments,
             submit,
             "myllm submit poetry-tiny --site mine --from pretrain",
@@ -163,64 +162,80 @@ GROUPS: dict[str, dict[str, Command]] = {
         "status": Command(
             "what is done of a run, and what its Slurm jobs do",
             None,
+            False,
             add_run_argument,
             show_status,
             "myllm status poetry-tiny",
         ),
-        "cancel": Command("cancel the Slurm jobs of a run", None, add_run_argument, cancel, "myllm cancel poetry-tiny"),
-        "samples": Command("what each model of a run writes when asked the same", "launch.report.samples"),
+        "cancel": Command(
+            "cancel the Slurm jobs of a run", None, False, add_run_argument, cancel, "myllm cancel poetry-tiny"
+        ),
+        "samples": Command("what each model of a run writes when asked the same", "launch.report.samples", parses=True),
         "report": Command(
-            "write report.html and report.json", None, add_run_argument, report, "myllm report poetry-tiny"
+            "write report.html and report.json", None, False, add_run_argument, report, "myllm report poetry-tiny"
         ),
     },
     "text": {
-        "download": Command("fetch a source or an evaluation set", "preprocess.sources.download"),
-        "extract-wiki": Command("a MediaWiki dump to documents", "preprocess.wiki.extract"),
-        "corpora": Command("raw files to clean, deduplicated shards, in one go", "preprocess.corpora.pipeline"),
-        "simplify": Command("Traditional to Simplified Chinese", "preprocess.cleaning.simplify"),
-        "clean": Command("drop documents that are not worth training on", "preprocess.cleaning.clean"),
-        "mask": Command("mask mail addresses, phone and identity numbers", "preprocess.cleaning.privacy"),
-        "deduplicate": Command("drop documents that are there already", "preprocess.deduplication.deduplicate"),
-        "decontaminate": Command(
-            "drop documents that hold evaluation questions", "preprocess.deduplication.decontaminate"
+        "download": Command("fetch a source or an evaluation set", "preprocess.sources.download", parses=True),
+        "extract-wiki": Command("a MediaWiki dump to documents", "preprocess.wiki.extract", parses=True),
+        "corpora": Command(
+            "raw files to clean, deduplicated shards, in one go", "preprocess.corpora.pipeline", parses=True
         ),
-        "split": Command("divide documents into train, valid and test", "preprocess.dataset.split"),
-        "data-card": Command("what the corpus steps did, as a page", "preprocess.corpora.data_card"),
+        "simplify": Command("Traditional to Simplified Chinese", "preprocess.cleaning.simplify", parses=True),
+        "clean": Command("drop documents that are not worth training on", "preprocess.cleaning.clean", parses=True),
+        "mask": Command("mask mail addresses, phone and identity numbers", "preprocess.cleaning.privacy", parses=True),
+        "deduplicate": Command(
+            "drop documents that are there already", "preprocess.deduplication.deduplicate", parses=True
+        ),
+        "decontaminate": Command(
+            "drop documents that hold evaluation questions", "preprocess.deduplication.decontaminate", parses=True
+        ),
+        "split": Command("divide documents into train, valid and test", "preprocess.dataset.split", parses=True),
+        "data-card": Command("what the corpus steps did, as a page", "preprocess.corpora.data_card", parses=True),
     },
     "tokenizer and datasets": {
-        "tokenizer": Command("train a tokenizer, and prove it in every later tool", "preprocess.tokenizer.train"),
-        "tokenizer-gate": Command("prove a tokenizer in every later tool", "preprocess.tokenizer.probe"),
-        "binning": Command("documents to a Megatron indexed dataset", "preprocess.dataset.binning"),
-        "blend": Command("datasets and their shares for a pretraining", "preprocess.dataset.blend"),
+        "tokenizer": Command(
+            "train a tokenizer, and prove it in every later tool", "preprocess.tokenizer.train", parses=True
+        ),
+        "tokenizer-gate": Command("prove a tokenizer in every later tool", "preprocess.tokenizer.probe", parses=True),
+        "binning": Command("documents to a Megatron indexed dataset", "preprocess.dataset.binning", parses=True),
+        "blend": Command("datasets and their shares for a pretraining", "preprocess.dataset.blend", parses=True),
     },
     "pretraining": {
         "estimate": Command("parameters, memory, hours and cost of a pretraining", "launch.pretraining.estimate"),
-        "pretrain": Command("pretrain with Megatron-LM by a recipe", "launch.pretraining.pretrain"),
-        "export": Command("a Megatron checkpoint to a Hugging Face folder", "converters.export"),
-        "import": Command("a Hugging Face folder to a Megatron checkpoint", "converters.import_hf"),
+        "pretrain": Command("pretrain with Megatron-LM by a recipe", "launch.pretraining.pretrain", parses=True),
+        "export": Command("a Megatron checkpoint to a Hugging Face folder", "converters.export", parses=True),
+        "import": Command("a Hugging Face folder to a Megatron checkpoint", "converters.import_hf", parses=True),
     },
     "post-training": {
         "lint-data": Command("check instruction, preference or KTO data", "launch.instructions.lint"),
         "split-data": Command(
             "divide a data file into train and held out",
             None,
+            False,
             add_split_arguments,
             split_data,
             "myllm split-data alpaca_zh.json --output-folder data --share 0.02",
         ),
         "posttrain": Command("fine-tune, reward model, DPO, KTO, PPO, GRPO, merge", "launch.posttraining.posttrain"),
-        "pair-accuracy": Command("how often a model prefers the chosen answer", "launch.preferences.pair_accuracy"),
-        "answer-rewards": Command("rewards of a model's answers", "launch.preferences.answer_rewards"),
-        "judged-pairs": Command("preference pairs out of a model's own answers", "launch.preferences.judged_pairs"),
+        "pair-accuracy": Command(
+            "how often a model prefers the chosen answer", "launch.preferences.pair_accuracy", parses=True
+        ),
+        "answer-rewards": Command("rewards of a model's answers", "launch.preferences.answer_rewards", parses=True),
+        "judged-pairs": Command(
+            "preference pairs out of a model's own answers", "launch.preferences.judged_pairs", parses=True
+        ),
     },
     "serving": {
         "serve": Command("serve a model folder with vLLM or LMDeploy", "launch.serving.serve"),
-        "serve-gate": Command("prove that the served model answers as Hugging Face's", "launch.serving.gate"),
+        "serve-gate": Command(
+            "prove that the served model answers as Hugging Face's", "launch.serving.gate", parses=True
+        ),
         "chat": Command("chat in the terminal, with a server or a model folder", "launch.chat.terminal"),
         "chat-page": Command("chat in the browser, several models side by side", "launch.chat.page"),
     },
     "scoring": {
-        "eval": Command("score models with OpenCompass", "launch.scoring.evaluate"),
+        "eval": Command("score models with OpenCompass", "launch.scoring.evaluate", parses=True),
         "bits-per-byte": Command("perplexity of held-out text, whatever the tokenizer", "launch.scoring.bits_per_byte"),
         "calibrate": Command("the same questions by a second harness", "launch.scoring.calibrate"),
         "compare": Command("models side by side, with paired significance", "launch.scoring.compare"),
@@ -249,7 +264,7 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
     for name, command in COMMANDS.items():
         made = commands.add_parser(name, formatter_class=argparse.RawDescriptionHelpFormatter, prog=f"myllm {name}")
-        if name != chosen:
+        if name != chosen or command.parses:
             continue
         made.description = f"Example: {command.example}"
         add_arguments: Any = command.add_arguments
@@ -266,12 +281,11 @@ def main() -> int | None:
         parser().print_help()
         return 0
     command = COMMANDS.get(chosen)
-    if command and command.module:
+    if command and command.module and command.parses:
+        sys.argv = [f"myllm {chosen}", *sys.argv[2:]]
         module: Any = importlib.import_module(command.module)
-        if not hasattr(module, "add_arguments"):
-            sys.argv = [f"myllm {chosen}", *sys.argv[2:]]
-            code: int | None = module.main()
-            return code
+        code: int | None = module.main()
+        return code
     given = parser(chosen).parse_args()
     command = COMMANDS[given.command]
     run: Any = importlib.import_module(command.module).run if command.module else command.run

@@ -10,7 +10,7 @@
 # PORT (default 29500) is where they meet, ADDRESS (default: the first of HOSTS) how the others reach the first,
 # REMOTE (default ssh -o BatchMode=yes) what runs a command on a host.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 usage='usage: HOSTS="a b" launch/pretraining/multinode.sh --model … --training … --hardware … --run …'
 read -ra hosts <<< "${HOSTS:?$usage}"
 read -ra remote <<< "${REMOTE:-ssh -o BatchMode=yes}"

@@ -6,7 +6,7 @@
 # Nothing is checked here and nobody waits for the first token: see launch/serving/serve.py. A test keeps both the same.
 set -euo pipefail
 model=$(realpath "${1:?usage: launch/serving/serve_lmdeploy.sh MODEL [--dry-run]}")
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 variables=(HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 "PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}")
 command=("$PWD/.venv-lmdeploy/bin/python" -m launch.serving.lmdeploy_closed serve api_server "$model" --backend turbomind
   --model-name "$(basename "$model")" --server-name 127.0.0.1 --server-port "${PORT:-8000}" --dtype bfloat16

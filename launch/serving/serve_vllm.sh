@@ -6,7 +6,7 @@
 # Nothing is checked here and nobody waits for the first token: see launch/serving/serve.py. A test keeps both the same.
 set -euo pipefail
 model=$(realpath "${1:?usage: launch/serving/serve_vllm.sh MODEL [--dry-run]}")
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 port=${PORT:-8000} tp=${TP:-1}
 variables=(HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 "PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}"
   VLLM_HOST_IP=127.0.0.1 VLLM_NO_USAGE_STATS=1 OMP_NUM_THREADS=1)

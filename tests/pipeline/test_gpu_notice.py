@@ -36,7 +36,7 @@ def test_the_commands_that_the_line_names_load() -> None:
         for name in ("gpu-1-24gb", "gpu-1-80gb", "gpu-1-80gb-te"):
             assert said(pipeline, f"hardware={name}", gpu=H100, environment="gpu") is None
             commands = [c for s in load_pipeline(pipeline, Path("r"), [f"hardware={name}"]).stages for c in s.commands]
-            trainings = [c for c in commands if c[2] in gpu_notice.TRAINERS and c[3] != "merge"]
+            trainings = [c for c in commands if c[1] in gpu_notice.TRAINERS and c[2] != "merge"]
             assert trainings and all(c[c.index("--hardware") + 1] == name for c in trainings)
 
 

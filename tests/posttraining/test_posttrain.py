@@ -248,7 +248,7 @@ def test_unknown_recipe_names_the_nearest() -> None:
 def test_dry_run_prints_the_command_and_imports_nothing_heavy(ground: Path, tmp_path: Path) -> None:
     arguments = [str(a) for a in (*sft_arguments(ground, tmp_path / "out"), "--dry-run")]
     code = (
-        f"import sys; from launch import posttrain; posttrain.main({arguments!r});"
+        f"import sys; from launch.posttraining import posttrain; posttrain.main({arguments!r});"
         "print([m for m in ('torch', 'llamafactory', 'transformers') if m in sys.modules])"
     )
     output = subprocess.run(

@@ -247,7 +247,8 @@ def test_two_at_once_are_refused(server, tmp_path, naps):
 
 
 def source_command(*arguments: str) -> list[str]:
-    script = "import sys; sys.path.insert(0, '.'); from preprocess import download; from pathlib import Path\n"
+    script = "import sys; sys.path.insert(0, '.'); from preprocess.sources import download\n"
+    script += "from pathlib import Path\n"
     script += "from artifacts.errors import run_main; download.SOURCES = Path(sys.argv.pop(1)); run_main(download.main)"
     return [sys.executable, "-c", script, *arguments]
 
@@ -266,7 +267,7 @@ def test_killed_in_the_middle_and_run_again_goes_on(server, tmp_path):
         f" digest: '{SHA256}', bytes: {len(CONTENT)}}}\n",
     )
     environment = {**os.environ, "MYLLM_CACHE": str(tmp_path / "cache")}
-    command = source_command(listing, "--source", "x")
+    command = source_command(listing, "x")
     killed = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
     partial = tmp_path / "cache" / "x" / ".file.bin.download"
     deadline = time.monotonic() + 30

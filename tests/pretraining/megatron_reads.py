@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-WORKER = REPOSITORY / "launch" / "pretrain_worker.py"
+WORKER = REPOSITORY / "launch" / "pretraining" / "worker.py"
 MEGATRON = Path(next(iter(importlib.util.find_spec("megatron").submodule_search_locations)))  # type: ignore[union-attr,arg-type]
 ROOTS = {"megatron": MEGATRON, "launch": REPOSITORY / "launch", "artifacts": REPOSITORY / "artifacts"}
 
