@@ -13,11 +13,13 @@ Until the wheels are installed nothing but the standard library may be imported 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -63,20 +65,24 @@ def pack(run: Path, output: Path) -> None:
 
 
 def install(extra: Path, python: str) -> tuple[Path, Path]:
-    """Install both sets of wheels into `extra`, unless they are there; returns their folders, for PYTHONPATH."""
+    """Install both sets of wheels, unless that was done before; returns their folders, for PYTHONPATH.
+
+    They lie in the folder for temporary files: `extra` may have to travel again, and a wheel unpacked is large.
+    """
     folders = []
     for name in ("wheels", "wheels-posttraining"):
         wheels = sorted((extra / name).glob("*.whl"))
         if not wheels:
             sys.exit(f"error: {extra / name} holds no wheels: make the folder with `make proof-gpu-wheels`")
-        target, listing = extra / f"site-{name}", "\n".join(wheel.name for wheel in wheels)
-        stamp = target / "installed.txt"
-        if not stamp.exists() or stamp.read_text() != listing:
+        mark = hashlib.sha256("\n".join([python, *(wheel.name for wheel in wheels)]).encode()).hexdigest()[:12]
+        target = Path(tempfile.gettempdir()) / f"gpu-proof-{name}-{mark}"
+        whole = target / "installed"
+        if not whole.exists():
             shutil.rmtree(target, ignore_errors=True)
             command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
             command += ["--no-compile", "--no-cache-dir", "--target", str(target), *map(str, wheels)]
             subprocess.run(command, check=True)
-            stamp.write_text(listing)
+            whole.touch()
         folders.append(target)
     return folders[0], folders[1]
 
@@ -96,7 +102,7 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     fetch(given.output)
     pack(given.run, given.output)
-    size = sum(path.stat().st_size for path in given.output.rglob("*") if path.is_file() and "site-" not in str(path))
+    size = sum(path.stat().st_size for path in given.output.rglob("*") if path.is_file())
     print(f"{given.output}: {size / 1e6:.0f} MB; `make proof-gpu PYTHON=python3 EXTRA={given.output}` uses it")
 
 
