@@ -19,8 +19,9 @@ test-slurm: envs  ## the tests on a throw-away Slurm (as root it installs Slurm'
 	@tests/slurm/install_slurm.sh
 	$(PYTEST) -m slurm
 
-check: env-train  ## lint, format, types
+check: env-train  ## lint, types, and which room may import which
 	.venv/bin/ruff check .
+	.venv/bin/lint-imports
 	.venv/bin/mypy
 
 bench-converters: env-train  ## conversion of a random qwen2-1.5b against cp: seconds and peak memory (30 GB of disk)

@@ -16,7 +16,7 @@ from typing import Any
 from artifacts.errors import UserError
 from benchmarks.gpu_proof.proof import Proof, Row, lines
 from benchmarks.gpu_proof.trainings import Job, write_jobs
-from launch.pretraining import estimate
+from launch.pretraining import gpus, model_size
 from launch.pretraining.recipe import Recipe, flags, get, layout_of, load_recipe, whole
 from launch.pretraining.training_log import read_history
 
@@ -114,10 +114,10 @@ def step_facts(recipe: Recipe, job: Job, found: dict[str, Any], steps: int, card
     milliseconds = statistics.median(times)
     layout, sequence = layout_of(recipe), whole(recipe, "seq-length")
     tokens = whole(recipe, "global-batch-size") * sequence
-    padded = estimate.padded_vocabulary(recipe, whole(recipe, "published-vocab-size"), layout.tensor)
-    work_done = tokens * estimate.flops_per_token(estimate.model_of(recipe, padded), sequence)
+    padded = model_size.padded_vocabulary(recipe, whole(recipe, "published-vocab-size"), layout.tensor)
+    work_done = tokens * model_size.flops_per_token(model_size.model_of(recipe, padded), sequence)
     teraflops = work_done / (milliseconds / 1000) / layout.world / 1e12
-    peak = estimate.gpu(card).peak_tflops if card else None
+    peak = gpus.gpu(card).peak_tflops if card else None
     return {
         "ok": True,
         "milliseconds": round(milliseconds, 2),

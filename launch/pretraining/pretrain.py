@@ -220,7 +220,8 @@ def summary(run: Run, recipe: Recipe, layout: Layout) -> dict[str, Any]:
     Raises:
         UserError: the losses are not those of a run that learned from the right data.
     """
-    from launch.pretraining.estimate import flops_per_token, gpu, model_of, padded_vocabulary
+    from launch.pretraining.gpus import gpu
+    from launch.pretraining.model_size import flops_per_token, model_of, padded_vocabulary
 
     history = read_history(*logs_of(run.checkpoints))
     size = vocabulary(run)

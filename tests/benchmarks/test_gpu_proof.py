@@ -15,7 +15,7 @@ from artifacts.files import read_json, write_json
 from benchmarks.gpu_proof import machine, models, results, speed, trainings, wheels
 from benchmarks.gpu_proof.__main__ import LIMITS
 from benchmarks.gpu_proof.proof import Proof, TimeLimit, call, lines, training_folder
-from launch.pretraining import estimate
+from launch.pretraining import gpus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -77,7 +77,7 @@ def test_a_machine_without_a_gpu_is_told_so(tmp_path):
 )
 def test_cards_by_their_drivers_names(name, card):
     assert machine.card_of(name) == card
-    assert card is None or estimate.gpu(card).peak_tflops > 0
+    assert card is None or gpus.gpu(card).peak_tflops > 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from artifacts.errors import UserError
 from artifacts.layout import Run
-from launch.pretraining import estimate, flags, pretrain, recipe
+from launch.pretraining import flags, model_size, pretrain, recipe
 
 
 def say(model: str, training: str, hardware: str) -> dict:
@@ -24,11 +24,11 @@ def say(model: str, training: str, hardware: str) -> dict:
     from megatron.training.theoretical_memory_usage import report_theoretical_memory  # only now is CUDA answered for
     from megatron.training.training import num_floating_point_operations
 
-    shape = estimate.model_of(found)
+    shape = model_size.model_of(found)
     args.padded_vocab_size = shape.vocab
     batches = args.global_batch_size // (args.micro_batch_size * layout.data)
     flops = num_floating_point_operations(args, args.global_batch_size)
-    args.padded_vocab_size = estimate.padded_vocabulary(found, shape.vocab, layout.tensor)
+    args.padded_vocab_size = model_size.padded_vocabulary(found, shape.vocab, layout.tensor)
     with contextlib.redirect_stdout(io.StringIO()):
         weights, _, total = report_theoretical_memory(args, num_microbatches=batches)
     return {

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UserError
-from launch.pretraining import estimate, recipe
+from launch.pretraining import estimate, gpus, model_size, recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PUBLISHED = {"qwen2-0.5b": 494_032_768, "qwen2-1.5b": 1_543_714_304, "llama2-1.1b": 1_100_048_384}
 
 
-def model(name: str) -> estimate.Model:
-    return estimate.model_of(recipe.load_recipe(name, "zh-10b", "gpu-1-80gb"))
+def model(name: str) -> model_size.Model:
+    return model_size.model_of(recipe.load_recipe(name, "zh-10b", "gpu-1-80gb"))
 
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
 def test_published_counts(name, count):
-    assert estimate.parameters(model(name)) == count
+    assert model_size.parameters(model(name)) == count
 
 
 @pytest.mark.parametrize("name", recipe.names("models"))
@@ -43,7 +43,7 @@ def test_counts_are_hugging_faces(name):
     )
     with torch.device("meta"):
         built = getattr(transformers, f"{family}ForCausalLM")(config)
-    assert sum(p.numel() for p in built.parameters()) == estimate.parameters(shape)
+    assert sum(p.numel() for p in built.parameters()) == model_size.parameters(shape)
 
 
 BUILT = """
@@ -54,18 +54,18 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from converters.megatron_forward import build
-from launch.pretraining import estimate, flags, recipe
+from launch.pretraining import flags, model_size, recipe
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 parallel_state.initialize_model_parallel(); model_parallel_cuda_manual_seed(0)
 counts = {}
 for name in recipe.names("models"):
     found = recipe.load_recipe(name, "demo", "gpu-1-80gb")
     args = flags.parse(recipe.flags(found))
-    shape = estimate.model_of(found)
+    shape = model_size.model_of(found)
     args.kv_channels, args.padded_vocab_size, args.num_layers = shape.head_dim, 1024, 1
     args.layernorm_epsilon, args.add_bias_linear = args.norm_epsilon if hasattr(args, "norm_epsilon") else 1e-6, False
-    one = estimate.Model(**{**vars(shape), "vocab": 1024, "layers": 1})
-    counts[name] = [sum(p.numel() for p in build(args).parameters()), estimate.parameters(one)]
+    one = model_size.Model(**{**vars(shape), "vocab": 1024, "layers": 1})
+    counts[name] = [sum(p.numel() for p in build(args).parameters()), model_size.parameters(one)]
 print(json.dumps(counts))
 """
 
@@ -216,4 +216,4 @@ def test_interleaving_and_pipelines_cost_memory():
 
 def test_unknown_gpu():
     with pytest.raises(UserError, match="did you mean"):
-        estimate.gpu("a100-80g")
+        gpus.gpu("a100-80g")
