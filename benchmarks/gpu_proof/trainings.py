@@ -14,11 +14,12 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.one_process import output_to, pretrain
 
 # Kernels by the words in their names, first match counts. Names are those of cuBLAS, cuDNN, PyTorch and Inductor.
 KINDS = (
@@ -78,26 +79,6 @@ def summed(events: Any, wall_ms: float, on_gpu: bool) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def output_to(path: str) -> Iterator[None]:
-    """Send this process's standard output and errors to a file, C++'s too."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, old in zip((1, 2), kept):
-            os.dup2(old, number)
-            os.close(old)
-        os.close(target)
-
-
 def watched(train_step: Callable[..., Any], step: int, found: dict[str, Any], on_gpu: bool) -> Callable[..., Any]:
     """Megatron's `train_step`, whose call number `step` is profiled into `found`."""
     import torch
@@ -141,13 +122,9 @@ def compiled(setup: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def train(job: Job, on_gpu: bool) -> dict[str, Any]:
-    """Train one job to its end; whatever Megatron keeps between trainings is destroyed afterwards."""
+    """Train one job to its end."""
     import torch
-    from megatron.core.enums import ModelType
-    from megatron.core.tensor_parallel import random
     from megatron.training import training
-    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
-    from megatron.training.arguments import parse_and_validate_args
 
     from artifacts.megatron_adam import fused_adam
     from benchmarks import bare_megatron
@@ -158,19 +135,14 @@ def train(job: Job, on_gpu: bool) -> dict[str, Any]:
         training.train_step = watched(training.train_step, job.profile_step, profile, on_gpu)
     if job.compile_layers:
         training.setup_model_and_optimizer = compiled(training.setup_model_and_optimizer)
-    sys.argv = ["trainings.py", *job.flags]
     started = time.monotonic()
     torch.cuda.reset_peak_memory_stats()
     try:
         with fused_adam(job.fused_adam):
-            arguments = parse_and_validate_args()
-            config = pretrain_cfg_container_from_args(arguments, gpt_config_from_args(arguments))
-            training.pretrain(config, bare_megatron.datasets, ModelType.encoder_or_decoder, bare_megatron.forward_step)
-        memory = torch.cuda.max_memory_allocated() / 1e9
+            pretrain(job.flags, bare_megatron.datasets, bare_megatron.forward_step)
     finally:
         training.train_step, training.setup_model_and_optimizer = kept
-        training.destroy_global_state()
-        random._CUDA_RNG_STATE_TRACKER_INITIALIZED = False  # CUDA graphs need another kind than the job before
+    memory = torch.cuda.max_memory_allocated() / 1e9
     return {"memory_gb": round(memory, 2), "profile": profile, "seconds": round(time.monotonic() - started, 1)}
 
 

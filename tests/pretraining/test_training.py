@@ -4,6 +4,7 @@ Every comparison starts from a checkpoint that one process wrote at iteration 5 
 random depends on the pipeline stage, what is loaded does not.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 
 from artifacts.files import read_json
+from artifacts.layout import Run
 from artifacts.processes import free_port
 from benchmarks.made_up_data import bin_texts, copy_run, write_texts
 from converters.checkpoint import Checkpoint
 from launch.pretraining import checkpoints
-from launch.pretraining.pretrain import ranks_under
+from launch.pretraining.pretrain import complete, ranks_under, run_flags
+from launch.pretraining.recipe import flags, get, layout_of, load_recipe
 from launch.pretraining.training_log import ITERATION, log_of, read_history
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -144,13 +147,57 @@ def furthest(run: Path, other: Path) -> float:
     return difference
 
 
-@pytest.mark.parametrize("model", ["qwen2-tiny", "llama2-tiny"])
+def train_together(jobs: list[tuple[Path, str, tuple[str, ...]]], folder: Path) -> None:
+    """Train each (run, model, keys) in turn, in one process a rank for all jobs of as many ranks as the first has.
+
+    What the launcher does before and after a training is not done: its own tests are those that use `command`.
+    """
+    prepared, ranks = [], 0
+    for run, model, keys in jobs:
+        recipe = complete(load_recipe(model, "demo", "cpu", (*SHORT, *keys)), Run(run))
+        layout = layout_of(recipe)
+        assert layout.world == (ranks or layout.world)
+        ranks = layout.world
+        fused = "1" if get(recipe, "fused-adam") else ""
+        environment = {"MYLLM_FUSED_ADAM": fused, "MYLLM_STOP_AT_SPIKE": ""}
+        log = str(log_of(run / "checkpoints"))
+        prepared.append({"flags": flags(recipe) + run_flags(Run(run)), "log": log, "environment": environment})
+    plan = folder / f"jobs-{ranks}.json"
+    plan.write_text(json.dumps(prepared))
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", f"--nproc-per-node={ranks}"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    result = subprocess.run(
+        [*torchrun, "tests/pretraining/grid.py", str(plan)],
+        cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+MODELS = ("qwen2-tiny", "llama2-tiny")
+IN_BF16 = {"PP2": 1e-6, "DP2": 1e-6, "TP2": 1e-4}  # layouts, and how many digits of the loss are equal
+
+
+@pytest.fixture(scope="module")
+def grid(data, starts, tmp_path_factory) -> dict[tuple[str, ...], Path]:
+    """Every layout of both models gone on from iteration 5 to 10: runs by (model, layout)."""
+    folder = tmp_path_factory.mktemp("grid")
+    runs: dict[tuple[str, ...], Path] = {}
+    jobs = []
+    for model in MODELS:
+        for layout, keys in LAYOUTS.items():
+            started = starts(model, *(key for key in keys if key == DISTRIBUTED))
+            runs[model, layout] = fresh(data, folder / f"{model}-{layout}", started)
+            jobs.append((runs[model, layout], model, keys))
+    four = [job for job in jobs if "nproc-per-node=4" in job[2]]
+    train_together([job for job in jobs if job not in four], folder)
+    train_together(four, folder)
+    return runs
+
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_trains_the_same(data, starts, references, tmp_path, model, layout):
-    keys = tuple(key for key in LAYOUTS[layout] if key == DISTRIBUTED)
-    run = fresh(data, tmp_path / "run", starts(model, *keys))
-    finish(command(run, *SHORT, *LAYOUTS[layout], model=model))
-    reference = references(model)
+def test_every_layout_trains_the_same(grid, references, model, layout):
+    run, reference = grid[model, layout], references(model)
     found, wanted = losses(run), losses(reference)
     assert found.keys() == wanted.keys() == set(range(1, 11))
     for step in range(6, 11):
@@ -158,8 +205,8 @@ def test_every_layout_trains_the_same(data, starts, references, tmp_path, model,
     assert furthest(run, reference) <= 1e-5
 
 
-@pytest.mark.parametrize(("layout", "digits"), [("PP2", 1e-6), ("DP2", 1e-6), ("TP2", 1e-4)])
-def test_bf16_trains_the_same(data, starts, references, tmp_path, layout, digits):
+@pytest.mark.parametrize("layout", IN_BF16)
+def test_bf16_trains_the_same(data, starts, references, tmp_path, layout):
     """To 6 digits where the same sums are rounded in the same places, as in pipeline and data parallel.
 
     Tensor parallel rounds each rank's partial sum to bf16, 8 bits, before they are added: 6 digits cannot be asked for.
@@ -171,18 +218,20 @@ def test_bf16_trains_the_same(data, starts, references, tmp_path, layout, digits
     run = fresh(data, tmp_path / "run", starts("llama2-tiny", "bf16=true"))
     finish(command(run, *SHORT, "bf16=true", *LAYOUTS[layout], model="llama2-tiny"))
     found, wanted = losses(run), losses(references("llama2-tiny", "bf16=true"))
-    print({step: found[step] - wanted[step] for step in found})
     for step in range(6, 11):
-        assert found[step] == pytest.approx(wanted[step], rel=digits)
+        assert found[step] == pytest.approx(wanted[step], rel=IN_BF16[layout])
 
 
 def test_a_checkpoint_goes_through_every_layout(data, references, starts, tmp_path):
     """One iteration in each layout, the distributed optimizer throughout: the weights of one process at the end."""
     run = fresh(data, tmp_path / "run", starts("qwen2-tiny", DISTRIBUTED))
     order = ("TP2", "PP2 interleaved", "DP2", "TP2 x PP2", "PP2")
-    for step, layout in enumerate(order, start=6):
-        finish(command(run, *SHORT, DISTRIBUTED, *LAYOUTS[layout], f"exit-interval={step}"))
-        assert checkpoints.reached(run / "checkpoints") == step
+    jobs = [(run, "qwen2-tiny", (DISTRIBUTED, *LAYOUTS[layout], f"exit-interval={step}"))
+            for step, layout in enumerate(order, start=6)]  # fmt: skip
+    for part in (jobs[:3], jobs[3:4], jobs[4:]):  # two ranks, four, two
+        train_together(part, tmp_path)
+    assert checkpoints.reached(run / "checkpoints") == 10
+    assert all((run / "checkpoints" / f"iter_{step:07d}").exists() for step in range(6, 11))
     reference = references("qwen2-tiny")
     assert losses(run)[10] == pytest.approx(losses(reference)[10], rel=1e-6)
     assert furthest(run, reference) <= 1e-5
