@@ -47,6 +47,8 @@ class Proof:
         }
         if hide_gpu:
             added["CUDA_VISIBLE_DEVICES"] = ""
+        if hide_gpu or not self.on_gpu:
+            added["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # several threads spin on few cores
         return {**os.environ, **added}
 
 
