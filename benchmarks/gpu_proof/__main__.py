@@ -88,7 +88,7 @@ def main() -> int:
                 raise UserError(f"no time was left: {ALL_IN} s in all")
             for row in find(proof, begun + limit):
                 results.add(part, row)
-                failed += not row["ok"]
+                failed += not row["ok"] and part != "levers"  # that a lever does not work is a finding
                 print(f"   {time.monotonic() - begun:5.1f} s  {told(row)}", flush=True)
         except Exception as error:  # a GPU is there for minutes: the other parts go on, whatever went wrong
             failed += 1

@@ -37,7 +37,7 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     failed = [row for row in found["rows"] if not row["ok"]]
     # what a CPU has not is told, and stops nothing
     assert [row.get("lever") for row in failed] == ["CUDA graphs of each layer"], (failed, result.stdout[-2000:])
-    assert result.returncode == 1 and set(found["seconds"]) == set(LIMITS)
+    assert result.returncode == 0 and set(found["seconds"]) == set(LIMITS)
     parts = {part: [row for row in found["rows"] if row["part"] == part] for part in LIMITS}
     for row in parts["speed"]:
         assert row["tokens_per_second"] == pytest.approx(2048 / row["milliseconds"] * 1000, rel=1e-3)
