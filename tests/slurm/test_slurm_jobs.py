@@ -161,7 +161,7 @@ def chain(cluster, tmp_path_factory) -> Iterator[Chain]:
         "sft",
     ]
     with (folder / "here.out").open("wb") as output:
-        # as many threads as site/local-test.sh gives a job: on some processors two threads sum in another order than one
+        # threads as in site/local-test.sh: on some processors two sum in another order than one
         variables = {**os.environ, "OMP_NUM_THREADS": "1"}
         beside = subprocess.Popen(command, cwd=REPOSITORY, env=variables, stdout=output, stderr=output)
     try:
