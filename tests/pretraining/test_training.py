@@ -174,7 +174,7 @@ def train_together(jobs: list[tuple[Path, str, tuple[str, ...]]], folder: Path) 
 
 
 MODELS = ("qwen2-tiny", "llama2-tiny")
-IN_BF16 = {"PP2": 1e-6, "DP2": 1e-6, "TP2": 1e-4}  # layouts, and how many digits of the loss are equal
+IN_BF16 = {"PP2": 1e-4, "DP2": 1e-6, "TP2": 1e-4}  # layouts, and how far apart the losses may be, relative
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,10 @@ def test_every_layout_trains_the_same(grid, references, model, layout):
 
 @pytest.mark.parametrize("layout", IN_BF16)
 def test_bf16_trains_the_same(data, starts, references, tmp_path, layout):
-    """To 6 digits where the same sums are rounded in the same places, as in pipeline and data parallel.
+    """To 6 digits where the same sums are rounded in the same places, as in data parallel.
+
+    Pipeline parallel adds the stages' gradient norms in another order, and a last bit of the clipping moves a weight
+    over the edge of a bf16 now and then: identical on one processor, 7e-6 apart on another (with AMX).
 
     Tensor parallel rounds each rank's partial sum to bf16, 8 bits, before they are added: 6 digits cannot be asked for.
     Of Megatron's flags that might help, softmax and gradients in float32 change nothing (the sums are the matmuls'),
