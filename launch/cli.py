@@ -149,30 +149,35 @@ def split_data(given: argparse.Namespace) -> None:
 GROUPS: dict[str, dict[str, Command]] = {
     "a whole run": {
         "run": Command(
-            "run a pipeline's stages", None, False, add_pipeline_arguments, run_here, "myllm run poetry-tiny --to sft"
+            "run a pipeline's stages",
+            add_arguments=add_pipeline_arguments,
+            run=run_here,
+            example="myllm run poetry-tiny --to sft",
         ),
         "submit": Command(
             "submit a pipeline's stages to Slurm",
-            None,
-            False,
-            add_submit_arguments,
-            submit,
-            "myllm submit poetry-tiny --site mine --from pretrain",
+            add_arguments=add_submit_arguments,
+            run=submit,
+            example="myllm submit poetry-tiny --site mine --from pretrain",
         ),
         "status": Command(
             "what is done of a run, and what its Slurm jobs do",
-            None,
-            False,
-            add_run_argument,
-            show_status,
-            "myllm status poetry-tiny",
+            add_arguments=add_run_argument,
+            run=show_status,
+            example="myllm status poetry-tiny",
         ),
         "cancel": Command(
-            "cancel the Slurm jobs of a run", None, False, add_run_argument, cancel, "myllm cancel poetry-tiny"
+            "cancel the Slurm jobs of a run",
+            add_arguments=add_run_argument,
+            run=cancel,
+            example="myllm cancel poetry-tiny",
         ),
         "samples": Command("what each model of a run writes when asked the same", "launch.report.samples", parses=True),
         "report": Command(
-            "write report.html and report.json", None, False, add_run_argument, report, "myllm report poetry-tiny"
+            "write report.html and report.json",
+            add_arguments=add_run_argument,
+            run=report,
+            example="myllm report poetry-tiny",
         ),
     },
     "text": {
@@ -211,11 +216,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "lint-data": Command("check instruction, preference or KTO data", "launch.instructions.lint"),
         "split-data": Command(
             "divide a data file into train and held out",
-            None,
-            False,
-            add_split_arguments,
-            split_data,
-            "myllm split-data alpaca_zh.json --output-folder data --share 0.02",
+            add_arguments=add_split_arguments,
+            run=split_data,
+            example="myllm split-data alpaca_zh.json --output-folder data --share 0.02",
         ),
         "posttrain": Command("fine-tune, reward model, DPO, KTO, PPO, GRPO, merge", "launch.posttraining.posttrain"),
         "pair-accuracy": Command(

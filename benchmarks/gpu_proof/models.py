@@ -16,6 +16,7 @@ from typing import Any
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json
 from benchmarks.gpu_proof.proof import Proof, Row, call, finish, lines, start, training_folder
+from benchmarks.gpu_proof.speed import ONE_PROCESS
 from launch.pretraining.training_log import log_of, read_history
 
 LOSS_TOLERANCE = 1e-2  # nats in any step, bf16 on the GPU against bf16 on the CPU
@@ -25,7 +26,6 @@ SHORT_ANSWERS = (
     "per_device_train_batch_size=8", "num_generations=4", "max_completion_length=12", "per_device_eval_batch_size=32"
 )  # fmt: skip
 NEXT_LINE_BAR = 55.0  # percent, of the learning part on a GPU
-ONE_PROCESS = ("nproc-per-node=1", "pipeline-model-parallel-size=1", "decoder-first-pipeline-num-layers=null")
 SAME_START = ("bf16=true", "use-cpu-initialization=true", "log-interval=1", "eval-iters=0", "eval-interval=100000")
 # poetry-tiny's recipe, its shape 20 times as large: 30.4M parameters with the demo's vocabulary of 4,096
 LARGER = ("num-layers=9", "hidden-size=512", "ffn-hidden-size=1536", "num-attention-heads=8", "num-query-groups=4")

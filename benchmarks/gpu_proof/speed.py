@@ -89,18 +89,22 @@ def measured(proof: Proof, part: str, jobs: list[Job], deadline: float) -> Itera
     """
     left = list(jobs)
     while left:
+        before = len(left)
         plan, log = proof.work / part / "jobs.json", proof.work / part / "process.log"
         write_jobs(left, plan)
         try:
             for line in lines(proof, "-m", "benchmarks.gpu_proof.trainings", str(plan), log=log, deadline=deadline):
                 if line.startswith('{"name"'):
                     yield left.pop(0), json.loads(line)
-            return
+            if len(left) < before:
+                continue
+            reason = "the process ended without a word"
         except UserError as error:
             if type(error) is not UserError or not left:
                 raise
-            failed = left.pop(0)
-            yield failed, {"name": failed.name, "error": f"the process died: {error}"}
+            reason = str(error)
+        failed = left.pop(0)
+        yield failed, {"name": failed.name, "error": f"the process died: {reason}"}
 
 
 def step_facts(recipe: Recipe, job: Job, found: dict[str, Any], steps: int, card: str | None) -> Row:

@@ -178,7 +178,7 @@ def main() -> None:
         found["left_gb"] = round(torch.cuda.memory_allocated() / 1e9, 2)  # what the next job's memory counts too much
         print(json.dumps({"name": job.name, **found}), flush=True)
         if on_gpu and "error" in found and ("CUDA error" in found["error"] or "illegal" in found["error"]):
-            sys.exit(3)  # the device's state is lost with it: `speed.measured` starts a new process for the rest
+            break  # the device's state is lost with it: `speed.measured` starts a new process for the rest
 
 
 def write_jobs(jobs: list[Job], path: Path) -> None:

@@ -88,7 +88,7 @@ def install(extra: Path, python: str) -> tuple[Path, Path]:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """A packed run in `folder`, its blend pointing there; returns `folder`."""
+    """Unpack a run that `pack` packed into `folder`; returns `folder`."""
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
     return folder

@@ -164,6 +164,18 @@ def test_when_the_process_dies_of_a_job_the_others_are_measured(tmp_path, monkey
     assert list(found) == ["a", "b", "c"] and "illegal memory" in found["b"]["error"] and "error" not in found["c"]
 
 
+def test_when_the_process_stops_after_a_job_the_others_are_measured_in_a_new_one(tmp_path, monkeypatch):
+    """The worker is a stand-in that ends after each job, as it does when a job has cost it the device."""
+    jobs = [trainings.Job(name, [], str(tmp_path / name)) for name in "ab"]
+
+    def one_at_a_time(_proof, *arguments, **_):
+        yield json.dumps({"name": json.loads(Path(arguments[-1]).read_text())[0]["name"]})
+
+    monkeypatch.setattr(speed, "lines", one_at_a_time)
+    found = {job.name: facts for job, facts in speed.measured(proof(tmp_path), "levers", jobs, time.monotonic() + 9)}
+    assert list(found) == ["a", "b"] and not any("error" in facts for facts in found.values())
+
+
 def test_a_run_that_is_cut_short_keeps_what_it_has(tmp_path):
     kept = results.Results(tmp_path, "make proof-gpu")
     kept.add("fidelity", {"what": "losses", "ok": True, "max_difference": 0.001, "device": [1.0]})
