@@ -5,21 +5,16 @@ The model is a random one of 0.1M weights; the trainer is TRL's.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_posttrain import ALPHABET, file_hash, finish, kill_after_checkpoint, make_model, start
+from posttrain_kit import ALPHABET, file_hash, finish, kill_after_checkpoint, make_model, said, start
 
 from artifacts.errors import UserError
-from artifacts.layout import REPOSITORY
 from launch.posttraining import job as posttrain_job
 from launch.posttraining import posttrain, rewards
 from launch.posttraining import recipe as posttrain_recipe
@@ -74,13 +69,20 @@ def metrics_of(output: Path) -> dict[str, Any]:
 # --- keys
 
 
-def test_argument_names_are_those_of_trls_dataclasses() -> None:
-    from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
-    from trl.scripts.grpo import GRPOScriptArguments
-
-    holders = (GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)
-    real = {item.name for holder in holders for item in dataclasses.fields(holder) if item.init}
-    assert set(posttrain_recipe.keys_of("trl")) == real
+def test_argument_names_and_rewards_are_those_of_trl(warm: Path) -> None:
+    found = said(
+        warm,
+        """
+import dataclasses, json
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
+from trl.scripts.grpo import GRPOScriptArguments, reward_funcs_registry
+holders = (GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)
+names = [item.name for holder in holders for item in dataclasses.fields(holder) if item.init]
+print(json.dumps({"names": names, "rewards": list(reward_funcs_registry)}))
+""",
+    )
+    assert set(posttrain_recipe.keys_of("trl")) == set(found["names"])
+    assert rewards.rewards_of_trl() == found["rewards"]
 
 
 @pytest.mark.parametrize(
@@ -96,12 +98,6 @@ def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         posttrain_recipe.recipe_settings("grpo", "cpu", [override], None)
     assert message in str(error.value)
-
-
-def test_trls_own_rewards_are_known() -> None:
-    from trl.scripts.grpo import reward_funcs_registry
-
-    assert rewards.rewards_of_trl() == list(reward_funcs_registry)
 
 
 @pytest.mark.parametrize(
@@ -193,30 +189,30 @@ def test_what_comes_out_is_a_whole_chat_model(ground: Path, grpo: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_grpo_goes_on_and_ends_in_the_same_weights(ground: Path, grpo: Path, tmp_path: Path) -> None:
+def test_a_killed_grpo_goes_on_and_ends_in_the_same_weights(
+    ground: Path, grpo: Path, warm: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "grpo"
     kill_after_checkpoint(start(*arguments(ground, output), env=MODULES), tmp_path / "grpo.work" / "output", 1)
     assert not output.exists()
-    assert "resuming from step" in finish(start(*arguments(ground, output), env=MODULES))
+    assert "resuming from step" in finish(start(*arguments(ground, output), env=MODULES, warm=warm))
     assert file_hash(output / "model.safetensors") == file_hash(grpo / "model.safetensors")
     assert metrics_of(output)["measure_before"] == metrics_of(grpo)["measure_before"]
 
 
 @pytest.mark.slow
-def test_trls_own_script_reads_the_same_file(grpo: Path, tmp_path: Path) -> None:
+def test_trls_own_script_reads_the_same_file(grpo: Path, warm: Path, tmp_path: Path) -> None:
     """Its parser takes the rendered file, and it finds the data: what `trl grpo --config` does before it trains."""
-    file = grpo.with_name("grpo.work") / "grpo.yaml"
-    code = (
-        "from trl.scripts.grpo import make_parser; from datasets import load_dataset; import sys\n"
-        "script, training, model, _ = make_parser().parse_args_and_config(['--config', sys.argv[1]])\n"
-        "data = load_dataset(script.dataset_name)\n"
-        "print(script.reward_funcs, training.num_generations, len(data[script.dataset_train_split]))"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", code, str(file)], cwd=REPOSITORY, capture_output=True, text=True, check=True,
-        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-    ).stdout  # fmt: skip
-    assert printed.endswith("['reward_of_characters.seasons'] 4 200\n")
+    code = """
+import json, sys
+from datasets import load_dataset
+from trl.scripts.grpo import make_parser
+script, training, model, _ = make_parser().parse_args_and_config(["--config", sys.argv[1]])
+data = load_dataset(script.dataset_name, cache_dir=sys.argv[2])
+print(json.dumps([script.reward_funcs, training.num_generations, len(data[script.dataset_train_split])]))
+"""
+    found = said(warm, code, str(grpo.with_name("grpo.work") / "grpo.yaml"), str(tmp_path))
+    assert found == [["reward_of_characters.seasons"], 4, 200]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from posttrain_kit import said
 from tiny_qwen2 import make_tiny_qwen2
 
 from artifacts.errors import UserError
@@ -220,7 +221,7 @@ def test_real_data(name, form):
 
 
 @pytest.mark.slow
-def test_llamafactory_reads_what_is_described(tmp_path, folder):
+def test_llamafactory_reads_what_is_described(tmp_path, folder, warm):
     """LLaMA-Factory's own loader on `columns()` for every form: each example, its labels with the stop token."""
     described = {}
     for name, row in GOOD.items():
@@ -246,13 +247,9 @@ for name, entry in json.load(open(f"{folder}/dataset_info.json")).items():
     row = data[0]
     labels = row.get("chosen_labels") or row.get("labels")
     counts[name] = [len(data), module["tokenizer"].convert_tokens_to_ids("<|im_end|>") in labels]
-print("COUNTS " + json.dumps(counts))
+print(json.dumps(counts))
 """
-    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), str(folder)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    line = next(line for line in result.stdout.splitlines() if line.startswith("COUNTS "))
-    assert json.loads(line.removeprefix("COUNTS ")) == {name: [1, True] for name in described}
+    assert said(warm, script, str(tmp_path), str(folder)) == {name: [1, True] for name in described}
 
 
 def test_faulty_and_repeated_rows_are_left_out_when_asked(tmp_path):

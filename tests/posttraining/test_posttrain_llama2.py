@@ -1,23 +1,26 @@
 """Every post-training stage on the other architecture: Llama 2, untied, with a tokenizer that falls back to bytes.
 
-Two steps of each: what the stages learn is shown on Qwen2 (test_posttrain.py, test_grpo.py).
+Two steps of each: what the stages learn is shown on Qwen2 (test_posttrain_*.py, test_grpo.py).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from posttrain_kit import ALPHABET, finish, make_data, start
 from test_grpo import make_questions
-from test_posttrain import ALPHABET, finish, make_data, start
 
 from artifacts.files import write_jsonl
-from artifacts.layout import REPOSITORY
+from artifacts.layout import REPOSITORY, environment
 from launch.scoring import model_probe
 
 
@@ -62,35 +65,56 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(ground: Path, recipe: str, model: str, output: str, *more: object, **keys: object) -> Path:
+def trained(ground: Path, warm: Path, recipe: str, model: str, output: str, *more: object, **keys: object) -> Path:
     keys = {"max_steps": 2, **keys}
     sets = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
     where = ["--model", ground / model, "--data", ground / "data", "--output", ground / output]
-    finish(start(recipe, *where, *more, *sets))
+    finish(start(recipe, *where, *more, *sets, warm=warm))
     return ground / output
 
 
-def merged(ground: Path, model: str, adapter: Path) -> Path:
+def merged(ground: Path, warm: Path, model: str, adapter: Path) -> Path:
     output = adapter.with_name(adapter.name.removesuffix("-adapter"))
-    finish(start("merge", "--model", ground / model, "--adapter", adapter, "--output", output))
+    finish(start("merge", "--model", ground / model, "--adapter", adapter, "--output", output, warm=warm))
     assert json.loads((output / "merge.json").read_text())["max_abs_diff"] <= 1e-5
     return output
 
 
+def probed(folders: list[Path]) -> dict[tuple[str, Path], dict[str, Any]]:
+    """What transformers 4 and 5 read from the folders: each environment is started once for all of them."""
+    code = """
+import json, sys
+from pathlib import Path
+from launch.scoring.model_probe import probe
+print(json.dumps([probe(Path(folder)) for folder in sys.argv[1:]]))
+"""
+    found = {}
+    for name in ("train", "serve"):
+        command = [str(environment(name) / "bin" / "python"), "-c", code, *map(str, folders)]
+        variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found |= {(name, folder): row for folder, row in zip(folders, json.loads(done.stdout.splitlines()[-1]))}
+    return found
+
+
 @pytest.mark.slow
-def test_every_stage_trains_and_exports_llama2(ground: Path) -> None:
+def test_every_stage_trains_and_exports_llama2(ground: Path, warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"per_device_train_batch_size": 8}
-    made = [trained(ground, "sft_full", "base", "sft", **small)]
-    made.append(merged(ground, "base", trained(ground, "sft_lora", "base", "lora-adapter", **small)))
-    judge = merged(ground, "sft", trained(ground, "reward", "sft", "reward-adapter", **small))
+    train, merge = partial(trained, ground, warm), partial(merged, ground, warm)
+    made = [train("sft_full", "base", "sft", **small)]
+    made.append(merge("base", train("sft_lora", "base", "lora-adapter", **small)))
+    judge = merge("sft", train("reward", "sft", "reward-adapter", **small))
     assert json.loads((judge / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]
     for recipe in ("dpo", "kto"):
-        made.append(merged(ground, "sft", trained(ground, recipe, "sft", f"{recipe}-adapter", **small)))
+        made.append(merge("sft", train(recipe, "sft", f"{recipe}-adapter", **small)))
     asked = ("--reward-model", judge)
     answers = {"max_new_tokens": 8, "cutoff_len": 96, **small}
-    made.append(merged(ground, "sft", trained(ground, "ppo", "sft", "ppo-adapter", *asked, **answers)))
+    made.append(merge("sft", train("ppo", "sft", "ppo-adapter", *asked, **answers)))
     rewards = {"reward_funcs": "[]", "reward_weights": "[1.0]", "max_completion_length": 8}
-    made.append(trained(ground, "grpo", "sft", "grpo", *asked, **rewards, **small))
+    made.append(train("grpo", "sft", "grpo", *asked, **rewards, **small))
+    read = probed(made)
+    monkeypatch.setattr(model_probe, "probe_in", lambda name, folder: read[name, folder])
     for folder in made:
         found = model_probe.compare(folder)
         assert [version.split(".")[0] for version in found["transformers"]] == ["4", "5"], folder.name
