@@ -2,9 +2,10 @@
 
     .venv/bin/myllm run poetry-tiny && .venv/bin/python -m benchmarks.results_poetry_tiny    # or: make results
 
-Runs the pipeline `poetry-tiny-posttrain` once a seed (`runs/posttrain-seed-N`: what is finished is not done again), has
-vLLM serve every model of the first seed, and writes docs/results-poetry-tiny.md. Every measure is of held-out data. A
-change counts when it is larger than two standard deviations of the changes of the seeds, and has the same sign for all.
+Runs the pipeline `poetry-tiny-posttrain` once for each seed, in `runs/posttrain-seed-N` (finished stages are not run
+again), serves every model of the first seed with vLLM, and writes docs/results-poetry-tiny.md. All measures are on
+held-out data. A change is beyond noise if it is larger than two standard deviations of the seeds' changes and has the
+same sign for all seeds.
 """
 
 from __future__ import annotations
@@ -216,16 +217,16 @@ def page(seeds: list[dict[str, dict[str, Any]]], exported: list[str], command: s
     lines += [describe("llamafactory", "trl", "transformers", "peft", "torch"), ""]
     lines += [" ".join((__doc__ or "").split("\n\n")[-1].split()), ""]
     lines += [
-        "| stage | held-out measure | before | after, a seed each | mean change | its deviation | beyond noise | |"
+        "| stage | held-out measure | before | after, one per seed | mean change | std. deviation | beyond noise | |"
     ]
     lines += ["|---|---|---|---|---|---|---|---|", *(row.markdown() for row in rows_of(seeds)), ""]
-    lines += ["![training curves, a line a seed](images/results-poetry-tiny.svg)", ""]
-    lines += ["## Merged adapters against the adapters", "", *merge_table(seeds), ""]
-    lines += ["## Exported models", "", "First seed.", "", *exported, ""]
-    lines += ["## What the answers are worth", ""]
-    lines += ["Held-out requests for verse, four answers to each at temperature 1, first seed. `kl`: nats an answer"]
-    lines += ["from the SFT model.", "", *reward_table(seeds[0]), ""]
-    lines += ["## Answers before and after", "", "Held-out requests, one try each, first seed.", ""]
+    lines += ["![training curves, one line per seed](images/results-poetry-tiny.svg)", ""]
+    lines += ["## Merged models compared with their adapters", "", *merge_table(seeds), ""]
+    lines += ["## Exported models", "", "Models of the first seed, loaded in both versions of transformers and served by vLLM.", "", *exported, ""]
+    lines += ["## Rewards of sampled answers", ""]
+    lines += ["Held-out requests for verse, four answers each at temperature 1, first seed. `kl`: KL divergence from"]
+    lines += ["the SFT model in nats an answer.", "", *reward_table(seeds[0]), ""]
+    lines += ["## Answers before and after", "", "Held-out requests, one sampled answer each, first seed.", ""]
     lines += answers_table(seeds[0])
     return "\n".join(lines) + "\n"
 
