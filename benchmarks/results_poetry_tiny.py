@@ -222,7 +222,14 @@ def page(seeds: list[dict[str, dict[str, Any]]], exported: list[str], command: s
     lines += ["|---|---|---|---|---|---|---|---|", *(row.markdown() for row in rows_of(seeds)), ""]
     lines += ["![training curves, one line per seed](images/results-poetry-tiny.svg)", ""]
     lines += ["## Merged models compared with their adapters", "", *merge_table(seeds), ""]
-    lines += ["## Exported models", "", "Models of the first seed, loaded in both versions of transformers and served by vLLM.", "", *exported, ""]
+    lines += [
+        "## Exported models",
+        "",
+        "Models of the first seed, loaded in both versions of transformers and served by vLLM.",
+        "",
+        *exported,
+        "",
+    ]
     lines += ["## Rewards of sampled answers", ""]
     lines += ["Held-out requests for verse, four answers each at temperature 1, first seed. `kl`: KL divergence from"]
     lines += ["the SFT model in nats an answer.", "", *reward_table(seeds[0]), ""]
