@@ -48,7 +48,7 @@ proof-gpu-wheels: env-train  ## .proof-gpu: the wheels and data that a GPU machi
 	.venv/bin/python -m benchmarks.gpu_proof.wheels
 
 results: envs  ## every post-training stage with three seeds, on a finished demo: docs/results-poetry-tiny.md
-	.venv/bin/python -m benchmarks.results_poetry_tiny
+	.venv/bin/python -m examples.poetry.results
 
 test-slow: envs  ## the slow tests alone: every stage of training, serving and scoring on the CPU
 	$(PYTEST) -m "slow and not slurm"

@@ -1,7 +1,7 @@
 """What a stage's process tells the one that started it: how far it is, and what it measured.
 
-Progress goes to the log as lines `progress 120/500 poems`; `launch.pipeline.runner` reads the newest one and shows an
-ETA. Metrics go to the JSON file named by $MYLLM_METRICS (nothing is written when a stage is run by hand).
+Progress goes to the log as lines `progress 120/500 documents`; `launch.pipeline.runner` reads the newest one and shows
+an ETA. Metrics go to the JSON file named by $MYLLM_METRICS (nothing is written when a stage is run by hand).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Real clean Chinese prose and planted junk, for judging a filter by what it keeps and what it catches.
 
 Prose: paragraphs of Debian packages (manpages-zh, LibreOffice's help, Debian reference, fortunes-zh), fetched with
-apt-get and cached, and the poems of chinese-poetry. A paragraph of a manual counts as prose when at least half of its
+apt-get and cached, and the texts of chinese-poetry. A paragraph of a manual counts as prose when at least half of its
 characters are Chinese, it holds a sentence mark and no roff escape; a page's paragraphs together are one document.
 Sayings and stories of fortunes-zh are documents as they are.
 """
@@ -19,7 +19,7 @@ import subprocess
 from pathlib import Path
 
 from artifacts.layout import cache_folder
-from preprocess.extract_poems import documents as poems
+from examples.poetry.extract import documents as poetry
 from preprocess.sources.download import download, source_file
 
 PACKAGES = ("manpages-zh", "libreoffice-help-zh-cn", "libreoffice-help-zh-tw", "fortunes-zh", "debian-reference-zh-cn")
@@ -92,19 +92,19 @@ def clean_prose() -> dict[str, list[str]]:
     sayings = re.split(r"\n%\n", re.sub("\x1b\\[[0-9;]*m", "", "\n%\n".join(fortunes)))
     found["fortunes-zh"] = [saying.strip() for saying in sayings]
     download("chinese-poetry")
-    found["chinese-poetry"] = [poem["text"] for poem in poems(source_file("chinese-poetry"), 5000) if poem["text"]]
+    found["chinese-poetry"] = [row["text"] for row in poetry(source_file("chinese-poetry"), 5000) if row["text"]]
     return {name: [document for document in documents if document] for name, documents in found.items()}
 
 
 def long_documents(megabytes: int, characters: int = 700) -> list[str]:
-    """Documents of about `characters` each, from the poems (Traditional), `megabytes` of UTF-8 in all."""
+    """Documents of about `characters` each, from chinese-poetry (Traditional), `megabytes` of UTF-8 in all."""
     download("chinese-poetry")
     found: list[str] = []
     waiting: list[str] = []
     size = held = 0
-    for poem in poems(source_file("chinese-poetry")):
-        waiting.append(poem["text"])
-        held += len(poem["text"])
+    for row in poetry(source_file("chinese-poetry")):
+        waiting.append(row["text"])
+        held += len(row["text"])
         if held >= characters:
             found.append("\n".join(waiting))
             size += len(found[-1].encode())

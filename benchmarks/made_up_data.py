@@ -61,8 +61,7 @@ def _made() -> Path:
 
 
 def write_tasks(folder: Path, rows: int = 64) -> None:
-    """Instruction data, requests for GRPO and next-line questions of made-up lines, as `preprocess.poem_tasks` names
-    them."""
+    """Instruction data, requests for GRPO and multiple-choice questions of made-up lines."""
     random = np.random.default_rng(1)
     folder.mkdir(parents=True)
 
@@ -73,7 +72,7 @@ def write_tasks(folder: Path, rows: int = 64) -> None:
         for part in ("train", "valid"):
             made = [{"instruction": f"续写：{line()}", "input": "", "output": line()} for _ in range(rows)]
             (folder / f"{name}_{part}.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
-    with (folder / "next_line.jsonl").open("w", encoding="utf-8") as stream:
+    with (folder / "questions.jsonl").open("w", encoding="utf-8") as stream:
         for number in range(rows):
             question = {"id": str(number), "context": line(), "choices": [line() for _ in range(4)], "answer": 0}
             stream.write(json.dumps(question, ensure_ascii=False) + "\n")

@@ -3,7 +3,7 @@
     python -m benchmarks.preprocess --output benchmarks/preprocess.md
 
 Speeds are MB of UTF-8 text a second on one core, the median of rounds in which both sides take turns; rensa and numpy
-are kept to one thread. Text: poems of chinese-poetry as documents of about 700 characters (2 kB). Quality: real prose
+are kept to one thread. Text: chinese-poetry as documents of about 700 characters (2 kB). Quality: real prose
 and planted junk of `benchmarks.chinese_text`. The dump is made from that prose with the markup of Wikipedia around it.
 """
 

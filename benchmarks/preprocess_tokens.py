@@ -4,7 +4,7 @@
     python -m benchmarks.preprocess_tokens --only binning --rounds 5
     python -m benchmarks.preprocess_tokens --corpus mine.jsonl --megabytes 200
 
-Text: the poems of `chinese-poetry`, simplified (in the cache: `myllm download chinese-poetry`),
+Text: `chinese-poetry`, simplified (in the cache: `myllm download chinese-poetry`),
 one a document (short) and joined to documents of about 20,000 characters (long), or --corpus. Binning is timed against
 Megatron's own way, a loop with the same parts as its `tools/preprocess_data.py` (a pool of workers that parse and
 tokenize with transformers, `IndexedDatasetBuilder` in the parent) at equal numbers of processes: seconds of whole
@@ -60,10 +60,10 @@ def qwen_vocabulary() -> bool:
     return target.exists()
 
 
-def poems() -> Iterator[str]:
+def simplified_poetry() -> Iterator[str]:
     import opencc
 
-    from preprocess.extract_poems import documents
+    from examples.poetry.extract import documents
     from preprocess.sources.download import source_file
 
     converter = opencc.OpenCC("t2s")
@@ -274,7 +274,7 @@ def bench_vocabulary(path: Path, folders: dict[str, Path]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("binning", "training", "vocabulary"))
-    parser.add_argument("--corpus", type=Path, help="JSONL with `text` instead of the poems")
+    parser.add_argument("--corpus", type=Path, help="JSONL with `text` instead of chinese-poetry")
     parser.add_argument("--megabytes", type=int, default=60, help="of text (default 60)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab-size", type=int, default=32_000)
@@ -294,7 +294,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         own = arguments.corpus
-        texts = (json.loads(line)["text"] for _, lines in blocks(own) for line in lines) if own else poems()
+        texts = (json.loads(line)["text"] for _, lines in blocks(own) for line in lines) if own else simplified_poetry()
         paths = write_corpora(texts, arguments.megabytes, scratch)
         names = ("gigatoken", "tokenizers", "transformers", "megatron-core", "numpy")
         print("\n## Tokenizer and binning\n\n`python -m benchmarks.preprocess_tokens`\n")

@@ -1,4 +1,4 @@
-"""The inferencer of the next-line set: the likeliest choice is the answer, by the summed loss of the whole text.
+"""The inferencer for files of questions: the choice with the smallest summed loss of the whole text is the answer.
 
 OpenCompass's `PPLInferencer` compares the mean loss over all tokens of prompt and choice. With choices of equal length
 in characters that is not quite a comparison of likelihoods: a rare character takes two or three byte tokens where a

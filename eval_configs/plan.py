@@ -6,9 +6,9 @@ Run by `launch.scoring.evaluate`, in OpenCompass's environment, with the variabl
 that is missing, cut short, or holds a question without an answer is an error that names it. OpenCompass would go to the
 network for a missing set; here it is not asked.
 
-plan.json: {"opencompass": version, "pairs": [{"model", "dataset", "set", "kind": ppl or gen, "shots", "tokens" (of an
-answer that is written), "n", "chance", "labels", "config": sha256 of the resolved configuration, "data": sha256 of the
-rows, "ids": null or one a question}]}
+plan.json: {"opencompass": version, "pairs": [{"model", "dataset", "set", "entry", "kind": ppl or gen, "shots", "tokens"
+(of an answer that is written), "n", "chance", "labels", "config": sha256 of the resolved configuration, "data": sha256
+of the rows, "ids": null or one a question}]}. "set" is the name that people see; "entry" is its key in sets.yaml.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def look_at(dataset: Any, sets: dict[str, Any]) -> dict[str, Any]:
     from opencompass.utils import build_dataset_from_cfg
 
     abbr, infer = dataset["abbr"], dataset["infer_cfg"]
-    name = set_of(abbr, sets)
-    entry = sets[name]
+    key = set_of(abbr, sets)
+    entry = sets[key]
+    name = abbr.removeprefix("questions-") if key == "questions" else key  # a file of questions is named by itself
     mend = f"`myllm download {name}`, or leave it out by --sets" if "data" in entry else "mend the questions"
     try:
         loaded = build_dataset_from_cfg(dataset)
@@ -91,12 +92,14 @@ def look_at(dataset: Any, sets: dict[str, Any]) -> dict[str, Any]:
                 f"the set {name} ({abbr}), question {number}: its answer is {gold!r}, not one of {', '.join(labels)}: "
                 "no model could be right. Take the split that has answers, or mend the file"
             )
-    used = [{key: value for key, value in row.items() if key not in ("subdivision", "idx")} for row in rows]
+    # the prefix of a question depends on the model's chat template: the same questions must have the same digest
+    used = [{column: row[column] for column in row if column not in ("subdivision", "idx", "prefix")} for row in rows]
     before = [examples[number] for number in shown]
     asked = {key: value for key, value in dataset.items() if key not in ("path", "data_files", "abbr", "chat_of")}
     return {
         "dataset": abbr,
         "set": name,
+        "entry": key,
         "kind": kind,
         "shots": len(shown),
         "n": len(rows),
@@ -104,7 +107,7 @@ def look_at(dataset: Any, sets: dict[str, Any]) -> dict[str, Any]:
         "labels": labels,
         "config": digest(asked),
         "data": digest([used, before]),
-        "ids": list(rows["id"]) if "id" in rows.column_names and name == "next_line" else None,
+        "ids": list(rows["id"]) if "id" in rows.column_names and key == "questions" else None,
     }
 
 

@@ -7,7 +7,7 @@
     MYLLM_EVAL_API        ABBR=NAME@URL of an OpenAI-compatible server, its key in $OPENAI_API_KEY
     MYLLM_EVAL_TOKENIZER  a folder: with it the lengths of prompts to a server are counted
     MYLLM_EVAL_POSITIONS  tokens that the server takes
-    MYLLM_EVAL_QUESTIONS  the next-line questions
+    MYLLM_EVAL_QUESTIONS  a file of questions of your own (`eval_configs.questions_data`)
     MYLLM_EVAL_LIMIT      the first so many questions of every set
     MYLLM_EVAL_SETS       which sets of a suite, divided by `;` (all)
     MYLLM_EVAL_DEVICE, MYLLM_EVAL_DTYPE, MYLLM_EVAL_BATCH
@@ -76,7 +76,7 @@ api_settings = [
     for abbr, name_and_url in _api
 ]
 
-questions = _get("MYLLM_EVAL_QUESTIONS", "runs/poetry-tiny/tasks/next_line.jsonl")
+questions = _get("MYLLM_EVAL_QUESTIONS", "")
 # Questions of every set: for `reader_cfg`, where OpenCompass takes it, and as a number.
 limit = int(_get("MYLLM_EVAL_LIMIT", "0"))
 test_range = dict(test_range=f"[0:{limit}]") if limit else {}

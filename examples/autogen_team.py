@@ -1,7 +1,7 @@
 """AutoGen with the served model: a team of two, a poet who writes and an editor who answers, turn by turn.
 
     myllm serve runs/poetry-tiny/models/dpo &                        # another terminal
-    .venv-clients/bin/python examples/autogen_team.py --server http://127.0.0.1:8000 写一首五绝。
+    .venv-clients/bin/python examples/autogen_team.py --server http://127.0.0.1:8000 写一首诗。
 
 The key comes from $MYLLM_API_KEY or the file that `myllm serve` left. Each agent sees the last two messages: a tiny
 model has room for no more. Needs `make env-clients`.

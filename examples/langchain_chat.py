@@ -1,8 +1,8 @@
 """LangChain with the served model: a chain that remembers, and answers from a folder of texts (BM25, all offline).
 
     myllm serve runs/poetry-tiny/models/dpo &                        # another terminal
-    .venv-clients/bin/python examples/langchain_chat.py --server http://127.0.0.1:8000 写一首五绝。 再写一首。
-    .venv-clients/bin/python examples/langchain_chat.py --folder examples/notes 王维写过什么？
+    .venv-clients/bin/python examples/langchain_chat.py --server http://127.0.0.1:8000 写一首诗。 再写一首。
+    .venv-clients/bin/python examples/langchain_chat.py --folder examples/poetry/notes 王维写过什么？
 
 The key comes from $MYLLM_API_KEY or the file that `myllm serve` left. Each question is a turn of one conversation. The
 retriever compares pairs of characters, which Chinese needs no word splitting for, and a local model could replace it.

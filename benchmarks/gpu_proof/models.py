@@ -29,7 +29,7 @@ NEXT_LINE_BAR = 55.0  # percent, of the learning part on a GPU
 SAME_START = ("bf16=true", "use-cpu-initialization=true", "log-interval=1", "eval-iters=0", "eval-interval=100000")
 # poetry-tiny's recipe, its shape 20 times as large: 30.4M parameters with the demo's vocabulary of 4,096
 LARGER = ("num-layers=9", "hidden-size=512", "ffn-hidden-size=1536", "num-attention-heads=8", "num-query-groups=4")
-# 57M tokens: five times through the demo's poems, in steps of 16,384 tokens
+# 57M tokens: five times through the demo's corpus, in steps of 16,384 tokens
 LEARNING = (
     "global-batch-size=128", "micro-batch-size=128", "train-iters=3500", "lr=2.0e-3", "min-lr=2.0e-5",
     "eval-interval=500", "eval-iters=10", "save-interval=3500", "log-interval=50", "exit-duration-in-mins=2",
@@ -115,7 +115,7 @@ def fidelity(proof: Proof, deadline: float) -> Iterator[Row]:
 
 
 def learning(proof: Proof, deadline: float) -> Iterator[Row]:
-    """A larger model than the demo's on real poems, exported through the gate and asked the demo's questions."""
+    """A larger model than the demo's on the demo's corpus, exported through the gate and asked the demo's questions."""
     data, folder = data_of(proof), proof.work / "learning"
     run, (hardware, more) = training_folder(data, folder / "run"), hardware_of(proof)
     keys = (*LARGER, *LEARNING) if proof.on_gpu else LEARNING_ON_CPU
@@ -134,8 +134,8 @@ def learning(proof: Proof, deadline: float) -> Iterator[Row]:
     model = run / "models" / "base"
     proof.facts["model"] = model
     limit = [] if proof.on_gpu else ["40"]
-    questions = str(data / "tasks" / "next_line.jsonl")
-    found = asked(proof, "next-line", str(model), questions, *limit, log=folder / "next_line.log", deadline=deadline)
+    questions = str(next((data / "tasks").glob("*.jsonl")))
+    found = asked(proof, "questions", str(model), questions, *limit, log=folder / "questions.log", deadline=deadline)
     yield {
         "what": "next line",
         "ok": found["accuracy"] >= NEXT_LINE_BAR if proof.on_gpu else True,

@@ -2,7 +2,7 @@
 
     myllm chat runs/poetry-tiny/models/dpo
     myllm chat --server http://127.0.0.1:8000 --system 你是诗人。 --temperature 0.7
-    echo 写一首五绝。 | myllm chat --server http://127.0.0.1:8000
+    echo 你好！ | myllm chat --server http://127.0.0.1:8000
 
 Replies stream. Ctrl-C stops a reply and keeps what was said; Ctrl-D or /exit leaves. A conversation that outgrows the
 model's context forgets its oldest turns and says so. /help lists the commands. Where the input is not a terminal every

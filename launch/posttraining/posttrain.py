@@ -220,13 +220,13 @@ def check_rewards_given(job: Job) -> None:
 
     names = job.settings.get("reward_funcs") or []
     if not isinstance(names, list):
-        raise UserError(f"reward_funcs is {names!r}: write a list, e.g. [launch.posttraining.rewards.rhyme]")
+        raise UserError(f"reward_funcs is {names!r}: write a list, e.g. [launch.posttraining.rewards.exact_answer]")
     for name in names:
         if "." in name:
             load(name)
         elif name not in (known := rewards_of_trl()):  # a name without a point is one of TRL's own
             raise UserError(
-                f"reward_funcs: TRL has no {name!r}{nearest(name, known)}; write e.g. launch.posttraining.rewards.rhyme"
+                f"reward_funcs: TRL has no {name!r}{nearest(name, known)}; write MODULE.FUNCTION for one of your own"
             )
     count = len(names) + (job.reward_model is not None)
     weights = job.settings.get("reward_weights")

@@ -1,7 +1,7 @@
 """How good are a model's answers, and how far is it from where it came? Before and after PPO or GRPO, on held-out data.
 
     myllm answer-rewards --model runs/r/models/sft --model runs/r/models/grpo \\
-        --data runs/r/tasks/rl_valid.json --reward launch.posttraining.rewards.rhyme --output runs/r/eval/rewards.json
+        --data runs/r/tasks/rl_valid.json --reward my_rewards.politeness --output runs/r/eval/rewards.json
 
 Each model writes `--answers` answers to each question, drawn at temperature 1. Every reward function and, with
 `--reward-model`, the merged reward model judges them: the mean over questions with its 95 % interval. `kl` is the
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not options.reward and not options.reward_model:
-        raise UserError("nothing to measure by: give --reward launch.posttraining.rewards.rhyme, or --reward-model")
+        raise UserError("nothing to measure by: give --reward MODULE.FUNCTION, or --reward-model FOLDER")
     for name in options.reward:
         load(name)
     rows = questions(options.data)

@@ -1,7 +1,7 @@
 """Pairs for a reward model out of a chat model's own answers, chosen and rejected by rewards that code computes.
 
     myllm judged-pairs --model runs/r/models/sft --data runs/r/tasks/rl_train.json \\
-        --reward launch.posttraining.rewards.verse_format --reward launch.posttraining.rewards.rhyme \\
+        --reward launch.posttraining.rewards.exact_answer --reward my_rewards.politeness \\
         --output runs/r/judged/reward_train.json
 
 The model answers each question `--answers` times at temperature 1; an answer's worth is the sum of its rewards. Each

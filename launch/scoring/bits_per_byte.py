@@ -1,6 +1,6 @@
 """Bits per byte of a model on held-out text, source by source: lower is better, whatever the tokenizer.
 
-    myllm bits-per-byte runs/poetry-tiny/models/base --text poems=runs/poetry-tiny/corpus/poems/test.jsonl.zst
+    myllm bits-per-byte runs/mine/models/base --text wiki=runs/mine/corpus/wiki/test.jsonl.zst
     myllm bits-per-byte runs/a/models/base runs/b/models/base --text wiki=wiki.jsonl --documents 500
 
 Perplexity is per token and so of one tokenizer only; nats over all tokens of a document, divided by ln 2 and by its
@@ -134,7 +134,7 @@ def read_sources(named: list[str], limit: int) -> dict[str, list[str]]:
     for text in named:
         name, equals, path = text.partition("=")
         if not equals or not name:
-            raise UserError(f"--text {text} must be SOURCE=FILE, for example poems=corpus/poems/test.jsonl.zst")
+            raise UserError(f"--text {text} must be SOURCE=FILE, for example wiki=corpus/wiki/test.jsonl.zst")
         found = []
         for number, row in enumerate(islice(read_jsonl(path), limit), start=1):
             if not isinstance(row.get("text"), str) or not row["text"]:

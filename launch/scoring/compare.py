@@ -75,7 +75,7 @@ def find_folder(name: str) -> Path:
         if (folder / "predictions").is_dir() or (folder / "bits_per_byte.json").exists():
             return folder
     known = [path.parent.parent.name for path in (REPOSITORY / "runs").glob("*/eval/predictions")]
-    raise UserError(f"{name} holds no scores{nearest(name, known)}: run `myllm eval MODEL --suite next_line` first")
+    raise UserError(f"{name} holds no scores{nearest(name, known)}: run `myllm eval MODEL --suite SUITE` first")
 
 
 def run_name(folder: Path) -> str:
@@ -103,10 +103,8 @@ def read_found(folder: Path, prefix: str) -> list[Found]:
 def comparable(first: Found, second: Found) -> bool:
     """Whether two scores are of the same questions, asked by the same kind of protocol."""
     a, b = first.row, second.row
-    if (a["config"], a["suite"]) != (b["config"], b["suite"]) or first.questions != second.questions:
-        return False
-    # next_line's rows hold the prompt, which is a chat model's template; their ids are the questions' own
-    return bool(a["data_hash"] == b["data_hash"] or a["suite"] == "next_line")
+    same = all(a[key] == b[key] for key in ("config", "suite", "data_hash"))
+    return same and first.questions == second.questions
 
 
 def compare(found: list[Found], against: str) -> list[Pair]:
@@ -179,7 +177,7 @@ def run(arguments: argparse.Namespace) -> int:
         bits += [{**row, "model": prefix + row["model"]} for row in rows]
     names = list(dict.fromkeys([f.row["model"] for f in found] + [row["model"] for row in bits]))
     if not names:
-        raise UserError(f"{folders[0]} holds no scores: run `myllm eval MODEL --suite next_line` first")
+        raise UserError(f"{folders[0]} holds no scores: run `myllm eval MODEL --suite SUITE` first")
     against = arguments.against or next((name for name in names if name.endswith("base")), names[0])
     if against not in names:
         raise UserError(

@@ -1,6 +1,6 @@
 """Score models with OpenCompass, and prove that every expected score is there.
 
-    myllm eval runs/poetry-tiny/models/base --suite next_line
+    myllm eval runs/mine/models/base --suite questions --questions questions.jsonl
     myllm eval runs/mine/models/base --suite base_ppl --limit 20
     myllm eval base=runs/a/models/base sft=runs/a/models/sft --suite smoke_cpu
     myllm eval http://127.0.0.1:8000 --suite api_gen --tokenizer runs/a/models/dpo
@@ -76,8 +76,8 @@ def make_plan(config: Path, variables: dict[str, str], work: Path) -> dict[str, 
 def check_counts(pairs: list[dict[str, Any]], sets: dict[str, Any], limited: bool, smoke: bool) -> None:
     """Raise UserError when a set has another number of questions than was published."""
     for name in {pair["set"] for pair in pairs}:
-        published = sets[name].get("questions")
-        model = next(pair["model"] for pair in pairs if pair["set"] == name)
+        first = next(pair for pair in pairs if pair["set"] == name)
+        published, model = sets[first["entry"]].get("questions"), first["model"]
         found = sum(pair["n"] for pair in pairs if pair["set"] == name and pair["model"] == model)
         if published and found != published and not limited and not smoke:
             raise UserError(
@@ -165,7 +165,7 @@ def take_scores(
         except UserError as error:
             problems.append(error)
             continue
-        entry = entries[one.name]
+        entry = entries[one.pairs[0]["entry"]]
         one.score = score_set(
             one.name,
             entry,

@@ -22,8 +22,8 @@ from artifacts.layout import REPOSITORY, environment
 from artifacts.stage import report_metrics
 
 TOLERANCE = 1e-4  # of a float32 logit, summed in another order
-CHAT = [{"role": "user", "content": "写一首五绝。"}, {"role": "assistant", "content": "春风"}]
-TEXT = "春眠不觉晓，"
+CHAT = [{"role": "user", "content": "请介绍一下你自己。"}, {"role": "assistant", "content": "你好"}]
+TEXT = "春天来了，"
 
 
 def probe(folder: Path) -> dict[str, Any]:

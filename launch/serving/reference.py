@@ -41,7 +41,7 @@ def main() -> None:
     ]
     rows = []
     for text in [*prompts["completions"], *chats]:
-        # A chat template writes its own special tokens; a verse holds none; Qwen2 adds none.
+        # The chat template writes its own special tokens; plain text gets none: Qwen2's tokenizer adds none.
         prompt = tokenizer(text, return_tensors="pt", add_special_tokens=False)
         length = prompt["input_ids"].shape[1]
         room = min(arguments.max_tokens, model.config.max_position_embeddings - length)

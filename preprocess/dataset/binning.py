@@ -1,6 +1,6 @@
 """Tokenize documents into a Megatron indexed dataset: `PREFIX.bin` (token ids) and `PREFIX.idx` (where each lies).
 
-    myllm binning --input F.jsonl --tokenizer tokenizer --output-prefix dataset/poems-train
+    myllm binning --input F.jsonl --tokenizer tokenizer --output-prefix dataset/wiki-train
     myllm binning --input corpus/c4/shards --split train --tokenizer T --output-prefix dataset/c4-train
 
 Each non-empty document ends with the end-of-text id. A literal special token in the text is not one: it is encoded

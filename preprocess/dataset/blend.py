@@ -1,9 +1,9 @@
 """Put datasets together for Megatron, and read each back with Megatron's own `IndexedDataset`.
 
-    myllm blend --folder dataset --tokenizer tokenizer --train poems-train --train wiki-train \\
-        --valid poems-valid --test poems-test
-    myllm blend --folder dataset --tokenizer tokenizer --train wiki:3 --train poems:1 \\
-        --train-tokens 10e9 --valid wiki-valid --test wiki-test       # three tokens of wiki for one of poems
+    myllm blend --folder dataset --tokenizer tokenizer --train books-train --train wiki-train \\
+        --valid wiki-valid --test wiki-test
+    myllm blend --folder dataset --tokenizer tokenizer --train wiki:3 --train books:1 \\
+        --train-tokens 10e9 --valid wiki-valid --test wiki-test       # three tokens of wiki for one of books
     myllm blend --folder dataset --tokenizer tokenizer --train wiki:2x --train web:0.5x \\
         --valid wiki-valid --test wiki-test                           # all of wiki twice, half of the web
 

@@ -1,6 +1,6 @@
 """Split a source into train, valid and test by a hash of each document's id, and keep the three apart.
 
-    myllm split --input F.jsonl.zst --output-folder corpus/poems --valid 0.01 --test 0.02
+    myllm split --input F.jsonl.zst --output-folder corpus/wiki --valid 0.01 --test 0.02
 
 The split of a document depends on its id alone, so it never changes when others are added. A training document that
 shares a line with a held-out one is dropped (decontamination): nothing that is asked later was read before.
@@ -17,9 +17,8 @@ from pathlib import Path
 from artifacts.errors import run_main
 from artifacts.files import read_jsonl, write_jsonl
 from artifacts.stage import report_metrics
-from artifacts.verse import verse_lines
 from preprocess.cleaning.clean import Document, split_out
-from preprocess.deduplication.deduplicate import fingerprint
+from preprocess.deduplication.deduplicate import fingerprint, lines_of
 
 SPLITS = ("train", "valid", "test")
 
@@ -46,12 +45,12 @@ def main() -> None:
     held_out: set[int] = set()
     for name in ("test", "valid"):
         rows = list(part(name))
-        held_out.update(fingerprint(line) for row in rows for line in verse_lines(row["text"]))
+        held_out.update(fingerprint(line) for row in rows for line in lines_of(row["text"]))
         counts[name] = write_jsonl(arguments.output_folder / f"{name}.jsonl.zst", rows)
 
     def train() -> Iterator[tuple[Document, str | None]]:
         for row in part("train"):
-            leaks = any(fingerprint(line) in held_out for line in verse_lines(row["text"]))
+            leaks = any(fingerprint(line) in held_out for line in lines_of(row["text"]))
             counts["shares a line with a held-out document" if leaks else "train"] += 1
             yield row, "shares a line with a held-out document" if leaks else None
 

@@ -1,21 +1,23 @@
 """Drop documents that stand in the corpus already; the first of them stays.
 
     myllm deduplicate --input F.jsonl --output G.jsonl
-    myllm deduplicate --by lines --input poems.jsonl.zst --output G.jsonl.zst
+    myllm deduplicate --by lines --input lyrics.jsonl.zst --output G.jsonl.zst
 
 `--by similarity`, the default, drops a text that was there before (white space apart), an id that was, and a text whose
 character 5-grams have a Jaccard similarity of 0.8 or more with an earlier one: `preprocess.deduplication.minhash`, in
 memory that `--memory-megabytes` bounds, with a folder of keys beside the output while it runs. It does what the last
 stages of `preprocess.corpora.pipeline` do to many shards.
 
-`--by lines` is for verse: a poem goes when its whole text was seen before, or when at least half of its lines were (the
-same poem handed down with other readings). Lines are remembered by 64-bit hashes, about 100 bytes a line.
+`--by lines` is for texts made of short lines (lyrics, couplets, dialogue): a document is dropped when an earlier one
+has the same text, or when at least half of its lines stand in earlier ones. A line ends at punctuation or a line break
+and has at least 4 characters. Lines are remembered by 64-bit hashes, about 100 bytes a line.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -24,15 +26,21 @@ from pathlib import Path
 from artifacts.errors import run_main
 from artifacts.files import read_jsonl
 from artifacts.stage import report_metrics
-from artifacts.verse import verse_lines
 from preprocess.cleaning.clean import Document, split_out
 
 SHARED_LINES = 0.5
+LINE_END = re.compile(r"[，。！？；：、\n]")
+SHORTEST_LINE = 4  # characters: shorter ones are titles, names and interjections, which many documents share
 
 
 def fingerprint(text: str) -> int:
     """64 bits of BLAKE2b: the chance of any collision among 10 million lines is about 3 in a million."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text without their punctuation, those of fewer than 4 characters left out."""
+    return [line for line in LINE_END.split(text) if len(line) >= SHORTEST_LINE]
 
 
 def deduplicate(source: Path, reasons: Counter[str]) -> Iterator[tuple[Document, str | None]]:
@@ -42,7 +50,7 @@ def deduplicate(source: Path, reasons: Counter[str]) -> Iterator[tuple[Document,
     for document in read_jsonl(source):
         reason = None
         whole = fingerprint("".join(document["text"].split()))
-        lines = [fingerprint(line) for line in verse_lines(document["text"])]
+        lines = [fingerprint(line) for line in lines_of(document["text"])]
         known = sum(line in lines_seen for line in lines)
         if whole in texts:
             reason = "same text"

@@ -1,6 +1,6 @@
 """Train a tokenizer, and write the folder that every later tool loads with the same ids.
 
-    myllm tokenizer --input corpus/poems/train.jsonl.zst --output tokenizer --vocab-size 4608
+    myllm tokenizer --input corpus/wiki/train.jsonl.zst --output tokenizer --vocab-size 4608
     myllm tokenizer --style llama2 --input a.jsonl --input b.jsonl --output tokenizer --vocab-size 32000
 
 Special tokens and the ChatML template are defined here and nowhere else; everything downstream reads them from the
@@ -11,8 +11,9 @@ transformers 5 gives to any `qwen2` model whatever the folder says. `--style lla
 tokens for what the vocabulary lacks, as Llama 2, but without its space before every text, which Chinese does not have.
 
 Chinese clauses are long words of which few stand twice: the trainer sees them cut at punctuation and every 16
-characters. `--split-characters` shows it each Chinese character alone, so that no token spans two of them (what verse,
-with its fixed line lengths, wants). Memory is estimated from the sample before training and kept under --max-memory-gb.
+characters. `--split-characters` shows it each Chinese character alone, so that no token spans two of them; a small
+model that has to count characters needs this. Memory is estimated from the sample before training and kept under
+--max-memory-gb.
 """
 
 from __future__ import annotations

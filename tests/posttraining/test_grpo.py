@@ -107,11 +107,11 @@ def test_trls_own_rewards_are_known() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"reward_funcs": "[launch.posttraining.rewards.ryhme]"}, "did you mean 'rhyme'"),
-        ({"reward_funcs": "launch.posttraining.rewards.rhyme"}, "write a list"),
+        ({"reward_funcs": "[examples.poetry.rewards.ryhme]"}, "did you mean 'rhyme'"),
+        ({"reward_funcs": "examples.poetry.rewards.rhyme"}, "write a list"),
         ({"reward_funcs": "[accuracy_rewards]"}, "TRL has no 'accuracy_rewards' (did you mean 'accuracy_reward'?)"),
         (
-            {"reward_funcs": "[launch.posttraining.rewards.rhyme]", "reward_weights": "[1.0, 2.0]"},
+            {"reward_funcs": "[examples.poetry.rewards.rhyme]", "reward_weights": "[1.0, 2.0]"},
             "2 numbers for 1 rewards",
         ),
         ({"reward_funcs": "[]"}, "nothing to learn from"),
@@ -128,7 +128,7 @@ def test_rewards_that_cannot_be_are_told_before_the_model_loads(
 def test_a_chat_model_is_no_reward_model(ground: Path, tmp_path: Path) -> None:
     job = job_of(
         ground, tmp_path / "out", "--reward-model", str(ground / "base"),
-        reward_funcs="[launch.posttraining.rewards.rhyme]", reward_weights="[1.0, 1.0]",
+        reward_funcs="[examples.poetry.rewards.rhyme]", reward_weights="[1.0, 1.0]",
     )  # fmt: skip
     with pytest.raises(UserError, match="wants recipe `reward` merged"):
         posttrain.run_job(job)

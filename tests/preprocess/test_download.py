@@ -353,7 +353,7 @@ def test_own_files_and_folders_are_linked(tmp_path, monkeypatch):
 
 
 def test_every_source_is_described():
-    readers = {"wiki_dump", "poems", "instructions", *SHAPES}
+    readers = {"wiki_dump", "examples.poetry.extract", "instructions", *SHAPES}
     entries = read_yaml(download.SOURCES)
     entries = {name: source for name, source in entries.items() if "unpack" not in source}  # test_evaluate_sets.py
     assert len(entries) == 9

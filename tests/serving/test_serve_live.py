@@ -321,7 +321,7 @@ def test_langchain_remembers_and_retrieves(server: Server) -> None:
     options = ("--server", server.address.url, "--max-tokens", "8")
     said = client(server, "examples/langchain_chat.py", *options, "春", "夏")
     assert "> 春" in said and "> 夏" in said and "[4 messages remembered]" in said
-    said = client(server, "examples/langchain_chat.py", *options, "--folder", "examples/notes", "李白写过什么？")
+    said = client(server, "examples/langchain_chat.py", *options, "--folder", "examples/poetry/notes", "李白写过什么？")
     assert said.startswith("[poets.md] 李白，字太白")
 
 

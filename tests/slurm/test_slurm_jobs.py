@@ -251,7 +251,7 @@ def test_out_of_time_twice_it_goes_on_to_the_same_loss(cluster, chain, limited, 
 
 def test_a_model_is_scored_by_a_job(cluster, chain, tmp_path):
     base = chain.here / "models" / "base"
-    words = (str(base), "--suite", "smoke_cpu", "--sets", "next_line", "--output", str(tmp_path), "--limit", "8")
+    words = (str(base), "--suite", "smoke_cpu", "--sets", "questions", "--output", str(tmp_path), "--limit", "8")
     told = myllm(cluster, "eval", *words, "--slurm", "local-test")
     job = int(re.findall(r"^job (\d+): ", told, re.M)[0])
     log = tmp_path / "jobs" / f"eval-smoke_cpu-{job}.out"

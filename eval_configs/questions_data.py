@@ -1,7 +1,8 @@
-"""The project's next-line questions as OpenCompass loads them: which of four lines of equal length follows?
+"""Multiple-choice questions from a file, as OpenCompass loads them: which of four continuations follows?
 
 A questions file holds JSON lines {"id", "context", "choices": [four], "answer": 0-3}, and for chat models
-"instruction", the user's turn. `preprocess.poem_tasks` makes one from test poems; any text cut into lines will do.
+"instruction", the user's turn. The four choices have the same length. examples/poetry/tasks.py makes such a file from
+held-out text; examples/arithmetic/make.py from sums.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def prompts(rows: list[dict[str, Any]], chat_of: str | None) -> list[str]:
-    """What stands before each choice: the verse so far, or the chat template with the user's turn in it.
+    """The text before each choice: the context, or the chat template with the instruction as the user's turn.
 
-    The template is that of the model folder `chat_of`, rendered up to where the assistant's words begin.
+    The template is that of the model folder `chat_of`, rendered up to the start of the assistant's turn.
     """
     if chat_of is None:
         return [row["context"] for row in rows]
@@ -73,11 +74,16 @@ def prompts(rows: list[dict[str, Any]], chat_of: str | None) -> list[str]:
 
 
 def load_rows(path: str, limit: int = 0, chat_of: str | None = None) -> list[dict[str, Any]]:
-    """Rows {"id", "prefix", "A", "B", "C", "D", "answer": a letter}, in the order of `in_order`."""
+    """Rows {"id", "context", "instruction", "prefix", "A", "B", "C", "D", "answer": a letter}, as `in_order` sorts.
+
+    `prefix` is the text before the choice: see `prompts`.
+    """
     rows = in_order(read_questions(Path(path), limit))
     return [
         {
             "id": str(row.get("id")),
+            "context": row["context"],
+            "instruction": row.get("instruction") or "",
             "prefix": prefix,
             **dict(zip(LETTERS, row["choices"])),
             "answer": LETTERS[row["answer"]],

@@ -1,6 +1,6 @@
 """Instructions, preference pairs and questions, made by code from the poems: what can be checked is known.
 
-    python -m preprocess.poem_tasks --corpus corpus/poems --output tasks --sft-examples 7000 --dpo-pairs 1200 \\
+    python -m examples.poetry.tasks --corpus corpus/poems --output tasks --sft-examples 7000 --dpo-pairs 1200 \\
         --questions 1000 --rl-prompts 1200
 
 Training data comes from training poems, validation data from the validation split, questions from test poems only.
@@ -13,7 +13,7 @@ Training data comes from training poems, validation data from the validation spl
     kto_train.json, kto_valid.json   {"instruction", "input", "output", "label"}: the same answers one by one, true for
                                      the chosen ones
     rl_train.json, rl_valid.json     {"instruction", "input", "output"}: verse of which form, length and rhyme can be
-                                     checked (`artifacts.verse`): complete the poem, write a verse
+                                     checked (`examples.poetry.verse`): complete the poem, write a verse
     next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four
                                      lines of equal length that end couplets; one is its last
     verse_prompts.json               {"id", "messages", "form", "line_length"}: the lines of the answers are counted
@@ -31,7 +31,7 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import read_jsonl, write_json, write_jsonl
 from artifacts.stage import report_metrics
-from artifacts.verse import (
+from examples.poetry.verse import (
     FORMS,
     NUMERALS,
     complete_request,

@@ -1,6 +1,6 @@
 """The poems of the chinese-poetry package, one document each, read straight from its tarball.
 
-    python -m preprocess.extract_poems --output corpus/poems/extracted.jsonl.zst
+    python -m examples.poetry.extract --output corpus/poems/extracted.jsonl.zst
 
 Only `dist/quantangshi/poet.*.json` is read: the shi poems of Tang and Song, about 312,000 of them. A document's text
 is the poem's couplets, one a line; title, author and dynasty are metadata.

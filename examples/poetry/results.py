@@ -1,6 +1,6 @@
 """Every post-training stage on the demo's model, with three seeds: does it move its own measure by more than noise?
 
-    .venv/bin/myllm run poetry-tiny && .venv/bin/python -m benchmarks.results_poetry_tiny    # or: make results
+    .venv/bin/myllm run poetry-tiny && .venv/bin/python -m examples.poetry.results    # or: make results
 
 Runs the pipeline `poetry-tiny-posttrain` once a seed (`runs/posttrain-seed-N`: what is finished is not done again), has
 vLLM serve every model of the first seed, and writes docs/results-poetry-tiny.md. Every measure is of held-out data. A
@@ -30,7 +30,7 @@ RUN = REPOSITORY / "runs" / "poetry-tiny"
 PAGE = REPOSITORY / "docs" / "results-poetry-tiny.md"
 PIPELINE = "poetry-tiny-posttrain"
 STAGES = ("sft", "sft_lora", "reward", "dpo", "kto", "ppo", "grpo")
-REWARDS = ("verse_format", "line_length", "rhyme")  # of launch.posttraining.rewards; grpo.yaml weighs them alike
+REWARDS = ("verse_format", "line_length", "rhyme")  # of examples.poetry.rewards; all weigh the same
 CHATS = {"sft": "SFT", "ppo": "PPO", "grpo": "GRPO"}
 FIGURE = "results-poetry-tiny.svg"
 
@@ -240,7 +240,7 @@ def main() -> None:
         raise UserError(f"{Run(a.run).models / 'base'} is not there: `myllm run poetry-tiny --to convert` first")
     folders = [REPOSITORY / "runs" / f"posttrain-seed-{seed}" for seed in range(1, a.seeds + 1)]
     seeds = [train_all(Run(a.run), folder, seed) for seed, folder in enumerate(folders, start=1)]
-    command = f"python -m benchmarks.results_poetry_tiny{f' --seeds {a.seeds}' if a.seeds != 3 else ''}"
+    command = f"python -m examples.poetry.results{f' --seeds {a.seeds}' if a.seeds != 3 else ''}"
     write_text(a.output, page(seeds, exports(Run(folders[0])), command))
     write_text(a.output.parent / "images" / FIGURE, figure(seeds))
     print("\n".join(row.markdown() for row in rows_of(seeds)))

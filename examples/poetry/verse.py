@@ -86,7 +86,7 @@ def asked(request: str) -> Asked | None:
 
 @cache
 def rhyme_groups() -> dict[str, frozenset[str]]:
-    """The 平水韵 groups of each character (artifacts/rhymes.txt); a character with two readings has two."""
+    """The 平水韵 groups of each character (rhymes.txt); a character with two readings has two."""
     found: dict[str, set[str]] = {}
     for line in (Path(__file__).parent / "rhymes.txt").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
