@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, nearest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -75,3 +75,28 @@ class Run:
     @property
     def manifests(self) -> Path:
         return self.folder / "manifests"
+
+
+def relative(path: Path) -> str:
+    """A path as the repository's user writes it: relative to the repository if it lies inside."""
+    path = path.resolve()
+    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
+
+
+def yaml_file(name: str, folder: Path, what: str) -> Path:
+    """The YAML file that a setting names: a file of `folder` by its name alone, or any file by a path ending in .yaml.
+
+    Raises:
+        UserError: there is no such file; names the nearest of the folder.
+    """
+    by_path = name.endswith((".yaml", ".yml"))
+    path = Path(name) if by_path else folder / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if by_path:
+        raise UserError(f"{what} {name} does not exist")
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    raise UserError(
+        f"there is no {what} {name!r}{nearest(name, known)}; {relative(folder)}/ has {', '.join(known)}. "
+        "A file of your own is given by its path, ending in .yaml"
+    )

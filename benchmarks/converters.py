@@ -23,7 +23,7 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.layout import REPOSITORY
 from artifacts.vocabulary import padded_size
-from converters import checkpoint, export, families, import_hf, plan
+from converters import architectures, checkpoint, export, families, import_hf, plan
 from converters.rules import Shape
 
 SHAPES = {
@@ -79,8 +79,8 @@ def export_weights(source: Path, target: Path) -> None:
     """`converters.export` without tokenizer and forward passes."""
     iteration = checkpoint.latest_iteration(source)
     arguments = checkpoint.arguments(iteration)
-    adapter = families.adapter_of_arguments(arguments)
-    shape = families.shape_of_arguments(arguments, arguments.vocab_size)
+    adapter = architectures.adapter_of_arguments(arguments)
+    shape = families.shape_of_arguments(arguments, arguments.vocab_size, adapter.FLAGS)
     opened = checkpoint.Checkpoint(iteration)
     target.mkdir()
     export.write_weights(opened, adapter, shape, target)
@@ -152,7 +152,7 @@ def main() -> None:
     import torch
 
     shape = SHAPES[asked.model]
-    adapter = families.adapter("qwen2" if shape.qkv_bias else "llama2")
+    adapter = architectures.adapter("qwen2" if shape.qkv_bias else "llama2")
     work: Path = asked.work.resolve()
     shutil.rmtree(work, ignore_errors=True)
     (work / "checkpoint").mkdir(parents=True)

@@ -20,7 +20,7 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import atomic_folder, read_json, write_json
 from artifacts.stage import report_metrics, track
-from converters import checkpoint, families, parity, plan, safetensors_files, vocabulary
+from converters import architectures, checkpoint, families, parity, plan, safetensors_files, vocabulary
 from converters.rules import VOCABULARY_ROWS, Shape
 
 REQUIRED = ("tokenizer.json", "tokenizer_config.json")
@@ -123,7 +123,7 @@ def export(
 
     Args:
         dtype: torch's name of the type to write; None keeps the checkpoint's.
-        architecture: "qwen2" or "llama2"; None chooses by the bias on query, key and value.
+        architecture: a module of `converters.architectures`; None chooses by the run's flags.
         vocab_size: rows to keep, for a model with more rows than its tokenizer has tokens.
     """
     check_output(output)
@@ -133,8 +133,8 @@ def export(
         arguments.vocab_size = vocab_size
     ids = tokenizer_ids(tokenizer)
     sizes = vocabulary.of_checkpoint(arguments, ids["size"])
-    adapter = families.adapter_of_arguments(arguments, architecture)
-    shape = families.shape_of_arguments(arguments, sizes.hugging_face)
+    adapter = architectures.adapter_of_arguments(arguments, architecture)
+    shape = families.shape_of_arguments(arguments, sizes.hugging_face, adapter.FLAGS)
     source = checkpoint.Checkpoint(iteration)
     plan.check_keys(source.shapes, plan.megatron_shapes(adapter, shape, sizes.padded), str(iteration))
     failed = output.with_name(output.name + ".parity-failed.json")
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer it was trained with")
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face folder to make")
     parser.add_argument("--dtype", choices=safetensors_files.NAMES, help="type to write (default: the checkpoint's)")
-    parser.add_argument("--architecture", choices=families.ADAPTERS, help="default: by the bias on query, key, value")
+    parser.add_argument("--architecture", choices=architectures.names(), help="default: by the run's flags")
     parser.add_argument("--vocab-size", type=int, help="rows to keep, where a model has more rows than tokens")
     given = parser.parse_args()
     made = export(given.checkpoint, given.tokenizer, given.output, given.dtype, given.architecture, given.vocab_size)

@@ -1,58 +1,39 @@
-"""What the architectures share, and the choice among them: shapes from Megatron's arguments and from `config.json`.
-
-A third architecture is one more file beside `qwen2` and `llama2`, with the same six names, and a line in `ADAPTERS`.
-"""
+"""What the architectures share: shapes from Megatron's arguments and from `config.json`, and back."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from artifacts.errors import UserError, nearest
+from artifacts.errors import UserError
 from converters.rules import Shape
 
-ADAPTERS = ("qwen2", "llama2")
 ROPE_THETA = 10000.0  # transformers' default where config.json says nothing
 
 # flags of a Megatron run and the value that every adapter here needs
 WANTED = {"normalization": "RMSNorm", "position_embedding_type": "rope", "swiglu": True, "add_bias_linear": False}
-# flags that change the forward pass in ways that neither Hugging Face class has; absent or false is right
+# flags that change the forward pass; refused unless the architecture has them in its FLAGS
 UNWANTED = ("qk_layernorm", "multi_latent_attention", "num_experts", "apply_layernorm_1p", "use_rope_scaling",
             "window_size", "rotary_interleaved")  # fmt: skip
 
 
-def adapter(name: str) -> Any:
-    """The module of an architecture; UserError for an unknown one."""
-    if name not in ADAPTERS:
-        raise UserError(f"there is no adapter {name!r}{nearest(name, ADAPTERS)}; there are {', '.join(ADAPTERS)}")
-    return importlib.import_module(f"converters.{name}")
+def shape_of_arguments(arguments: Any, vocab: int, flags: dict[str, Any] | None = None) -> Shape:
+    """The shape of a Megatron run; `flags` are the architecture's FLAGS.
 
-
-def adapter_of_arguments(arguments: Any, wanted: str | None = None) -> Any:
-    """The architecture a Megatron run trained: `wanted`, else by its bias, the one thing they differ in."""
-    return adapter(wanted or ("qwen2" if arguments.add_qkv_bias else "llama2"))
-
-
-def adapter_of_config(config: dict[str, Any]) -> Any:
-    """The architecture of a Hugging Face folder by its `model_type`; UserError when there is none for it."""
-    known = {adapter(name).MODEL_TYPE: name for name in ADAPTERS}
-    found = config.get("model_type")
-    if found not in known:
-        raise UserError(f"config.json says model_type {found!r}; there are adapters for {', '.join(sorted(known))}")
-    return adapter(known[found])
-
-
-def shape_of_arguments(arguments: Any, vocab: int) -> Shape:
-    """The shape of a Megatron run; UserError naming the flag when it is no model of these families."""
-    for flag, value in WANTED.items():
+    Raises:
+        UserError: the run has a flag that changes the forward pass in a way that the architecture does not have.
+    """
+    allowed = flags or {}
+    for flag, value in {**WANTED, **allowed}.items():
         found = getattr(arguments, flag, None)
-        if found != value:
-            raise UserError(f"the checkpoint is no Qwen2 or Llama2: --{flag.replace('_', '-')} is {found}, not {value}")
+        if flag in WANTED and found != allowed.get(flag, value):
+            raise UserError(f"the checkpoint cannot be exported: --{flag.replace('_', '-')} is {found}, not {value}")
     for flag in UNWANTED:
-        if getattr(arguments, flag, None):
-            raise UserError(f"the checkpoint uses --{flag.replace('_', '-')}, which Qwen2 and Llama2 have not")
+        if getattr(arguments, flag, None) and flag not in allowed:
+            raise UserError(
+                f"the checkpoint uses --{flag.replace('_', '-')}, which its Hugging Face class does not have"
+            )
     if getattr(arguments, "rotary_percent", 1.0) != 1.0:
-        raise UserError("the checkpoint uses --rotary-percent, which Qwen2 and Llama2 have not")
+        raise UserError("the checkpoint uses --rotary-percent, which its Hugging Face class does not have")
     return Shape(
         layers=arguments.num_layers,
         hidden=arguments.hidden_size,

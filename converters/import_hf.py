@@ -17,7 +17,7 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import atomic_folder, read_json, write_json
 from artifacts.stage import report_metrics, track
 from artifacts.vocabulary import padded_size
-from converters import checkpoint, families, parity, plan, safetensors_files
+from converters import architectures, checkpoint, families, parity, plan, safetensors_files
 from converters.export import EVIDENCE, check_output
 from converters.rules import VOCABULARY_ROWS, Shape
 
@@ -81,7 +81,7 @@ def import_folder(
     """
     check_output(output)
     config = read_json(model / "config.json")
-    adapter = families.adapter_of_config(config)
+    adapter = architectures.adapter_of_config(config)
     shape = adapter.shape_of(config)
     stored = safetensors_files.contents(model)
     dtype = check_weights(stored, adapter, shape, model)

@@ -50,7 +50,7 @@ def run_here(given: argparse.Namespace) -> None:
     from launch.pipeline.gpu_notice import notice
     from launch.pipeline.runner import run_pipeline
 
-    run = Run(given.run_folder or REPOSITORY / "runs" / given.pipeline)
+    run = Run(given.run_folder or REPOSITORY / "runs" / Path(given.pipeline).stem)
     pipeline = load_pipeline(given.pipeline, run.folder, given.set)
     stages = pipeline.between(given.first, given.last)
     if not given.dry_run and (line := notice(pipeline, stages)):
@@ -71,7 +71,7 @@ def submit(given: argparse.Namespace) -> None:
     from launch.slurm.site import read_site
     from launch.slurm.submit import submit_pipeline
 
-    run = Run(given.run_folder or REPOSITORY / "runs" / given.pipeline)
+    run = Run(given.run_folder or REPOSITORY / "runs" / Path(given.pipeline).stem)
     pipeline = load_pipeline(given.pipeline, run.folder, given.set)
     stages = pipeline.between(given.first, given.last)
     jobs = submit_pipeline(pipeline, run, stages, read_site(given.site), given.after, given.dry_run)

@@ -12,7 +12,7 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml, sha256
-from artifacts.layout import REPOSITORY, cache_folder
+from artifacts.layout import REPOSITORY, cache_folder, relative, yaml_file
 
 PIPELINES = REPOSITORY / "launch" / "pipelines"
 PIPELINE_KEYS = ("name", "description", "values", "stages")
@@ -73,13 +73,8 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
 
     Raises UserError on an unknown pipeline, key, stage or value, naming the nearest valid one.
     """
-    path = PIPELINES / f"{name}.yaml"
-    if not path.exists():
-        known = sorted(p.stem for p in PIPELINES.glob("*.yaml"))
-        raise UserError(
-            f"there is no pipeline {name!r}{nearest(name, known)}; launch/pipelines/ holds {', '.join(known)}"
-        )
-    where = f"launch/pipelines/{path.name}"
+    path = yaml_file(name, PIPELINES, "pipeline")
+    where = relative(path)
     content = read_yaml(path)
     check_keys(where, content, PIPELINE_KEYS)
     own = content.get("values", {})

@@ -187,7 +187,7 @@ def job_of(options: argparse.Namespace) -> Job:
         return Path(os.path.abspath(path)) if path else None
 
     job = Job(
-        recipe=options.recipe,
+        recipe=Path(options.recipe).stem,
         model=Path(os.path.abspath(options.model)),
         output=Path(os.path.abspath(options.output)),
         data=None if recipe.exports else absolute(options.data),

@@ -19,7 +19,7 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml
-from artifacts.layout import REPOSITORY
+from artifacts.layout import REPOSITORY, relative, yaml_file
 from launch.posttraining.job import LLAMAFACTORY, TRL
 
 RECIPES = REPOSITORY / "llamafactory_configs"
@@ -59,7 +59,7 @@ LAUNCH_VARIABLES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "
 
 
 def tool_of(recipe: str) -> str:
-    return TRL if recipe.startswith("grpo") else LLAMAFACTORY
+    return TRL if Path(recipe).stem.startswith("grpo") else LLAMAFACTORY
 
 
 @cache
@@ -143,13 +143,11 @@ class Recipe:
 
 
 def load(folder: Path, name: str, what: str) -> dict[str, Any]:
-    """A YAML file of a folder as a mapping; UserError naming the nearest when there is none of that name."""
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
-    if name not in known:
-        raise UserError(f"unknown {what} {name!r}{nearest(name, known)}; there are {', '.join(known)}")
-    loaded = read_yaml(folder / f"{name}.yaml")
+    """A YAML file of a folder, or one given by its path, as a mapping; UserError when there is none."""
+    file = yaml_file(name, folder, what)
+    loaded = read_yaml(file)
     if not isinstance(loaded, dict):
-        raise UserError(f"{folder / name}.yaml is not a list of `key: value` lines")
+        raise UserError(f"{relative(file)} must hold `key: value` lines")
     return loaded
 
 
@@ -158,7 +156,7 @@ def launch_environment(hardware: str, given: dict[str, Any]) -> dict[str, str]:
 
     Raises UserError for an unknown variable, and for one that the file takes from the environment and is not there.
     """
-    where = f"hardware/{hardware}.yaml, environment"
+    where = f"hardware/{Path(hardware).stem}.yaml, environment"
     found = {}
     for name, value in given.items():
         if name not in LAUNCH_VARIABLES:
@@ -187,11 +185,11 @@ def recipe_settings(
     exports = tool == LLAMAFACTORY and not first.get("do_train", False)
     known = {key for group in EXPORT_GROUPS for key in argument_types(tool)[group]} if exports else set(everything)
 
-    layers: list[tuple[str, dict[str, Any]]] = [(f"{recipe}.yaml", first)]
-    machine = load(RECIPES / "hardware", hardware, "hardware")
+    layers: list[tuple[str, dict[str, Any]]] = [(f"{Path(recipe).stem}.yaml", first)]
+    machine = load(RECIPES / "hardware", hardware, "hardware file")
     given = machine.pop("environment", None) or {}
     environment = {} if exports else launch_environment(hardware, given)
-    layers.append((f"hardware/{hardware}.yaml", machine))
+    layers.append((f"hardware/{Path(hardware).stem}.yaml", machine))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:

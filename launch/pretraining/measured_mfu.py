@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from artifacts.layout import REPOSITORY
+from artifacts.layout import REPOSITORY, relative
 from launch.pretraining.model_size import model_of, parameters
-from launch.pretraining.recipe import load_recipe, relative
+from launch.pretraining.recipe import load_recipe
 
 MFU = 0.40  # of Megatron-LM's own tables: 41 % for 1.7B on 48 H100; the smaller the model, the less
 GPU_RESULTS = REPOSITORY / "benchmarks" / "gpu.json"

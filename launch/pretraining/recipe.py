@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest
+from artifacts.errors import UserError
 from artifacts.files import read_yaml
-from artifacts.layout import REPOSITORY
+from artifacts.layout import REPOSITORY, relative, yaml_file
 from launch.pretraining.gpus import gpu
 from launch.pretraining.served_flags import check_served
 
@@ -61,11 +60,8 @@ def load_recipe(model: str, training: str, hardware: str, replaced: Iterable[str
 
     recipe: Recipe = {}
     for kind, name in zip(KINDS, (model, training, hardware), strict=True):
-        path = CONFIGS / kind / f"{name}.yaml"
-        source = f"megatron_configs/{kind}/{name}.yaml"
-        if not path.exists():
-            known = names(kind)
-            raise UserError(f"{source} does not exist{nearest(name, known)}; there are {', '.join(known)}")
+        path = yaml_file(name, CONFIGS / kind, f"{kind.removesuffix('s')} recipe")
+        source = relative(path)
         for key, value in (read_yaml(path) or {}).items():
             if key in recipe:
                 raise UserError(f"{source} sets {key}, which {recipe[key].source} sets already")
@@ -245,9 +241,3 @@ def describe(recipe: Recipe, layout: Layout) -> str:
         node, local = divmod(rank, layout.per_node)
         lines.append(f"{node:>4}  {local:>5}  {rank:>4}  {tensor:>6}  {data:>4}  {pipeline:>8}")
     return "\n".join(lines)
-
-
-def relative(path: Path) -> str:
-    """A path as the repository's user writes it: relative to the repository where it lies inside."""
-    path = path.resolve()
-    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)

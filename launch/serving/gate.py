@@ -29,7 +29,7 @@ from artifacts.layout import REPOSITORY, environment
 from artifacts.processes import free_port
 from artifacts.stage import report_metrics, track
 from launch.serving.client import Address, request
-from launch.serving.engines import Plan
+from launch.serving.plan import Plan
 from launch.serving.serve import last_error, make_plan, running, wait_until_ready
 
 MAX_TOKENS = 48

@@ -11,7 +11,7 @@ from typing import Any
 
 from artifacts.errors import UserError
 from artifacts.processes import free_port
-from launch.serving.engines import MB, Plan
+from launch.serving.plan import MB, Plan
 from launch.serving.preflight import WEIGHT_TYPES, Weights
 
 # Memory of vLLM 0.32 on a CPU besides weights and cache, in MB: server and engine; each rank's own process with --tp.

@@ -23,20 +23,13 @@ from typing import Any
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_json
 from artifacts.layout import ENVIRONMENTS, REPOSITORY
+from launch.serving import engines
 
 AGAIN = "export the model again"
 EMBEDDING_NAMES = ("model.embed_tokens.weight", "transformer.wte.weight")
 WEIGHT_TYPES = {"F32": 4, "BF16": 2, "F16": 2}  # safetensors' name to bytes of one number
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # transformers' own mark of what the assistant says
 LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
-# vllm/v1/attention/backends/cpu_attn.py, CPUAttentionBackend.get_supported_head_sizes (0.32.0). Another size starts,
-# says that it is healthy, and dies with the first token.
-CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-# The source files that list the architectures, and the name of the dictionary in each.
-ARCHITECTURES = {
-    "vllm": ("serve", "vllm/model_executor/models/registry.py", "_TEXT_GENERATION_MODELS"),
-    "lmdeploy": ("lmdeploy", "lmdeploy/turbomind/supported_models.py", "SUPPORTED_ARCHS"),
-}
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ def check_pattern(folder: Path, config: dict[str, Any], tokenizer: dict[str, Any
     A tokenizer of another make is then served with other ids than it was trained with. The pattern is read from the
     engine's own source, `PRETOKENIZE_REGEX` of transformers/models/qwen2/tokenization_qwen2.py.
     """
-    source = environment_file(ARCHITECTURES[engine][0], "transformers/models/qwen2/tokenization_qwen2.py")
+    source = environment_file(engines.engine(engine).ENVIRONMENT, "transformers/models/qwen2/tokenization_qwen2.py")
     if config.get("model_type") != "qwen2" or source is None:
         return
     pattern = ast.literal_eval(assigned(source, "PRETOKENIZE_REGEX"))
@@ -222,10 +215,11 @@ def check_model(folder: Path, cpu: bool = True, engine: str = "vllm") -> dict[st
             f"rope_parameters; transformers 4 reads the one, transformers 5 the other: {AGAIN}"
         )
     check_architecture(folder, config, engine)
-    if cpu and head_size(config) not in CPU_HEAD_SIZES:
+    sizes = engines.engine(engine).CPU_HEAD_SIZES if cpu else ()
+    if sizes and head_size(config) not in sizes:
         raise UserError(
-            f"{folder / 'config.json'}: vLLM has no CPU kernel for attention heads of size {head_size(config)}: "
-            f"choose one of {', '.join(map(str, CPU_HEAD_SIZES))} in the model recipe"
+            f"{folder / 'config.json'}: {engine} has no CPU kernel for attention heads of size {head_size(config)}: "
+            f"choose one of {', '.join(map(str, sizes))} in the model recipe"
         )
     return config
 
@@ -233,8 +227,9 @@ def check_model(folder: Path, cpu: bool = True, engine: str = "vllm") -> dict[st
 def check_architecture(folder: Path, config: dict[str, Any], engine: str) -> None:
     """The architecture is one that the engine's own table lists."""
     name = next(iter(config.get("architectures") or []), None)
-    where, file, table = ARCHITECTURES[engine]
-    source = environment_file(where, file)
+    served = engines.engine(engine)
+    file, table = served.ARCHITECTURES
+    source = environment_file(served.ENVIRONMENT, file)
     if source is None:
         return
     tree = assigned(source, table)

@@ -24,19 +24,11 @@ from artifacts.errors import UserError, run_main
 from artifacts.guard import Guarded
 from artifacts.layout import Run, cache_folder, environment
 from launch.serving.client import Address, key_file, request
-from launch.serving.engines import (
-    DRAIN_SECONDS,
-    ENGINES,
-    Plan,
-    cache_mb,
-    command,
-    engine_options,
-    full_environment,
-    has_gpu,
-    printed,
-)
+from launch.serving.engines import DRAIN_SECONDS, command, engine_options, full_environment, names, printed
+from launch.serving.engines import engine as engine_named
 from launch.serving.key import DRAIN_PATH
 from launch.serving.machine import available_mb, check_gpus, check_memory, check_parallel, check_port, gpu_free_mb
+from launch.serving.plan import Plan, cache_mb, has_gpu
 from launch.serving.preflight import check_model, read_weights
 
 START_SECONDS = 600.0
@@ -57,7 +49,7 @@ def make_plan(
     """Everything that can be known to fail is looked at here; raises UserError naming the file and the mend."""
     folder, cpu, host = folder.resolve(), not has_gpu(), EVERYWHERE if lan else HERE
     extra = engine_options(engine, options or [])
-    config = check_model(folder, cpu and engine == "vllm", engine)
+    config = check_model(folder, cpu, engine)
     check_parallel(folder, config, tp)
     longest = int(config.get("max_position_embeddings", 0))
     length = longest if length is None else length
@@ -73,12 +65,13 @@ def make_plan(
 
 def check_machine(plan: Plan) -> None:
     """The environment is there, and memory or GPUs; apart from `make_plan` because a dry run needs neither."""
-    environment({"vllm": "serve", "lmdeploy": "lmdeploy"}[plan.engine])
+    engine = engine_named(plan.engine)
+    environment(engine.ENVIRONMENT)
     weights = read_weights(plan.folder)
     if not plan.cpu:
         check_gpus(plan, weights, gpu_free_mb())
-    elif plan.engine == "lmdeploy":
-        raise UserError("LMDeploy has no engine for a CPU and this machine shows no NVIDIA GPU: pass --engine vllm")
+    elif not engine.ON_CPU:
+        raise UserError(f"{plan.engine} does not run on a CPU and this machine shows no NVIDIA GPU: pass --engine vllm")
     else:
         check_memory(plan, weights, available_mb())
 
@@ -204,7 +197,7 @@ def serve(plan: Plan) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="Hugging Face folder: weights, tokenizer.json, chat_template.jinja")
-    parser.add_argument("--engine", choices=ENGINES, default="vllm", help="default: %(default)s; lmdeploy needs a GPU")
+    parser.add_argument("--engine", choices=names(), default="vllm", help="default: %(default)s; lmdeploy needs a GPU")
     parser.add_argument("--name", help="what clients call the model (default: the folder's name)")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
     parser.add_argument("--tp", type=int, default=1, help="tensor parallel: GPUs, or cores on a CPU (default: 1)")

@@ -19,7 +19,18 @@ from hypothesis import strategies as st
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json
 from artifacts.layout import REPOSITORY
-from converters import checkpoint, export, families, import_hf, parity, plan, rules, safetensors_files, vocabulary
+from converters import (
+    architectures,
+    checkpoint,
+    export,
+    families,
+    import_hf,
+    parity,
+    plan,
+    rules,
+    safetensors_files,
+    vocabulary,
+)
 from preprocess.tokenizer import train as tokenizer_maker
 
 HEADS = {"MHA": 4, "GQA": 2, "MQA": 1}  # key-value heads of four
@@ -74,7 +85,7 @@ def export_only(iteration, output, architecture=None):
     """The weights' part of `export`: every check but the forward passes."""
     arguments = checkpoint.arguments(iteration)
     sizes = vocabulary.of_checkpoint(arguments, 100)
-    adapter = families.adapter_of_arguments(arguments, architecture)
+    adapter = architectures.adapter_of_arguments(arguments, architecture)
     shape = families.shape_of_arguments(arguments, sizes.hugging_face)
     source = checkpoint.Checkpoint(iteration)
     plan.check_keys(source.shapes, plan.megatron_shapes(adapter, shape, sizes.padded), "checkpoint")
@@ -89,7 +100,7 @@ MODELS = {
         shape_of(groups=groups, tied=tied, qkv_bias=bias, vocab=vocab),
     )
     for name, (kind, groups), tied, bias, vocab in itertools.product(
-        families.ADAPTERS, HEADS.items(), (True, False), (True, False), (128, 101)
+        architectures.names(), HEADS.items(), (True, False), (True, False), (128, 101)
     )
     if bias or name != "qwen2"  # Hugging Face's Qwen2 always has the biases; see the test below
 }
@@ -102,7 +113,7 @@ def grid(tmp_path_factory):
     write_json(work / "plan.json", {"layouts": LAYOUTS, "models": list(MODELS)})
     write_json(work / "prompt.json", PROMPT)
     for name, (architecture, shape) in MODELS.items():
-        model = random_model(work / name / "model", families.adapter(architecture), shape)
+        model = random_model(work / name / "model", architectures.adapter(architecture), shape)
         with torch.no_grad():
             torch.save(model(torch.tensor([PROMPT])).logits[0], work / name / "logits.pt")
         import_only(work / name / "model", work / name / "imported")
@@ -158,7 +169,7 @@ def whole(tmp_path_factory):
     (work / "tokenizer").mkdir()
     tokenizer_maker.save(made, work / "tokenizer", "qwen2", model_max_length=64)
     size = export.tokenizer_ids(work / "tokenizer")["size"]
-    random_model(work / "model", families.adapter("qwen2"), shape_of(vocab=size))
+    random_model(work / "model", architectures.adapter("qwen2"), shape_of(vocab=size))
     shutil.copyfile(work / "tokenizer" / "tokenizer.json", work / "model" / "tokenizer.json")
     for module, options in (
         ("import_hf", ("--model", work / "model", "--output", work / "imported")),
@@ -229,7 +240,7 @@ def swap_norms(patch):
     others = tuple(rule for rule in rules.LAYER if rule not in (first, second))
     wrong = (rules.Same(first.megatron, second.name, first.dimensions),
              rules.Same(second.megatron, first.name, second.dimensions))  # fmt: skip
-    patch.setattr(families.adapter("qwen2"), "LAYER", (*others, *wrong))
+    patch.setattr(architectures.adapter("qwen2"), "LAYER", (*others, *wrong))
 
 
 def turn_one_norm(patch):
@@ -242,11 +253,11 @@ def turn_one_norm(patch):
 
     last = rules.MODEL[1]
     turned = Turned(last.megatron, last.name, last.dimensions)
-    patch.setattr(families.adapter("qwen2"), "MODEL", (rules.MODEL[0], turned))
+    patch.setattr(architectures.adapter("qwen2"), "MODEL", (rules.MODEL[0], turned))
 
 
 def wrong_theta(patch):
-    adapter = families.adapter("qwen2")
+    adapter = architectures.adapter("qwen2")
     right = adapter.config
 
     def config(shape):
@@ -256,13 +267,13 @@ def wrong_theta(patch):
 
 
 def untie(patch):
-    adapter = families.adapter("qwen2")
+    adapter = architectures.adapter("qwen2")
     right = adapter.config
     patch.setattr(adapter, "config", lambda shape: {**right(shape), "tie_word_embeddings": False})
 
 
 def wrong_epsilon(patch):
-    adapter = families.adapter("qwen2")
+    adapter = architectures.adapter("qwen2")
     right = adapter.config
     patch.setattr(adapter, "config", lambda shape: {**right(shape), "rms_norm_eps": 1e-2})
 
@@ -305,7 +316,7 @@ def test_an_adapter_that_loses_numbers_is_caught_before_any_forward(whole, monke
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from(families.ADAPTERS),
+    st.sampled_from(architectures.names()),
     st.integers(1, 3),
     st.sampled_from([1, 2, 4]),
     st.integers(1, 3),
@@ -316,7 +327,7 @@ def test_an_adapter_that_loses_numbers_is_caught_before_any_forward(whole, monke
     st.booleans(),
 )
 def test_any_shape_comes_back(name, layers, groups, per_group, half_head, ffn, vocab, tied, bias):
-    adapter = families.adapter(name)
+    adapter = architectures.adapter(name)
     shape = shape_of(
         layers=layers, groups=groups, heads=groups * per_group, head_dim=2 * half_head, ffn=ffn, vocab=vocab,
         hidden=groups * per_group * 2 * half_head, tied=tied, qkv_bias=bias,
@@ -391,7 +402,7 @@ TRANSFORMER_ENGINE_OBJECTS = (
 
 
 def test_names_of_transformer_engine_layers_are_taken(tmp_path):
-    adapter, shape = families.adapter("qwen2"), shape_of()
+    adapter, shape = architectures.adapter("qwen2"), shape_of()
     sizes = plan.megatron_shapes(adapter, shape, 128)
     assert set(TRANSFORMER_ENGINE) == set(sizes)
     with checkpoint.Writer(tmp_path / "c", {**sizes, "optimizer.state.exp_avg.x": (3,)}, "bfloat16") as writer:
@@ -451,11 +462,11 @@ def test_arguments_and_shape_are_inverse():
     assert families.shape_of_arguments(arguments(), 101) == shape_of()
 
 
-@pytest.mark.parametrize("name", families.ADAPTERS)
+@pytest.mark.parametrize("name", architectures.names())
 def test_configuration_and_shape_are_inverse(name):
-    adapter = families.adapter(name)
+    adapter = architectures.adapter(name)
     assert adapter.shape_of(adapter.config(shape_of())) == shape_of()
-    assert families.adapter_of_config({"model_type": adapter.MODEL_TYPE}) is adapter
+    assert architectures.adapter_of_config({"model_type": adapter.MODEL_TYPE}) is adapter
 
 
 @pytest.mark.parametrize(
@@ -478,7 +489,7 @@ def test_a_foreign_configuration_names_the_key(whole, changes, message, tmp_path
 
 
 def test_missing_extra_and_misshapen_weights_are_named():
-    adapter, shape = families.adapter("qwen2"), shape_of()
+    adapter, shape = architectures.adapter("qwen2"), shape_of()
     sizes = plan.megatron_shapes(adapter, shape, 128)
     key = "decoder.layers.mlp.linear_fc2.weight"
     with pytest.raises(UserError, match="lacks .*linear_fc2"):
@@ -542,7 +553,7 @@ def test_a_damaged_hugging_face_folder_is_one_line(whole, tmp_path):
 
 
 def test_a_bias_that_megatron_has_no_place_for_is_refused(tmp_path):
-    adapter = families.adapter("llama2")
+    adapter = architectures.adapter("llama2")
     model = random_model(tmp_path / "model", adapter, shape_of())
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.bias[3] = 1.0

@@ -21,7 +21,7 @@ from launch.serving import engines as serve_engines
 from launch.serving import machine as serve_machine
 from launch.serving import preflight as serve_preflight
 from launch.serving import serve
-from launch.serving.engines import Plan
+from launch.serving.plan import SMALLEST_CACHE_MB, Plan, cache_mb, cores_of_ranks
 
 needs_engine = pytest.mark.skipif(
     not (REPOSITORY / ENVIRONMENTS["serve"]).exists(), reason="needs .venv-serve: make env-serve"
@@ -204,14 +204,14 @@ def test_tensor_parallel_that_does_not_divide(tiny: Path) -> None:
     with pytest.raises(UserError, match="--tp 2: .* has 3 key-value heads"):
         serve_machine.check_parallel(tiny, config | {"num_key_value_heads": 3}, 2)
     with pytest.raises(UserError, match="gives .* cores, one for each rank"):
-        serve_engines.cores_of_ranks(10_000)
+        cores_of_ranks(10_000)
 
 
 def test_cache_holds_two_long_conversations() -> None:
     config = {"num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "hidden_size": 1536}
     token = 28 * 2 * 2 * 128 * 4
-    assert serve_engines.cache_mb(config, 32768) * 2**20 >= 2 * 32768 * token
-    assert serve_engines.cache_mb(config, 256) == serve_engines.SMALLEST_CACHE_MB
+    assert cache_mb(config, 32768) * 2**20 >= 2 * 32768 * token
+    assert cache_mb(config, 256) == SMALLEST_CACHE_MB
 
 
 @pytest.mark.parametrize("option", ["api-key=x", "api-k=x", "--host=0.0.0.0", "served_model_name=x", "port=1", "=x"])

@@ -9,6 +9,7 @@ from converters.rules import LAYER, MODEL, UNTIED, GroupedQKV, Rule, Shape, Zero
 
 MODEL_TYPE = "llama"
 ARCHITECTURE = "LlamaForCausalLM"
+FLAGS = {"add_qkv_bias": False}
 
 
 def model_rules(shape: Shape) -> tuple[Rule, ...]:

@@ -9,6 +9,7 @@ from converters.rules import LAYER, MODEL, UNTIED, GroupedQKV, Rule, Shape, Zero
 
 MODEL_TYPE = "qwen2"
 ARCHITECTURE = "Qwen2ForCausalLM"
+FLAGS = {"add_qkv_bias": True}
 
 
 def model_rules(shape: Shape) -> tuple[Rule, ...]:
