@@ -30,6 +30,12 @@ KINDS = {"GenInferencer": "gen", "PPLInferencer": "ppl", "ChoiceInferencer": "pp
 NO_PROTOCOL = ("abbr", "path", "openai_api_base", "tokenizer_path", "batch_size")
 
 
+def read_sets(config: Path) -> dict[str, Any]:
+    """The entries of sets.yaml; a suite of your own adds its sets in a YAML file beside it, of the same name."""
+    own = config.with_suffix(".yaml")
+    return read_yaml(SETS) | (read_yaml(own) if own.exists() else {})
+
+
 def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
 
@@ -117,7 +123,7 @@ def plan(config: Path) -> dict[str, Any]:
     from opencompass.utils import datasets as places
 
     places.DATASETS_URL.clear()  # what is not here is an error, not a download
-    cfg, sets = resolved(config), read_yaml(SETS)
+    cfg, sets = resolved(config), read_sets(config)
     together = cfg.get("model_dataset_combinations") or [dict(models=cfg["models"], datasets=cfg["datasets"])]
     pairs: list[dict[str, Any]] = []
     seen: dict[str, dict[str, Any]] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-folder", type=Path, help="by default runs/<pipeline>")
 
 
+def own_modules(pipeline: str) -> None:
+    """Let the stages of a pipeline that was given by its path import the modules beside it."""
+    if pipeline.endswith((".yaml", ".yml")):
+        beside = str(Path(pipeline).resolve().parent)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [beside, os.environ.get("PYTHONPATH")]))
+
+
 def run_here(given: argparse.Namespace) -> None:
     from launch.pipeline.definition import load_pipeline
     from launch.pipeline.gpu_notice import notice
@@ -52,6 +60,7 @@ def run_here(given: argparse.Namespace) -> None:
 
     run = Run(given.run_folder or REPOSITORY / "runs" / Path(given.pipeline).stem)
     pipeline = load_pipeline(given.pipeline, run.folder, given.set)
+    own_modules(given.pipeline)
     stages = pipeline.between(given.first, given.last)
     if not given.dry_run and (line := notice(pipeline, stages)):
         print(line, flush=True)
@@ -73,6 +82,7 @@ def submit(given: argparse.Namespace) -> None:
 
     run = Run(given.run_folder or REPOSITORY / "runs" / Path(given.pipeline).stem)
     pipeline = load_pipeline(given.pipeline, run.folder, given.set)
+    own_modules(given.pipeline)
     stages = pipeline.between(given.first, given.last)
     jobs = submit_pipeline(pipeline, run, stages, read_site(given.site), given.after, given.dry_run)
     if jobs:

@@ -115,7 +115,9 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
             # a value may be several words, a folder's name with a space in it is still one
             words = shlex.split(PLACEHOLDER.sub(of_value, command))
             commands.append([PLACEHOLDER.sub(lambda match: folders.get(match[2], match[0]), word) for word in words])
-        reads = [REPOSITORY / PLACEHOLDER.sub(of_value, name) for name in entry.get("reads", [])]
+        # a pipeline of the user's own names files beside it, or the repository's
+        wanted = [PLACEHOLDER.sub(of_value, name) for name in entry.get("reads", [])]
+        reads = [next((f for f in (path.parent / n, REPOSITORY / n) if f.exists()), REPOSITORY / n) for n in wanted]
         for file in reads:
             if not file.exists():
                 close = nearest(file.name, [path.name for path in file.parent.glob("*")])

@@ -158,7 +158,7 @@ def start(command: list[str], run: Run, log: IO[bytes], metrics: Path, marked: b
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         **({MARK: str(run.folder.resolve())} if marked else {}),
         "MYLLM_METRICS": str(metrics),
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": "0",
         "HF_HUB_OFFLINE": "1",

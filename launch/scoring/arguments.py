@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 
 from artifacts.errors import UserError, nearest
-from artifacts.files import read_yaml
 from artifacts.layout import REPOSITORY, cache_folder
+from eval_configs.plan import read_sets
 from launch.scoring import opencompass
 from launch.scoring.models import Model, batch_of, read_model, read_server, split_name
 
@@ -64,9 +64,9 @@ def way_of(name: str, suite: str, arguments: argparse.Namespace) -> str:
     return "chat" if name in arguments.chat or not name.startswith("base") else "plain"
 
 
-def check_sets(names: str) -> None:
-    """Raise UserError for a set of `--sets` that sets.yaml does not have."""
-    known = read_yaml(CONFIGS / "sets.yaml")
+def check_sets(names: str, config: Path) -> None:
+    """Raise UserError for a set of `--sets` that the suite does not have."""
+    known = read_sets(config)
     for name in filter(None, names.split(",")):
         if name not in known:
             raise UserError(f"--sets: there is no set {name!r}{nearest(name, known)}: there are {', '.join(known)}")

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import hold_lock, read_json, read_yaml, sha256, write_json
+from artifacts.files import hold_lock, read_json, sha256, write_json
 from artifacts.layout import REPOSITORY, environment
 from artifacts.stage import report_metrics
+from eval_configs.plan import read_sets
 from eval_configs.smoke_data import MARK, write_smoke
 from launch.scoring import opencompass
 from launch.scoring.arguments import (
@@ -215,7 +216,7 @@ def score(
     arguments: argparse.Namespace, config: Path, models: list[Model], output: Path, home: Path | None
 ) -> list[Wanted]:
     """Plan, run what is not scored yet, collect; raises UserError when any score is missing at the end."""
-    suite, entries = config.stem, read_yaml(CONFIGS / "sets.yaml")
+    suite, entries = config.stem, read_sets(config)
     planning, data = output / "opencompass", sets_folder(arguments)
     if suite == "smoke_cpu" and arguments.data is None:
         data = planning / "smoke"
@@ -253,7 +254,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError("--limit must be at least 1")
     config = suite_file(arguments.suite)
-    check_sets(arguments.sets)
+    check_sets(arguments.sets, config)
     models = read_models(arguments, config.stem)
     home = run_of(models)
     output = arguments.output or (home / "eval" if home else None)

@@ -223,7 +223,7 @@ def downloaded(source: str) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
-    add("--source", required=True, help=f"what the records look like: {', '.join(SHAPES)}")
+    add("--source", required=True, help=f"shape of the records: {', '.join(SHAPES)}, or MODULE.FUNCTION")
     add("--input", action="append", help="file, folder or glob, any fsspec path; repeatable (default: the download)")
     add("--output-folder", type=Path, required=True)
     add("--text-key", help="with --source jsonl: the key that holds the text (default text)")

@@ -5,6 +5,7 @@
     c4_zh          {"text", "url", "timestamp"}                                             C4 multilingual zh, JSONL
     wudao          {"title", "content", "id", "uniqueKey", "titleUkey", "dataType"}      WuDaoCorpora Text, JSON lists
     jsonl          {"text", …} or another key given with --text-key: any JSONL, Parquet or Hugging Face folder
+    my.function    records of another shape: a function of your own from a record to its text
 
 A container (JSON lines, a JSON list, Parquet, Arrow) is told by the file itself: `preprocess.sources.read`.
 """
@@ -17,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from artifacts.errors import UserError, nearest
+from artifacts.plugs import load_function
 
 Record = dict[str, Any]
 
@@ -69,7 +71,7 @@ class Shape:
     """
 
     text: Callable[[Record], str]
-    used: tuple[str, ...]
+    used: tuple[str, ...] | None  # None: not known, of a function of the user's own
     identity: str | None = None
     simplify: str = "t2s"
 
@@ -85,7 +87,13 @@ SHAPES = {
 
 
 def shape_of(source: str, text_key: str | None = None) -> Shape:
-    """The shape of a source; `text_key` replaces the key of `jsonl`. Raises UserError for a source not known."""
+    """The shape of a source; `text_key` replaces the key of `jsonl`.
+
+    Raises:
+        UserError: the source is neither one of SHAPES nor a function `module.function`.
+    """
+    if "." in source and text_key is None:
+        return Shape(load_function(source, "--source"), None, "id")
     if source not in SHAPES:
         raise UserError(f"--source {source} is not known{nearest(source, SHAPES)}; it is one of {', '.join(SHAPES)}")
     if text_key is None:
@@ -93,6 +101,13 @@ def shape_of(source: str, text_key: str | None = None) -> Shape:
     if source != "jsonl":
         raise UserError(f"--text-key goes with --source jsonl only: {source} has its own keys")
     return Shape(partial(text_at, key=text_key), (text_key,), "id")
+
+
+def is_used(shape: Shape, key: str, value: Any, text: str) -> bool:
+    """Whether a record's value is a part of its text, and so no metadata."""
+    if shape.used is not None:
+        return key in shape.used
+    return isinstance(value, str) and value.strip() in text
 
 
 def document(shape: Shape, record: Any, made_id: str) -> dict[str, Any]:
@@ -104,7 +119,7 @@ def document(shape: Shape, record: Any, made_id: str) -> dict[str, Any]:
     metadata = {
         key: value
         for key, value in record.items()
-        if key not in shape.used and key != shape.identity and isinstance(value, (str, int, float, bool))
+        if key != shape.identity and isinstance(value, (str, int, float, bool)) and not is_used(shape, key, value, text)
     }
     nested = record.get("metadata")
     if isinstance(nested, dict):
