@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -201,3 +202,11 @@ def test_an_evaluation_set_is_a_suite_and_its_entry(tmp_path: Path, tiny: Path) 
     assert "a toy" in said
     (row,) = read_json(tmp_path / "out" / "scores.json")
     assert row["suite"] == "toy" and row["n"] == 4 and row["chance"] == 25
+
+
+def test_what_contributing_names_exists() -> None:
+    """Every file and folder of the repository that CONTRIBUTING.md names, but those called NAME."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tops = "|".join(path.name for path in REPOSITORY.iterdir() if path.is_dir() and not path.name.startswith("."))
+    named = {word for word in re.findall(rf"`((?:{tops})/[\w./-]*)`", text) if "NAME" not in word}
+    assert len(named) > 30 and not [name for name in named if not (REPOSITORY / name).exists()]
