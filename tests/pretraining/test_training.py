@@ -91,60 +91,9 @@ def fresh(data: Path, folder: Path, start: Path | None = None) -> Path:
     if start:
         shutil.copytree(start / "checkpoints", folder / "checkpoints")
         settings = folder / "checkpoints" / checkpoints.RECIPE
-        # the copied dataset lies elsewhere, and blend.json names folders
-        settings.write_text(settings.read_text().replace(str(start), str(folder)))
+        if settings.exists():  # the launcher's; the copied dataset lies elsewhere, and blend.json names folders
+            settings.write_text(settings.read_text().replace(str(start), str(folder)))
     return folder
-
-
-@pytest.fixture(scope="module")
-def starts(data, tmp_path_factory):
-    """Runs of one process stopped at iteration 5, by model and further keys; each is made once."""
-    made: dict[tuple[str, ...], Path] = {}
-
-    def start(model: str, *keys: str) -> Path:
-        if (model, *keys) not in made:
-            folder = fresh(data, tmp_path_factory.mktemp("start") / "run")
-            out = finish(command(folder, *SHORT, *ONE, "exit-interval=5", *keys, model=model))
-            assert "stopped at iteration 5 of 10, saved" in out
-            made[(model, *keys)] = folder
-        return made[(model, *keys)]
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def references(data, starts, tmp_path_factory):
-    """The same runs gone on to iteration 10 by one process."""
-    made: dict[tuple[str, ...], Path] = {}
-
-    def reference(model: str, *keys: str) -> Path:
-        if (model, *keys) not in made:
-            folder = fresh(data, tmp_path_factory.mktemp("reference") / "run", starts(model, *keys))
-            finish(command(folder, *SHORT, *ONE, *keys, model=model))
-            made[(model, *keys)] = folder
-        return made[(model, *keys)]
-
-    return reference
-
-
-def losses(run: Path) -> dict[int, float]:
-    return {int(step): loss for step, loss in read_history(log_of(run / "checkpoints"))["loss"]}
-
-
-def weights(run: Path, iteration: int = 10) -> dict[str, np.ndarray]:
-    found = Checkpoint(run / "checkpoints" / f"iter_{iteration:07d}")
-    return {name: found.read(name).float().numpy() for name in found.shapes}
-
-
-def furthest(run: Path, other: Path) -> float:
-    """The largest difference of any weight, vocabulary padding aside."""
-    one, two = weights(run), weights(other)
-    assert one.keys() == two.keys()
-    difference = 0.0
-    for name in one:
-        rows = min(len(one[name]), len(two[name]))
-        difference = max(difference, float(np.abs(one[name][:rows] - two[name][:rows]).max()))
-    return difference
 
 
 def train_together(jobs: list[tuple[Path, str, tuple[str, ...]]], folder: Path) -> None:
@@ -173,6 +122,67 @@ def train_together(jobs: list[tuple[Path, str, tuple[str, ...]]], folder: Path) 
     assert result.returncode == 0, result.stdout[-3000:]
 
 
+def start_with_the_launcher(data: Path, folder: Path) -> Path:
+    """qwen2-tiny by one process, stopped at iteration 5 as a user would have it."""
+    run = fresh(data, folder)
+    out = finish(command(run, *SHORT, *ONE, "exit-interval=5"))
+    assert "stopped at iteration 5 of 10, saved" in out
+    return run
+
+
+# what is trained by one process besides qwen2-tiny, for the layouts to go on from and to be compared with
+STARTS = (("qwen2-tiny", DISTRIBUTED), ("llama2-tiny",), ("llama2-tiny", DISTRIBUTED), ("llama2-tiny", "bf16=true"))
+REFERENCES = (("llama2-tiny",), ("llama2-tiny", "bf16=true"))
+UNDISTURBED = ("qwen2-tiny", "ten steps at once")
+OWN_ATTENTION = ("qwen2-tiny", "Megatron's own attention")
+
+
+@pytest.fixture(scope="module")
+def starts(data, tmp_path_factory):
+    """Runs of one process stopped at iteration 5, by model and further keys."""
+    folder = tmp_path_factory.mktemp("starts")
+    made = {("qwen2-tiny",): start_with_the_launcher(data, folder / "qwen2-tiny")}
+    made |= {key: fresh(data, folder / f"{number}") for number, key in enumerate(STARTS)}
+    train_together([(made[key], key[0], (*ONE, "exit-interval=5", *key[1:])) for key in STARTS], folder)
+    return lambda *key: made[key]
+
+
+@pytest.fixture(scope="module")
+def references(data, starts, tmp_path_factory):
+    """The same runs gone on to iteration 10 by one process; and two others to compare with them."""
+    folder = tmp_path_factory.mktemp("references")
+    made = {("qwen2-tiny",): fresh(data, folder / "qwen2-tiny", starts("qwen2-tiny"))}
+    finish(command(made["qwen2-tiny",], *SHORT, *ONE))
+    made |= {key: fresh(data, folder / f"{number}", starts(*key)) for number, key in enumerate(REFERENCES)}
+    jobs = [(made[key], key[0], (*ONE, *key[1:])) for key in REFERENCES]
+    made[UNDISTURBED] = fresh(data, folder / "undisturbed")
+    made[OWN_ATTENTION] = fresh(data, folder / "attention", starts("qwen2-tiny"))
+    others = ("spec=null", "no-create-attention-mask-in-dataloader=null")
+    jobs += [(made[UNDISTURBED], "qwen2-tiny", ONE), (made[OWN_ATTENTION], "qwen2-tiny", (*ONE, *others))]
+    train_together(jobs, folder)
+    return lambda *key: made[key]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {int(step): loss for step, loss in read_history(log_of(run / "checkpoints"))["loss"]}
+
+
+def weights(run: Path, iteration: int = 10) -> dict[str, np.ndarray]:
+    found = Checkpoint(run / "checkpoints" / f"iter_{iteration:07d}")
+    return {name: found.read(name).float().numpy() for name in found.shapes}
+
+
+def furthest(run: Path, other: Path) -> float:
+    """The largest difference of any weight, vocabulary padding aside."""
+    one, two = weights(run), weights(other)
+    assert one.keys() == two.keys()
+    difference = 0.0
+    for name in one:
+        rows = min(len(one[name]), len(two[name]))
+        difference = max(difference, float(np.abs(one[name][:rows] - two[name][:rows]).max()))
+    return difference
+
+
 MODELS = ("qwen2-tiny", "llama2-tiny")
 IN_BF16 = {"PP2": 1e-4, "DP2": 1e-6, "TP2": 1e-4}  # layouts, and how far apart the losses may be, relative
 
@@ -188,6 +198,9 @@ def grid(data, starts, tmp_path_factory) -> dict[tuple[str, ...], Path]:
             started = starts(model, *(key for key in keys if key == DISTRIBUTED))
             runs[model, layout] = fresh(data, folder / f"{model}-{layout}", started)
             jobs.append((runs[model, layout], model, keys))
+    for layout in IN_BF16:
+        runs["bf16", layout] = fresh(data, folder / f"bf16-{layout}", starts("llama2-tiny", "bf16=true"))
+        jobs.append((runs["bf16", layout], "llama2-tiny", ("bf16=true", *LAYOUTS[layout])))
     four = [job for job in jobs if "nproc-per-node=4" in job[2]]
     train_together([job for job in jobs if job not in four], folder)
     train_together(four, folder)
@@ -206,7 +219,7 @@ def test_every_layout_trains_the_same(grid, references, model, layout):
 
 
 @pytest.mark.parametrize("layout", IN_BF16)
-def test_bf16_trains_the_same(data, starts, references, tmp_path, layout):
+def test_bf16_trains_the_same(grid, references, layout):
     """To 6 digits where the same sums are rounded in the same places, as in data parallel.
 
     Pipeline parallel adds the stages' gradient norms in another order, and a last bit of the clipping moves a weight
@@ -218,9 +231,8 @@ def test_bf16_trains_the_same(data, starts, references, tmp_path, layout):
     that add the partial sums in float32 (tried by hand) do not hold them either: a sum in another order still rounds to
     another bf16 now and then, and the optimizer carries that on.
     """
-    run = fresh(data, tmp_path / "run", starts("llama2-tiny", "bf16=true"))
-    finish(command(run, *SHORT, "bf16=true", *LAYOUTS[layout], model="llama2-tiny"))
-    found, wanted = losses(run), losses(references("llama2-tiny", "bf16=true"))
+    found, wanted = losses(grid["bf16", layout]), losses(references("llama2-tiny", "bf16=true"))
+    assert found.keys() == wanted.keys() == set(range(1, 11))
     for step in range(6, 11):
         assert found[step] == pytest.approx(wanted[step], rel=IN_BF16[layout])
 
@@ -240,17 +252,14 @@ def test_a_checkpoint_goes_through_every_layout(data, references, starts, tmp_pa
     assert furthest(run, reference) <= 1e-5
 
 
-def test_five_and_five_steps_are_ten_bit_for_bit(data, references, tmp_path):
-    undisturbed = fresh(data, tmp_path / "run")
-    finish(command(undisturbed, *SHORT, *ONE))
-    one, two = weights(undisturbed), weights(references("qwen2-tiny"))
+def test_five_and_five_steps_are_ten_bit_for_bit(references):
+    one, two = weights(references(*UNDISTURBED)), weights(references("qwen2-tiny"))
     for name in one:
         assert np.array_equal(one[name], two[name]), name
 
 
-def test_megatrons_own_attention_gives_the_same_loss(data, starts, references, tmp_path):
-    run = fresh(data, tmp_path / "run", starts("qwen2-tiny"))
-    finish(command(run, *SHORT, *ONE, "spec=null", "no-create-attention-mask-in-dataloader=null"))
+def test_megatrons_own_attention_gives_the_same_loss(references):
+    run = references(*OWN_ATTENTION)
     for step in range(6, 11):
         assert losses(run)[step] == pytest.approx(losses(references("qwen2-tiny"))[step], rel=1e-6)
     assert furthest(run, references("qwen2-tiny")) <= 1e-5
@@ -333,10 +342,11 @@ def test_a_kill_leaves_no_process(data, tmp_path):
 
 
 def test_the_time_limit_saves_and_exits_0(data, tmp_path):
+    """A limit of less than no time: Megatron takes whole minutes, and looks at the clock after every step."""
     run = fresh(data, tmp_path / "run")
-    out = finish(command(run, *SHORT, "train-iters=100000", "save-interval=100000", "exit-duration-in-mins=1"))
+    out = finish(command(run, *SHORT, "train-iters=100000", "save-interval=100000", "exit-duration-in-mins=-1"))
     reached = checkpoints.reached(run / "checkpoints")
-    assert reached > 0 and f"stopped at iteration {reached} of 100000, saved" in out
+    assert reached == 1 and f"stopped at iteration {reached} of 100000, saved" in out
 
 
 def test_more_iterations_go_on_where_asked(data, references, tmp_path):
