@@ -1,10 +1,10 @@
 """The gate of a tokenizer: every tool that will read the folder gives the same ids for strings that often break.
 
     myllm tokenizer-gate --tokenizer tokenizer            # compare, and write tokenizer/probe.json
-    myllm tokenizer-gate --tokenizer tokenizer --reader transformers --model-type qwen2 # ids of one
+    myllm tokenizer-gate --tokenizer tokenizer --reader transformers       # print the ids that one tool gives
 
-A reader is asked in a process of its own, in the environment where it will be used. Tools that only ever see a model's
-folder are shown one: a copy with a `config.json`, because transformers 5 chooses the tokenizer's class by the model's
+The tools of one environment run in one process, in the environment where they will be used. Tools that only ever see a
+model's folder get one: a copy with a `config.json`, because transformers 5 chooses the tokenizer's class by the model's
 type. This file needs the standard library only, so that every environment can run it.
 """
 
@@ -22,12 +22,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.errors import UserError, nearest, run_main
 from artifacts.files import read_json, write_json
 from artifacts.layout import ENVIRONMENTS, REPOSITORY
 
 EVIDENCE = "probe.json"
-AT_ONCE = 2  # readers; each imports torch
 
 PROBES = (
     "床前明月光，疑是地上霜。",
@@ -108,16 +107,12 @@ READERS: dict[str, Callable[[Path], list[list[int]]]] = {
     "llamafactory": with_llamafactory,
     "vllm": with_vllm,
 }
-# which reader in which environment, and whether it is shown a model's folder
-PLACES = (
-    ("transformers", "train", False),
-    ("transformers", "train", True),
-    ("megatron", "train", False),
-    ("llamafactory", "train", True),
-    ("transformers", "serve", False),
-    ("transformers", "serve", True),
-    ("vllm", "serve", True),
-)
+AS_MODEL = "@model"  # after a reader's name: it gets the model's folder
+# The readers of each environment, in the order in which one process runs them: Megatron patches torch, and comes last.
+PLACES = {
+    "train": ("transformers", "transformers@model", "llamafactory@model", "megatron"),
+    "serve": ("transformers", "transformers@model", "vllm@model"),
+}
 
 
 def model_folder(tokenizer: Path, model_type: str, folder: Path) -> Path:
@@ -128,18 +123,38 @@ def model_folder(tokenizer: Path, model_type: str, folder: Path) -> Path:
     return target
 
 
-def ask(reader: str, python: Path, folder: Path) -> list[list[int]]:
-    """Ids as one reader gives them; raises UserError with its last words when it fails."""
-    command = [str(python), "-m", "preprocess.tokenizer.probe", "--tokenizer", str(folder), "--reader", reader]
+def ids_of(readers: list[str], tokenizer: Path, model: Path | None) -> None:
+    """Print a line of JSON for each reader, {"reader", "ids"} or {"reader", "error"}; stop at the first error."""
+    for name in readers:
+        reader, at, _ = name.partition("@")
+        try:
+            found: dict[str, Any] = {"ids": READERS[reader](model if at and model else tokenizer)}
+        except Exception as error:  # whatever a tool raises, it cannot load the tokenizer
+            found = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        print(json.dumps({"reader": name, **found}), flush=True)
+        if "error" in found:
+            return
+
+
+def ask(readers: tuple[str, ...], python: Path, tokenizer: Path, model: Path) -> dict[str, list[list[int]]]:
+    """The ids that each reader of one environment gives; raises UserError when one cannot load the tokenizer."""
+    command = [str(python), "-m", "preprocess.tokenizer.probe", "--tokenizer", str(tokenizer), "--model", str(model)]
+    command += [word for reader in readers for word in ("--reader", reader)]
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DISABLE_VERSION_CHECK": "1",
              "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
     result = subprocess.run(
         command, cwd=REPOSITORY, env={**os.environ, **quiet}, capture_output=True, text=True, timeout=600
     )
-    if result.returncode != 0:
-        words = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{reader} cannot load the tokenizer {folder} ({words}): run `{' '.join(command)}` to see why")
-    return json.loads(result.stdout.splitlines()[-1])
+    rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"reader": ')]
+    found = {row["reader"]: row.get("ids") for row in rows}
+    for reader in readers:
+        if found.get(reader) is None:
+            told = next((row["error"] for row in rows if row["reader"] == reader), None)
+            words = told or (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(
+                f"{reader} cannot load the tokenizer {tokenizer} ({words}): `{' '.join(command)}` shows why"
+            )
+    return found
 
 
 def round_trips(folder: Path) -> None:
@@ -164,32 +179,35 @@ def same_ids(folder: Path, name: str, expected: list[list[int]], found: list[lis
 
 
 def gate(folder: Path, model_type: str, environments: tuple[str, ...] = ("train", "serve")) -> dict[str, Any]:
-    """Ask every reader whose environment exists, compare with `tokenizers`, write `probe.json` into the folder.
+    """Compare the ids of every tool whose environment exists with those of `tokenizers`; write `probe.json`.
 
-    Raises UserError naming reader, environment and string on the first difference. An environment that was not made
-    is told in the evidence under `not_checked`.
+    The evidence lists the tools of environments that were not made under `not_checked`.
+
+    Raises:
+        UserError: a tool gives other ids; names the tool, its environment and the first string that differs.
     """
     round_trips(folder)
     expected = with_tokenizers(folder)
     agreed, missing = ["tokenizers"], []
-    with tempfile.TemporaryDirectory() as scratch:
+
+    def title(reader: str, environment: str) -> str:
+        name = f"{reader.removesuffix(AS_MODEL)} in {ENVIRONMENTS[environment]}"
+        return name + (f", as a {model_type} model" if reader.endswith(AS_MODEL) else "")
+
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor() as pool:
         model = model_folder(folder, model_type, Path(scratch))
-        asked: list[tuple[str, Future[list[list[int]]]]] = []
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for reader, environment, as_model in PLACES:
-                python = REPOSITORY / ENVIRONMENTS[environment] / "bin" / "python"
-                name = f"{reader} in {ENVIRONMENTS[environment]}" + (f", as a {model_type} model" if as_model else "")
-                if environment in environments and python.exists():
-                    asked.append((name, pool.submit(ask, reader, python, model if as_model else folder)))
-                else:
-                    missing.append(name)
-            try:
-                for name, answer in asked:
-                    same_ids(folder, name, expected, answer.result())
-                    agreed.append(name)
-                    print(f"{name}: the ids of all {len(PROBES)} probes are equal", flush=True)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        asked: dict[str, Future[dict[str, list[list[int]]]]] = {}
+        for environment, readers in PLACES.items():
+            python = REPOSITORY / ENVIRONMENTS[environment] / "bin" / "python"
+            if environment in environments and python.exists():
+                asked[environment] = pool.submit(ask, readers, python, folder, model)
+            else:
+                missing += [title(reader, environment) for reader in readers]
+        for environment, answers in asked.items():
+            for reader, ids in answers.result().items():
+                same_ids(folder, title(reader, environment), expected, ids)
+                agreed.append(title(reader, environment))
+                print(f"{agreed[-1]}: the ids of all {len(PROBES)} probes are equal", flush=True)
     for name in missing:
         print(f"not checked: {name} (make the environment with `make envs`)", flush=True)
     evidence = {"agreed": agreed, "not_checked": missing,
@@ -201,12 +219,17 @@ def gate(folder: Path, model_type: str, environments: tuple[str, ...] = ("train"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--reader", choices=READERS, help="print the ids that this one gives, in this environment")
+    parser.add_argument("--model", type=Path, help="model folder that readers with `@model` get; default: --tokenizer")
+    parser.add_argument(
+        "--reader", action="append", metavar="NAME", help=f"print the ids of {', '.join(READERS)}; may be repeated"
+    )
     parser.add_argument("--model-type", help="what transformers calls the model (default: by the tokenizer's class)")
     arguments = parser.parse_args()
     if arguments.reader:
-        print(json.dumps(READERS[arguments.reader](arguments.tokenizer)))
-        return
+        for name in arguments.reader:
+            if (reader := name.removesuffix(AS_MODEL)) not in READERS:
+                raise UserError(f"--reader {name}: there is none of that name{nearest(reader, READERS)}")
+        return ids_of(arguments.reader, arguments.tokenizer, arguments.model)
     qwen2 = read_json(arguments.tokenizer / "tokenizer_config.json").get("tokenizer_class") == "Qwen2Tokenizer"
     gate(arguments.tokenizer, arguments.model_type or ("qwen2" if qwen2 else "llama"))
 

@@ -42,12 +42,13 @@ def test_every_tool_reads_the_same_ids(folder, style):
     evidence = tokenizer_probe.gate(folder, tokenizer.MODEL_TYPES[style])
     assert any("megatron" in name for name in evidence["agreed"])
     assert any("llamafactory" in name for name in evidence["agreed"])
-    assert len(evidence["agreed"]) + len(evidence["not_checked"]) == len(tokenizer_probe.PLACES) + 1
+    assert len(evidence["agreed"]) + len(evidence["not_checked"]) == sum(map(len, tokenizer_probe.PLACES.values())) + 1
     assert read_json(folder / "probe.json") == evidence
 
 
 @pytest.mark.slow
-def test_the_gate_names_the_first_string_that_is_read_differently(folder, style, tmp_path):
+def test_the_gate_names_the_first_string_that_is_read_differently(folder, style, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_probe, "PLACES", {"train": ("transformers",)})  # one tool reads it otherwise: enough
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     described = json.loads((broken / "tokenizer.json").read_text())
