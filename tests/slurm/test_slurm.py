@@ -346,7 +346,7 @@ def test_away_from_the_cluster_what_is_done_is_told_all_the_same(tmp_path):
         command, cwd=REPOSITORY, env={**os.environ, "PATH": "/nowhere"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("sft          not done\nstates of its jobs: squeue is not installed here")
+    assert done.stdout.startswith("sft          not done\nSlurm states unknown: squeue is not installed here")
 
 
 def test_no_cluster_answers(tmp_path, monkeypatch):

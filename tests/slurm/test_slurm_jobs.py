@@ -331,7 +331,7 @@ def test_warned_without_a_checkpoint_it_stops_and_cancelled_it_leaves_no_process
     mark = f"{MARK}={run.resolve()}"
     wait(lambda: not processes(cluster, mark), 30, lambda: str(processes(cluster, mark)))
     assert state(cluster, jobs["binning"][0]) == "CANCELLED"
-    assert "no job of this run" in myllm(cluster, "cancel", str(run))
+    assert "no pending or running job" in myllm(cluster, "cancel", str(run))
 
 
 def test_what_cannot_run_is_refused_before_anything_is_submitted(cluster, tmp_path, site):
