@@ -74,7 +74,7 @@ def examples(path: Path) -> Iterator[tuple[int, Example]]:
         try:
             example = read_row(row, form)
         except Fault as fault:
-            raise UserError(f"{path}: row {number} {fault}: {MEND}") from None
+            raise UserError(f"{path}, row {number}: {fault}. {MEND}") from None
         yield number, example
 
 
@@ -87,8 +87,8 @@ def lint_questions(path: Path, rendering: Rendering, cutoff: int) -> Findings:
     found = lint(path, rendering, cutoff, questions_only=True)
     if found.too_long:
         number, length = found.too_long[0]
-        raise UserError(f"{path}: row {number}: the question takes {length} tokens, and would lose its end where "
-                        f"the answer begins: raise cutoff_len, now {cutoff}")  # fmt: skip
+        raise UserError(f"{path}, row {number}: the question has {length} tokens; its end, where the answer begins, "
+                        f"would be cut. Raise cutoff_len, now {cutoff}")  # fmt: skip
     return found
 
 

@@ -339,15 +339,15 @@ def test_deepspeeds_checkpoints_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"instruction": "a", "input": ""}]', "row 1 lacks the field 'output'"),
-        ('[{"instruction": "a", "input": "", "output": "b"}, 7]', "row 2 is not an object"),
-        ('[{"instruction": "a", "input": "", "output": " "}]', "row 1 has an empty 'output'"),
-        ('[{"instruction": "a", "input": "", "output": null}]', "row 1 has 'output' that is not text"),
+        ('[{"instruction": "a", "input": ""}]', "row 1: `output` is missing"),
+        ('[{"instruction": "a", "input": "", "output": "b"}, 7]', "row 2: not a JSON object"),
+        ('[{"instruction": "a", "input": "", "output": " "}]', "row 1: `output` is empty"),
+        ('[{"instruction": "a", "input": "", "output": null}]', "row 1: `output` is not text"),
         ('[{"instruction": "a", "input": "", "output": "b"}' + ', {"instruction": "a", "input": "", "output": "b"}' * 2
-         + "]", "row 2 repeats row 1 (and 1 more bad rows)"),
-        ('{"instruction": "a"}', "row 1 lacks the field 'output'"),
+         + "]", "row 2: repeats row 1 (and 1 more bad rows)"),
+        ('{"instruction": "a"}', "row 1: `output` is missing"),
         ("[]", "holds no row"),
-        ('[{"instruction": ', "not JSON"),
+        ('[{"instruction": ', "not valid JSON"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_by_file_and_row(tmp_path: Path, text: str, message: str) -> None:
@@ -367,7 +367,7 @@ def test_a_pair_needs_two_answers(tmp_path: Path) -> None:
     path = tmp_path / "dpo_train.json"
     row = {"instruction": "a", "input": "", "chosen": "b", "rejected": "b"}
     path.write_text(json.dumps([row]), encoding="utf-8")
-    with pytest.raises(UserError, match="row 1 has the same answer"):
+    with pytest.raises(UserError, match="row 1: `chosen` and `rejected` are equal"):
         lint(path).refuse()
 
 
@@ -695,9 +695,7 @@ def test_a_question_that_ppo_would_cut_is_refused(ground: Path, tmp_path: Path) 
     rendering = Rendering(ground / "base")
     fits = rendering.lengths([rendering.render([("user", f"下一句是什么？\n{'夏' * 40}")], ask=True)])[0] + 2  # the end
     assert posttrain_data.lint_questions(data / "rl_train.json", rendering, fits).longest == fits
-    with pytest.raises(
-        UserError, match=f"row 2: the question takes {fits} tokens, .* raise cutoff_len, now {fits - 1}"
-    ):
+    with pytest.raises(UserError, match=f"row 2: the question has {fits} tokens; .* Raise cutoff_len, now {fits - 1}"):
         posttrain_data.lint_questions(data / "rl_train.json", rendering, fits - 1)
 
 
