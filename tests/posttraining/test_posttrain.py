@@ -222,8 +222,8 @@ def test_every_key_is_explained(path: Path) -> None:
     ("override", "message"),
     [
         ("learning_rat=1", "no key 'learning_rat' (did you mean 'learning_rate'?)"),
-        ("learning_rate=fast", "learning_rate is 'fast', but LLaMA-Factory wants float"),
-        ("max_steps=1.5", "max_steps is 1.5, but LLaMA-Factory wants int"),
+        ("learning_rate=fast", "learning_rate is 'fast', but LLaMA-Factory needs float"),
+        ("max_steps=1.5", "max_steps is 1.5, but LLaMA-Factory needs int"),
         ("stage=sfft", "stage is 'sfft'; LLaMA-Factory allows"),
         ("do_train", "write --set key=value"),
         ("output_dir=x", "output_dir is set by the launcher"),
@@ -302,7 +302,7 @@ def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ppo", "--data", "d"], "give recipe `reward`, merged, with --reward-model"),
+        (["ppo", "--data", "d"], "give the merged output of recipe `reward` with --reward-model"),
         (["dpo", "--data", "d", "--reward-model", "r"], "takes no --reward-model"),
         (["dpo"], "give the folder of its data files with --data"),
         (["merge"], "give it with --adapter"),
@@ -451,7 +451,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(ground: Path, sf
 
     printed = finish(start(*sft_arguments(ground, output)))
     assert f"resuming from step {steps[-2]}" in printed
-    assert "checkpoint-999 is half written" in printed
+    assert "checkpoint-999 is incomplete" in printed
     assert file_hash(output / "model.safetensors") == file_hash(sft / "model.safetensors")
     metrics = json.loads((tmp_path / "sft.work" / "metrics.json").read_text(encoding="utf-8"))
     undisturbed = json.loads((ground / "metrics.json").read_text(encoding="utf-8"))
@@ -464,7 +464,7 @@ def test_checkpoints_of_other_data_are_not_used(ground: Path, tmp_path: Path, ca
     assert posttrain_work.prepare_work(job, "one") == 0
     (job.raw / "checkpoint-10").mkdir(parents=True)
     assert posttrain_work.prepare_work(job, "two") == 0
-    assert "starting afresh" in capsys.readouterr().out
+    assert "starting over" in capsys.readouterr().out
     assert not job.raw.exists()
 
 
@@ -637,10 +637,10 @@ def test_the_reward_model_is_asked_where_it_was_trained(
             status, found = ask({"messages": [text.removesuffix(end) for text in texts]})
             assert status == 200 and found["scores"] == pytest.approx(expected, abs=1e-4)
         assert ask({"messages": [1]})[0] == ask(["no object"])[0] == 400
-        with pytest.raises(UserError, match="cannot be asked: error: port .* in use"):
+        with pytest.raises(UserError, match="did not start: error: port .* in use"):
             with reward_server.serving(judge, port, tmp_path / "second"):
                 pass
-    with pytest.raises(UserError, match="wants recipe `reward` merged"):
+    with pytest.raises(UserError, match="needs the merged output of recipe `reward`"):
         reward_server.main(["--model", str(ground / "base"), "--port", str(port)])
 
 
