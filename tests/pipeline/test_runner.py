@@ -94,10 +94,10 @@ def test_done_is_skipped_and_changed_is_redone(pipelines, tmp_path, capsys):
     [
         ("name: two\nstage: {}", "unknown key 'stage' \\(did you mean 'stages'"),
         ("name: two\nstages: {a: {comands: [ls]}}", "unknown key 'comands' \\(did you mean 'commands'"),
-        ("name: two\nstages: {a: {commands: [ls], needs: [b]}}", "needs 'b', which is no earlier stage"),
-        ("name: two\nstages: {a: {commands: ['ls {rnu}']}}", "nothing is known of {rnu} \\(did you mean 'run'"),
-        ("name: two\nstages: {a: {commands: ['ls {--run}']}}", "nothing is known of {--run}"),
-        ("name: two\nstages: {a: {commands: [ls], reads: ['{rnu}.yaml']}}", "nothing is known of {rnu}"),
+        ("name: two\nstages: {a: {commands: [ls], needs: [b]}}", "needs 'b', which is not an earlier stage"),
+        ("name: two\nstages: {a: {commands: ['ls {rnu}']}}", "unknown placeholder {rnu} \\(did you mean 'run'"),
+        ("name: two\nstages: {a: {commands: ['ls {--run}']}}", "unknown placeholder {--run}"),
+        ("name: two\nstages: {a: {commands: [ls], reads: ['{rnu}.yaml']}}", "unknown placeholder {rnu}"),
         ("name: [", "is not YAML"),
     ],
 )

@@ -271,7 +271,7 @@ def test_a_cut_checkpoint_is_passed_over_and_the_end_is_the_same(data, reference
     shard = next((run / "checkpoints" / "iter_0000006").glob("*.distcp"))
     shard.write_bytes(shard.read_bytes()[:-1000])
     out = finish(command(run, *SHORT, *ONE))
-    assert "iter_0000006 is passed over" in out and "going on from iteration 3, the last whole checkpoint" in out
+    assert "iter_0000006 is skipped" in out and "resuming from iteration 3, the newest complete checkpoint" in out
     one, two = weights(run), weights(references("qwen2-tiny"))
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
@@ -447,4 +447,4 @@ def test_an_import_that_was_not_proved_is_refused(data, tmp_path):
     (tmp_path / "imported" / "parity.json").write_text('{"passed": false}')
     run = fresh(data, tmp_path / "run")
     keys = ("seq-length=128", f"pretrained-checkpoint={tmp_path / 'imported'}")
-    assert "was not proved" in fail(command(run, *keys, training="continue-from-hf"))
+    assert "did not pass its check" in fail(command(run, *keys, training="continue-from-hf"))
