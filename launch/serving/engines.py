@@ -1,7 +1,8 @@
-"""The command line and the environment variables of each engine, for a CPU and for GPUs; nothing is started here.
+"""Make the command line and the environment variables of each engine, for CPUs and GPUs. Starts nothing.
 
-What this module decides is what `myllm serve --dry-run` prints, and what `launch/serving/serve_vllm.sh` and
-`launch/serving/serve_lmdeploy.sh` run without Python. The key is on no command line: it goes by the environment.
+`myllm serve --dry-run` prints what this module makes; `launch/serving/serve_vllm.sh` and
+`launch/serving/serve_lmdeploy.sh` run the same without Python. The key is passed in the environment, never on a
+command line.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY, environment
 
 ENGINES = ("vllm", "lmdeploy")
-DRAIN_SECONDS = 30  # what a server that is asked to end gives to the replies under way
+DRAIN_SECONDS = 30  # time that running replies have to finish when the server is stopped
 KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's own name; `launch.serving.key` reads it in both engines
 MB = 1 << 20
-# A sequence of full length must fit twice; below this a tiny model's cache would be smaller than vLLM's own buffers.
+# Two sequences of full length must fit. With less than this, a tiny model's cache would be smaller than vLLM's buffers.
 SMALLEST_CACHE_MB = 256
-# What the launcher decides: a `--set` that repeated one could open the server or move it.
+# Options that the launcher sets: a `--set` of one of them could expose or move the server.
 OURS = {
     "vllm": (
         "--api-key --host --port --served-model-name --middleware --disable-fastapi-docs "
@@ -37,7 +38,7 @@ SHORT = {"--tp": "--tensor-parallel-size"}
 
 @dataclass(frozen=True)
 class Plan:
-    """A server to start. `length` is the longest prompt and reply together, in tokens; `tp` is tensor parallel."""
+    """A server to start. `length` is the largest number of tokens in prompt and reply; `tp` is tensor parallel."""
 
     engine: str
     folder: Path
@@ -47,7 +48,7 @@ class Plan:
     length: int
     tp: int = 1
     cpu: bool = True
-    dtype: str | None = None  # by default float32 on a CPU, bfloat16 on a GPU
+    dtype: str | None = None  # None: float32 on a CPU, bfloat16 on a GPU
     cache_mb: int = SMALLEST_CACHE_MB
     extra: tuple[str, ...] = ()
 
@@ -57,7 +58,7 @@ def has_gpu() -> bool:
 
 
 def cache_mb(config: dict[str, Any], length: int) -> int:
-    """MB of key-value cache on a CPU, float32: two sequences of full length, at least `SMALLEST_CACHE_MB`."""
+    """MB of key-value cache on a CPU, in float32: two sequences of full length, at least `SMALLEST_CACHE_MB`."""
     heads = config.get("num_attention_heads") or 1
     width = config.get("head_dim") or config.get("hidden_size", 0) // heads
     token = 2 * 4 * config.get("num_hidden_layers", 1) * (config.get("num_key_value_heads") or heads) * width
@@ -66,32 +67,34 @@ def cache_mb(config: dict[str, Any], length: int) -> int:
 
 
 def engine_options(engine: str, options: list[str]) -> tuple[str, ...]:
-    """`max-num-seqs=8` as the words `--max-num-seqs 8`; every name is for the engine's own parser to judge.
+    """Convert `max-num-seqs=8` to the words `--max-num-seqs 8`. The engine's own parser checks the names.
 
-    Raises UserError for what the launcher itself decides.
+    Raises:
+        UserError: the launcher sets this option itself.
     """
     words: list[str] = []
     for option in options:
         name, equals, value = option.lstrip("-").partition("=")
         flag = "--" + name.replace("_", "-")
-        # argparse takes an abbreviation, as long as it is one option's alone
+        # argparse also accepts an unambiguous abbreviation
         taken = [ours for ours in OURS[engine] if ours.startswith(SHORT.get(flag, flag))]
         if taken or not name:
-            raise UserError(f"--set {option}: `myllm serve` sets {taken[0] if taken else 'options'} itself, see --help")
+            raise UserError(f"--set {option}: `myllm serve` sets {taken[0] if taken else 'options'} itself: see --help")
         words += [flag, value] if equals else [flag]
     return tuple(words)
 
 
 def command(plan: Plan) -> list[str]:
-    """The engine's command line, to run in any folder with `variables(plan)` set."""
+    """The engine's command line; it runs in any folder, with `variables(plan)` in the environment."""
     return (vllm_command if plan.engine == "vllm" else lmdeploy_command)(plan)
 
 
 def vllm_command(plan: Plan) -> list[str]:
-    """`vllm serve`. Eager and with a small cache on a CPU: compiling takes 80 s more, and a tiny model wins nothing.
+    """The command `vllm serve`. On a CPU it is eager and has a small cache: compiling takes 80 s, without gain for a
+    tiny model.
 
-    `uni` keeps the worker of one rank inside the engine's process: one import of vLLM less, 10 s of work and 0.7 GB on
-    two cores.
+    `uni` keeps the worker of a single rank inside the engine's process. This saves one import of vLLM: 10 s of work on
+    two cores, and 0.7 GB.
     """
     cpu = [
         "--enforce-eager",
@@ -116,10 +119,10 @@ def vllm_command(plan: Plan) -> list[str]:
 
 
 def lmdeploy_command(plan: Plan) -> list[str]:
-    """`lmdeploy serve api_server`, through `lmdeploy_closed`, which takes the same words and asks for the key.
+    """The command `lmdeploy serve api_server`, run by `lmdeploy_closed`, which takes the same words and adds the key.
 
-    `--chat-template hf` always: without it LMDeploy guesses the template by a part of the whole path, and a ChatML
-    model under a folder named llama2 gets `[INST]`. The type is named because `auto` turns float32 into float16.
+    `--chat-template hf` is always set: without it LMDeploy guesses the template from the path, and a ChatML model in a
+    folder named llama2 gets `[INST]`. `--dtype` is set because `auto` turns float32 into float16.
     """
     return [
         str(environment("lmdeploy") / "bin" / "python"),
@@ -140,9 +143,9 @@ def lmdeploy_command(plan: Plan) -> list[str]:
 
 
 def variables(plan: Plan) -> dict[str, str]:
-    """What the engine needs in its environment besides the key: offline, silent about its use, the middleware's place.
+    """The engine's environment variables besides the key: offline, no usage statistics, the path of the middleware.
 
-    A CPU rank gets one core of its own; vLLM's multiprocessing is off where one process is enough.
+    Each CPU rank gets a core of its own. vLLM's multiprocessing is off if one process is enough.
     """
     common = {
         "HF_HUB_OFFLINE": "1",
@@ -160,22 +163,22 @@ def variables(plan: Plan) -> dict[str, str]:
 
 
 def cores_of_ranks(tp: int) -> list[str]:
-    """One of this process's cores for each rank; raises UserError when there are fewer."""
+    """One of this process's cores for each rank. Raises UserError if there are fewer cores."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < tp:
-        raise UserError(f"--tp {tp}: this machine gives {len(cores)} cores, one for each rank is needed")
+        raise UserError(f"--tp {tp}: this process may use {len(cores)} cores, but each rank needs one: lower --tp")
     return [str(core) for core in cores[:tp]]
 
 
 def full_environment(plan: Plan, key: str) -> dict[str, str]:
-    """The whole environment of the server's process."""
+    """The complete environment of the server's process."""
     inherited = dict(os.environ)
-    # Without byte code every one of vLLM's processes compiles 5,000 files again: 60 s of a start instead of 25.
+    # Without byte code, each of vLLM's processes compiles 5,000 files again: a start takes 60 s instead of 25 s.
     inherited.pop("PYTHONDONTWRITEBYTECODE", None)
     return {**inherited, **variables(plan), KEY_VARIABLE: key}
 
 
 def printed(plan: Plan) -> str:
-    """The command as a shell takes it, variables and all; the key stands as a variable's name."""
+    """The command as a shell line, with its variables; in place of the key it has the name of a variable."""
     words = [f"{name}={shlex.quote(value)}" for name, value in variables(plan).items()]
     return f'{KEY_VARIABLE}="$MYLLM_API_KEY" {" ".join(words)} {shlex.join(command(plan))}'
