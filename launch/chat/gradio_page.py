@@ -113,18 +113,18 @@ def reply(
         return
     sent: Messages = ([{"role": "system", "content": system}] if system and system.strip() else []) + list(turns)
     options = {"temperature": temperature, "top_p": top_p, **({"max_tokens": int(longest)} if longest else {})}
-    said = ""
+    answer = ""
     try:
         for piece in stream_fitting(address, sent, options):
-            said += piece
-            yield [*turns, {"role": "assistant", "content": said}]
-        if not said:
+            answer += piece
+            yield [*turns, {"role": "assistant", "content": answer}]
+        if not answer:
             yield [*turns, note("the reply is empty")]
     except ContextFull:
         yield [*turns, note("this turn alone is longer than the model's context: shorten it or the system prompt")]
     except UserError as error:
-        spoken = [{"role": "assistant", "content": said}] if said else []
-        yield [*turns, *spoken, note(str(error))]
+        partial_answer = [{"role": "assistant", "content": answer}] if answer else []
+        yield [*turns, *partial_answer, note(str(error))]
 
 
 def note(text: str) -> dict[str, Any]:
@@ -160,11 +160,13 @@ def build(models: dict[str, Address], key: str) -> Any:
             top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label=words("top_p"))
             longest = gr.Slider(0, 4096, 0, step=16, label=words("max_tokens"), elem_id="longest")
 
-        asked = gr.on([box.submit, send.click], partial(ask, labels=labels), [box, chosen, *bots], [box, *bots, kept])
+        submitted = gr.on(
+            [box.submit, send.click], partial(ask, labels=labels), [box, chosen, *bots], [box, *bots, kept]
+        )
         replies = []
         for bot, address in zip(bots, models.values(), strict=True):
             settings = [bot, system, temperature, top_p, longest]
-            answer = asked.then(partial(reply, address=address), settings, bot, show_progress="hidden")
+            answer = submitted.then(partial(reply, address=address), settings, bot, show_progress="hidden")
             answer.then(keep, bots, kept, show_progress="hidden")
             replies.append(answer)
             bot.clear(keep, bots, kept, show_progress="hidden")

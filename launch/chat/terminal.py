@@ -75,11 +75,11 @@ def set_option(options: dict[str, Any], name: str, text: str) -> None:
 def say(conversation: Conversation, text: str, notes: bool) -> None:
     """Send one turn and print the streamed reply; a turn without any reply is removed from the conversation."""
     conversation.messages.append({"role": "user", "content": text})
-    before, said = len(conversation.messages), ""
+    before, answer = len(conversation.messages), ""
     try:
         with closing(stream_fitting(conversation.address, conversation.messages, conversation.options)) as pieces:
             for piece in pieces:
-                said += piece
+                answer += piece
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:
         if notes:
@@ -88,16 +88,16 @@ def say(conversation: Conversation, text: str, notes: bool) -> None:
         conversation.messages.pop()
         raise UserError("this turn alone is longer than the model's context: shorten it, or shorten /system") from None
     except UserError:
-        if not said:
+        if not answer:
             conversation.messages.pop()
         raise
     finally:
-        if said:
+        if answer:
             print()
-            conversation.messages.append({"role": "assistant", "content": said})
-    if forgotten := before + bool(said) - len(conversation.messages):
+            conversation.messages.append({"role": "assistant", "content": answer})
+    if forgotten := before + bool(answer) - len(conversation.messages):
         print(f"[the model's context is full: the oldest {forgotten} messages were removed]", file=sys.stderr)
-    if not said and conversation.messages[-1]["role"] == "user":
+    if not answer and conversation.messages[-1]["role"] == "user":
         conversation.messages.pop()
         print("[no reply]" if notes else "")
 

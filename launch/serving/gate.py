@@ -112,7 +112,7 @@ def check(plan: Plan, prompts_file: Path, output: Path, sample_prompts: list[dic
     """Check one model; returns its part of serve.json. The reference is computed while the server starts."""
     folder = plan.folder
     prompts = read_prompts(prompts_file)
-    asked = [*prompts["completions"], *prompts["chats"]]
+    all_prompts = [*prompts["completions"], *prompts["chats"]]
     reference_file, reference_log = output / f"reference-{folder.name}.json", output / f"reference-{folder.name}.log"
     server_log = output / f"{plan.engine}-{folder.name}.log"
     reference_file.unlink(missing_ok=True)
@@ -134,7 +134,9 @@ def check(plan: Plan, prompts_file: Path, output: Path, sample_prompts: list[dic
             raise UserError(f"the reference by Hugging Face failed: read {reference_log}{last_error(reference_log)}")
         reference = read_json(reference_file)
         differences = []
-        for prompt, expected in track(list(zip(asked, reference["rows"], strict=True)), len(asked), "prompts"):
+        for prompt, expected in track(
+            list(zip(all_prompts, reference["rows"], strict=True)), len(all_prompts), "prompts"
+        ):
             try:
                 served = ask(address, prompt, expected["max_tokens"])
             except HTTPError as error:
@@ -153,8 +155,8 @@ def check(plan: Plan, prompts_file: Path, output: Path, sample_prompts: list[dic
     return {
         "model": str(folder.name),
         "tp": plan.tp,
-        "prompts": len(asked),
-        "identical": len(asked) - len(differences),
+        "prompts": len(all_prompts),
+        "identical": len(all_prompts) - len(differences),
         "version": version,
         "reference": reference["versions"],
         "start_seconds": round(start_seconds, 2),

@@ -205,8 +205,8 @@ def serve(plan: Plan) -> None:
                 status = server.wait()
             except KeyboardInterrupt:
                 print("stopping after the running replies; press Ctrl-C again to stop at once", flush=True)
-                whole = drain(address)
-                print("every reply was finished" if whole else "some replies were cut off", flush=True)
+                finished = drain(address)
+                print("every reply was finished" if finished else "some replies were cut off", flush=True)
                 return
             raise UserError(f"the server ended by itself with status {status}: read {log}{last_error(log)}")
     except KeyboardInterrupt:
