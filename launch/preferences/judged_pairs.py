@@ -28,7 +28,7 @@ from launch.preferences.answer_rewards import add_answer_options, read_model, wr
 MARGIN = 0.3  # smallest difference of the summed rewards that counts as a preference
 
 
-def worths(rewards: list[str], rows: list[dict[str, Any]], texts: list[str]) -> list[float]:
+def reward_sums(rewards: list[str], rows: list[dict[str, Any]], texts: list[str]) -> list[float]:
     """The sum of the rewards of each text as an answer to its row; a reward of None counts as 0."""
     prompts, answers = [row["prompt"] for row in rows], [row["answer"] for row in rows]
     completions = [[{"role": "assistant", "content": text}] for text in texts]
@@ -38,7 +38,9 @@ def worths(rewards: list[str], rows: list[dict[str, Any]], texts: list[str]) -> 
 
 def pairs_of(row: dict[str, Any], judged: list[tuple[float, str]], reference: float) -> list[dict[str, Any]]:
     """The pairs of one question; `judged` are its answers with scores, `reference` is the score of the row's answer."""
-    ranked = sorted((worth, text) for worth, text in judged if text.strip())  # the linter refuses empty answers
+    ranked = sorted(
+        (reward_sum, text) for reward_sum, text in judged if text.strip()
+    )  # the linter refuses empty answers
     if len(ranked) < 2:
         return []
     candidates = [(ranked[-1], ranked[0]), ((reference, row["answer"]), ranked[1])]
@@ -69,12 +71,14 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.reward:
         load(name)
     rows = questions(options.data)
-    asked = [row for row in rows for _ in range(options.answers)]
+    repeated = [row for row in rows for _ in range(options.answers)]
     model, tokenizer = read_model(options.model)
-    sequences = write_answers(model, tokenizer, [row["prompt"] for row in asked], options.max_new_tokens, options.seed)
+    sequences = write_answers(
+        model, tokenizer, [row["prompt"] for row in repeated], options.max_new_tokens, options.seed
+    )
     texts = [tokenizer.decode(tokens[start:], skip_special_tokens=True) for tokens, start in sequences]
-    judged = list(zip(worths(options.reward, asked, texts), texts, strict=True))
-    references = worths(options.reward, rows, [row["answer"] for row in rows])
+    judged = list(zip(reward_sums(options.reward, repeated, texts), texts, strict=True))
+    references = reward_sums(options.reward, rows, [row["answer"] for row in rows])
     found = (
         pair
         for place, (row, reference) in enumerate(zip(rows, references, strict=True))
@@ -86,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{options.model}: no pair differs by {MARGIN} or more in its answers to {options.data}; raise --answers"
         )
     write_json(options.output, pairs)
-    report_metrics(questions=len(rows), answers=len(asked), pairs=len(pairs))
+    report_metrics(questions=len(rows), answers=len(repeated), pairs=len(pairs))
     return 0
 
 

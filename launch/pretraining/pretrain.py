@@ -154,7 +154,7 @@ def train(command: list[str], log: Path, environment: dict[str, str], ranks: int
     Raises:
         UserError: training failed; the message holds the most telling line of the output.
     """
-    me, asked, asked_at = os.getpid(), 0, 0.0
+    me, requests, requested_at = os.getpid(), 0, 0.0
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -167,28 +167,28 @@ def train(command: list[str], log: Path, environment: dict[str, str], ranks: int
     )
 
     def stop(number: int, frame: object) -> None:
-        nonlocal asked, asked_at
-        if asked and time.monotonic() - asked_at < ONE_REQUEST:
+        nonlocal requests, requested_at
+        if requests and time.monotonic() - requested_at < ONE_REQUEST:
             return
-        asked, asked_at = asked + 1, time.monotonic()
-        if asked > 1:
+        requests, requested_at = requests + 1, time.monotonic()
+        if requests > 1:
             process.kill()
             return
         print("stopping after a checkpoint is saved; press Ctrl-C again to end at once", flush=True)
-        tell(number, frame)
+        signal_ranks(number, frame)
 
-    def tell(number: int, frame: object) -> None:
-        for rank in set(ranks_under(process.pid)) - told:
-            told.add(rank)
+    def signal_ranks(number: int, frame: object) -> None:
+        for rank in set(ranks_under(process.pid)) - signalled:
+            signalled.add(rank)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGTERM)
-        if len(told) < ranks and process.returncode is None:
+        if len(signalled) < ranks and process.returncode is None:
             signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN)  # torchrun is still starting them
 
-    told: set[int] = set()
-    handlers: dict[int, Any] = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGALRM: tell}
+    signalled: set[int] = set()
+    handlers: dict[int, Any] = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGALRM: signal_ranks}
     previous = {name: signal.signal(name, handler) for name, handler in handlers.items()}
-    telling = ours = before = ""
+    failure = user_error = previous_line = ""
     assert process.stdout is not None
     try:
         with log.open("a", encoding="utf-8") as copy:
@@ -196,24 +196,24 @@ def train(command: list[str], log: Path, environment: dict[str, str], ranks: int
                 copy.write(line)
                 copy.flush()
                 sys.stdout.write(line)
-                if not ours and line.startswith(OURS):
-                    ours = line.removeprefix(OURS).strip()
-                if not telling and FAILURE.match(line):
-                    telling = f"{line.strip()} ({before.strip()})"
-                before = line
+                if not user_error and line.startswith(OURS):
+                    user_error = line.removeprefix(OURS).strip()
+                if not failure and FAILURE.match(line):
+                    failure = f"{line.strip()} ({previous_line.strip()})"
+                previous_line = line
         code = process.wait()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for name, handler in previous.items():
             signal.signal(name, handler)
     if code != 0:
-        if ours:
-            raise UserError(f"{ours} (log: {log})")
-        if asked > 1:
+        if user_error:
+            raise UserError(f"{user_error} (log: {log})")
+        if requests > 1:
             raise UserError(
                 f"ended without saving; run the same command to resume from the last checkpoint (log: {log})"
             )
-        raise UserError(f"Megatron stopped with exit code {code}: {telling or 'no message'} (log: {log})")
+        raise UserError(f"Megatron stopped with exit code {code}: {failure or 'no message'} (log: {log})")
 
 
 def summary(run: Run, recipe: Recipe, layout: Layout) -> dict[str, Any]:

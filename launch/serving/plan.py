@@ -10,13 +10,13 @@ from typing import Any
 from artifacts.errors import UserError
 
 MB = 1 << 20
-# A sequence of full length must fit twice; below this a tiny model's cache would be smaller than vLLM's own buffers.
+# Two sequences of full length must fit. With less than this, a tiny model's cache would be smaller than vLLM's buffers.
 SMALLEST_CACHE_MB = 256
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A server to start. `length` is the longest prompt and reply together, in tokens; `tp` is tensor parallel."""
+    """A server to start. `length` is the largest number of tokens in prompt and reply; `tp` is tensor parallel."""
 
     engine: str
     folder: Path
@@ -26,7 +26,7 @@ class Plan:
     length: int
     tp: int = 1
     cpu: bool = True
-    dtype: str | None = None  # by default float32 on a CPU, bfloat16 on a GPU
+    dtype: str | None = None  # None: float32 on a CPU, bfloat16 on a GPU
     cache_mb: int = SMALLEST_CACHE_MB
     extra: tuple[str, ...] = ()
 
@@ -36,7 +36,7 @@ def has_gpu() -> bool:
 
 
 def cache_mb(config: dict[str, Any], length: int) -> int:
-    """MB of key-value cache on a CPU, float32: two sequences of full length, at least `SMALLEST_CACHE_MB`."""
+    """MB of key-value cache on a CPU, in float32: two sequences of full length, at least `SMALLEST_CACHE_MB`."""
     heads = config.get("num_attention_heads") or 1
     width = config.get("head_dim") or config.get("hidden_size", 0) // heads
     token = 2 * 4 * config.get("num_hidden_layers", 1) * (config.get("num_key_value_heads") or heads) * width
@@ -45,8 +45,8 @@ def cache_mb(config: dict[str, Any], length: int) -> int:
 
 
 def cores_of_ranks(tp: int) -> list[str]:
-    """One of this process's cores for each rank; raises UserError when there are fewer."""
+    """One of this process's cores for each rank. Raises UserError if there are fewer cores."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < tp:
-        raise UserError(f"--tp {tp}: this machine gives {len(cores)} cores, one for each rank is needed")
+        raise UserError(f"--tp {tp}: this process may use {len(cores)} cores, but each rank needs one: lower --tp")
     return [str(core) for core in cores[:tp]]

@@ -42,13 +42,13 @@ def call(command: list[str], environment: dict[str, str] | None = None) -> subpr
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode and NO_ANSWER.search(done.stderr):
         raise UserError(
-            f"Slurm does not answer ({said(done).split('; ')[-1]}): run this on a node of the cluster, or wait for its "
-            "controller"
+            f"Slurm does not answer ({error_text(done).split('; ')[-1]}): run this on a node of the cluster, or wait "
+            "for its controller"
         )
     return done
 
 
-def said(done: subprocess.CompletedProcess[str]) -> str:
+def error_text(done: subprocess.CompletedProcess[str]) -> str:
     """The stderr of a command as one line, else its exit code."""
     lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in done.stderr.splitlines() if line.strip()]
     return "; ".join(lines) or f"exit code {done.returncode}"
@@ -67,7 +67,7 @@ def find_jobs(ids: Iterable[int]) -> dict[int, Job]:
     # squeue leaves unknown ids out of a list, but fails when its only id is unknown
     listed = call(["squeue", "-h", "-a", "-t", "all", "-o", "%A|%T|%M|%R", "-j", ",".join(map(str, wanted))])
     if listed.returncode and "Invalid job id" not in listed.stderr:
-        raise UserError(f"squeue cannot list the run's jobs: {said(listed)}")
+        raise UserError(f"squeue cannot list the run's jobs: {error_text(listed)}")
     for line in listed.stdout.splitlines():
         number, state, elapsed, why = line.split("|", 3)
         found[int(number)] = Job(int(number), state, elapsed, why)
@@ -94,7 +94,7 @@ def test_only(options: list[str], script: list[str], environment: dict[str, str]
     """Check with `sbatch --test-only` that Slurm would accept the job. Raises UserError with its reason if not."""
     done = call(["sbatch", "--test-only", *options, *script], environment)
     if done.returncode:
-        raise UserError(f"Slurm refuses the job: {said(done)}")
+        raise UserError(f"Slurm refuses the job: {error_text(done)}")
 
 
 def submit(options: list[str], script: list[str], environment: dict[str, str]) -> int:
@@ -106,7 +106,7 @@ def submit(options: list[str], script: list[str], environment: dict[str, str]) -
     done = call(["sbatch", "--parsable", *options, *script], environment)
     number = done.stdout.strip().split(";")[0]
     if done.returncode or not number.isdigit():
-        raise UserError(f"Slurm refuses the job: {said(done)}")
+        raise UserError(f"Slurm refuses the job: {error_text(done)}")
     return int(number)
 
 
@@ -114,4 +114,4 @@ def cancel(ids: list[int]) -> None:
     """Cancel jobs. Raises UserError if scancel fails."""
     done = call(["scancel", *map(str, ids)])
     if done.returncode:
-        raise UserError(f"scancel failed: {said(done)}")
+        raise UserError(f"scancel failed: {error_text(done)}")

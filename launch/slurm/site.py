@@ -85,8 +85,8 @@ def read_site(name: str) -> Site:
         raise UserError(f"there is no site {name!r}{nearest(name, known)}; site/ holds {', '.join(known)}; {mend}")
     done = subprocess.run(["bash", "-c", READ, "bash", str(path)], capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"bash cannot read {where}: {said.replace(str(path), where)}")
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"bash cannot read {where}: {reason.replace(str(path), where)}")
     parts = done.stdout.split("\0")
     cut = parts.index("OPTIONS")
     environment = dict(part.split("=", 1) for part in parts[:cut] if "=" in part)

@@ -151,9 +151,6 @@ def test_the_same_seed_gives_the_same_loss_and_a_kill_does_not_change_it(whole_r
     while not tracker.exists():
         assert process.poll() is None
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 20
     mark = str(folder).encode()
 
     def ranks() -> list[str]:
@@ -163,10 +160,14 @@ def test_the_same_seed_gives_the_same_loss_and_a_kill_does_not_change_it(whole_r
                 line = entry.read_bytes()
             except OSError:
                 continue
-            if b"pretrain_worker" in line and mark in line:
+            if b"launch.pretraining.worker" in line and mark in line:
                 found.append(entry.parent.name)
         return found
 
+    assert len(ranks()) >= 2
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
     while ranks() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not ranks(), "a rank outlived its launcher"
@@ -223,7 +224,7 @@ def test_a_damaged_checkpoint_makes_no_model(whole_run, tmp_path):
 def test_the_gate_refuses_a_model_that_differs(whole_run, tmp_path):
     """A weight is changed behind the converter's back: the logits gate must catch it and leave the evidence."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom converters import export, qwen2\n"
+        "import sys\nfrom pathlib import Path\nfrom converters import export\nfrom converters.architectures import qwen2\n"
         "right = qwen2.config\n"
         "def wrong(shape):\n"
         "    found = right(shape)\n"

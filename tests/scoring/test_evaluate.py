@@ -271,7 +271,7 @@ def test_decontamination_is_told_beside_the_score(tmp_path: Path) -> None:
 
 
 def test_a_short_download_is_refused() -> None:
-    with pytest.raises(UserError, match="ceval has 6 questions, published are 1,346"):
+    with pytest.raises(UserError, match="ceval has 6 questions, but 1,346 are published"):
         evaluate.check_counts(
             [pair(set="ceval", entry="ceval")], {"ceval": {"questions": 1346}}, limited=False, smoke=False
         )
@@ -329,7 +329,7 @@ def server() -> Any:
 def test_a_server_is_asked_before_anything_starts(tiny: Path, server: str) -> None:
     model = eval_models.read_server("served", server, tiny)
     assert (model.served_name, model.positions, model.place) == ("tiny", 2048, server + "/v1")
-    with pytest.raises(UserError, match="pass --tokenizer"):
+    with pytest.raises(UserError, match="give --tokenizer"):
         eval_models.read_server("served", server, None)
     with pytest.raises(UserError, match="does not answer"):
         eval_models.read_server("served", "http://127.0.0.1:9", tiny)

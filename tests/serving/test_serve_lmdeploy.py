@@ -90,7 +90,7 @@ def test_the_list_of_architectures_is_read_as_it_is(said: dict[str, Any], tiny: 
     for name in said["architectures"]:
         serve_preflight.check_architecture(broken, {"architectures": [name]}, "lmdeploy")
     (broken / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
-    with pytest.raises(UserError, match="lmdeploy does not serve the architecture GPT2LMHeadModel"):
+    with pytest.raises(UserError, match="lmdeploy does not support the architecture GPT2LMHeadModel"):
         serve_preflight.check_model(broken, cpu=False, engine="lmdeploy")
 
 
@@ -111,9 +111,7 @@ def test_without_a_gpu_it_says_so(tiny: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: lmdeploy does not run on a CPU and this machine shows no NVIDIA GPU: pass --engine vllm\n"
-    )
+    assert done.stderr == "error: lmdeploy needs a GPU, and this machine shows no NVIDIA GPU: give --engine vllm\n"
 
 
 @needs_lmdeploy

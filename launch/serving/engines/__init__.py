@@ -1,6 +1,6 @@
-"""The command line and the environment variables of each engine; nothing is started here.
+"""Make the command line and the environment variables of each engine. Starts nothing.
 
-`myllm serve --dry-run` prints what this module decides. The key is on no command line: it goes by the environment.
+`myllm serve --dry-run` prints what this module makes. The key is passed in the environment, never on a command line.
 An engine is one file of this folder. To add one, add a file with these names; nothing else has to change:
 
     ENVIRONMENT           its environment (`artifacts.layout.ENVIRONMENTS`)
@@ -25,7 +25,7 @@ from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
 from launch.serving.plan import Plan
 
-DRAIN_SECONDS = 30  # what a server that is asked to end gives to the replies under way
+DRAIN_SECONDS = 30  # time that running replies have to finish when the server is stopped
 KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's own name; `launch.serving.key` reads it in every engine
 
 
@@ -40,7 +40,7 @@ def engine(name: str) -> Any:
 
 
 def engine_options(name: str, options: list[str]) -> tuple[str, ...]:
-    """`max-num-seqs=8` as the words `--max-num-seqs 8`; the engine's own parser judges every other name.
+    """Convert `max-num-seqs=8` to the words `--max-num-seqs 8`. The engine's own parser checks the names.
 
     Raises:
         UserError: an option that the launcher itself sets.
@@ -49,37 +49,37 @@ def engine_options(name: str, options: list[str]) -> tuple[str, ...]:
     for option in options:
         key, equals, value = option.lstrip("-").partition("=")
         flag = "--" + key.replace("_", "-")
-        # argparse takes an abbreviation, as long as it is one option's alone
+        # argparse also accepts an unambiguous abbreviation
         whole = engine(name).SHORT.get(flag, flag)
         taken = [own for own in engine(name).SET_BY_THE_LAUNCHER if own.startswith(whole)]
         if taken or not key:
-            raise UserError(f"--set {option}: `myllm serve` sets {taken[0] if taken else 'options'} itself, see --help")
+            raise UserError(f"--set {option}: `myllm serve` sets {taken[0] if taken else 'options'} itself: see --help")
         words += [flag, value] if equals else [flag]
     return tuple(words)
 
 
 def command(plan: Plan) -> list[str]:
-    """The engine's command line, to run in any folder with `variables(plan)` set."""
+    """The engine's command line; it runs in any folder, with `variables(plan)` in the environment."""
     words: list[str] = engine(plan.engine).command(plan)
     return words
 
 
 def variables(plan: Plan) -> dict[str, str]:
-    """What the engine needs in its environment besides the key: offline, the middleware's place, and its own."""
+    """The engine's environment variables besides the key: offline, the path of the middleware, and its own."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     common = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONPATH": path}
     return common | engine(plan.engine).variables(plan)
 
 
 def full_environment(plan: Plan, key: str) -> dict[str, str]:
-    """The whole environment of the server's process."""
+    """The complete environment of the server's process."""
     inherited = dict(os.environ)
-    # Without byte code every one of vLLM's processes compiles 5,000 files again: 60 s of a start instead of 25.
+    # Without byte code, each of vLLM's processes compiles 5,000 files again: a start takes 60 s instead of 25 s.
     inherited.pop("PYTHONDONTWRITEBYTECODE", None)
     return {**inherited, **variables(plan), KEY_VARIABLE: key}
 
 
 def printed(plan: Plan) -> str:
-    """The command as a shell takes it, variables and all; the key stands as a variable's name."""
+    """The command as a shell line, with its variables; in place of the key it has the name of a variable."""
     words = [f"{name}={shlex.quote(value)}" for name, value in variables(plan).items()]
     return f'{KEY_VARIABLE}="$MYLLM_API_KEY" {" ".join(words)} {shlex.join(command(plan))}'

@@ -17,10 +17,10 @@ ARCHITECTURES = ("lmdeploy/turbomind/supported_models.py", "SUPPORTED_ARCHS")
 
 
 def command(plan: Plan) -> list[str]:
-    """`lmdeploy serve api_server`, through `lmdeploy_closed`, which takes the same arguments and asks for the key.
+    """The command `lmdeploy serve api_server`, run by `lmdeploy_closed`, which takes the same words and adds the key.
 
-    `--chat-template hf` always: without it LMDeploy guesses the template by a part of the whole path, and a ChatML
-    model under a folder named llama2 gets `[INST]`. The type is named because `auto` turns float32 into float16.
+    `--chat-template hf` is always set: without it LMDeploy guesses the template from the path, and a ChatML model in a
+    folder named llama2 gets `[INST]`. `--dtype` is set because `auto` turns float32 into float16.
     """
     return [
         str(environment(ENVIRONMENT) / "bin" / "python"),
@@ -41,5 +41,5 @@ def command(plan: Plan) -> list[str]:
 
 
 def variables(plan: Plan) -> dict[str, str]:
-    """LMDeploy needs none of its own."""
+    """LMDeploy needs no variables of its own."""
     return {}

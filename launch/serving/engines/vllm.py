@@ -12,17 +12,18 @@ SET_BY_THE_LAUNCHER = (
     "--max-model-len --tensor-parallel-size --root-path --uds"
 ).split()
 SHORT = {"--tp": "--tensor-parallel-size"}
-# vllm/v1/attention/backends/cpu_attn.py, CPUAttentionBackend.get_supported_head_sizes (0.32.0). Another size starts,
-# says that it is healthy, and dies with the first token.
+# vllm/v1/attention/backends/cpu_attn.py, CPUAttentionBackend.get_supported_head_sizes (0.32.0). With another size, the
+# server starts, reports that it is healthy, and crashes at the first token.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 ARCHITECTURES = ("vllm/model_executor/models/registry.py", "_TEXT_GENERATION_MODELS")
 
 
 def command(plan: Plan) -> list[str]:
-    """`vllm serve`. Eager and with a small cache on a CPU: compiling takes 80 s more, and a tiny model wins nothing.
+    """The command `vllm serve`. On a CPU it is eager and has a small cache: compiling takes 80 s, without gain for a
+    tiny model.
 
-    `uni` keeps the worker of one rank inside the engine's process: one import of vLLM less, 10 s of work and 0.7 GB on
-    two cores.
+    `uni` keeps the worker of a single rank inside the engine's process. This saves one import of vLLM: 10 s of work on
+    two cores, and 0.7 GB.
     """
     cpu = [
         "--enforce-eager",
@@ -47,7 +48,7 @@ def command(plan: Plan) -> list[str]:
 
 
 def variables(plan: Plan) -> dict[str, str]:
-    """Silent about its use. A CPU rank gets one core of its own; one rank needs no multiprocessing."""
+    """No usage statistics. Each CPU rank gets a core of its own; a single rank runs in the engine's process."""
     found = {"VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1"}
     if plan.cpu and plan.tp > 1:
         return found | {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "|".join(cores_of_ranks(plan.tp))}
