@@ -224,7 +224,8 @@ def test_a_damaged_checkpoint_makes_no_model(whole_run, tmp_path):
 def test_the_gate_refuses_a_model_that_differs(whole_run, tmp_path):
     """A weight is changed behind the converter's back: the logits gate must catch it and leave the evidence."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom converters import export\nfrom converters.architectures import qwen2\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from converters import export\nfrom converters.architectures import qwen2\n"
         "right = qwen2.config\n"
         "def wrong(shape):\n"
         "    found = right(shape)\n"
