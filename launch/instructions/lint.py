@@ -24,7 +24,7 @@ from launch.instructions.read import Example, Fault, Form, form_of, read_row, ro
 NGRAM = 13  # a row leaks if it shares this many characters with an evaluation item, as in decontamination
 SHOWN = 20  # faults printed per file
 END_OF_TURN = "<|im_end|>"
-MEND = "Correct or remove it, or run `myllm split-data FILE --output-folder FOLDER --drop-faulty`"
+MEND = "Correct or remove the row, or run `myllm split-data FILE --output-folder FOLDER --drop-faulty`"
 KIND_NAMES = {"sft": "instructions", "pairs": "preference pairs", "kto": "labelled answers"}
 
 

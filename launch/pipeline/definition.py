@@ -73,7 +73,7 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
     """Read and check a pipeline, and fill in the placeholders in its `commands` and `reads` for a run's folder.
 
     `{name}` becomes the value. `{--name}` becomes the option `--name VALUE`, or nothing when the value is the default
-    of the YAML file: a new option can so be added to a stage without making finished stages of older runs stale.
+    of the YAML file. So a new option in a stage does not make the finished stages of older runs stale.
 
     Args:
         name: File name in launch/pipelines/, without `.yaml`.

@@ -10,7 +10,7 @@
 
 RECIPE is a file in `llamafactory_configs/` with LLaMA-Factory's own keys (`grpo`: TRL's). `--hardware` adds a file of
 `llamafactory_configs/hardware/`, `--set key=value` replaces single keys. The command adds checks that the tools lack:
-it checks the data row by row (the tools drop bad rows silently), checks keys before a model loads, skips incomplete
+it checks the data row by row (the tools drop bad rows silently), checks keys before a model loads, deletes incomplete
 checkpoints (the tools crash on one), and compares a merged model with its adapter. The output folder appears only when
 it is complete and loads in transformers 4 and 5 and in vLLM.
 

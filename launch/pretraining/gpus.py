@@ -22,5 +22,7 @@ def gpu(name: str) -> Gpu:
     """A GPU of launch/pretraining/gpus.yaml. Raises UserError, which names the nearest, if it is unknown."""
     known = read_yaml(REPOSITORY / GPUS)
     if name not in known:
-        raise UserError(f"{GPUS} has no {name!r}{nearest(name, known)}; it has {', '.join(known)}. Add it there")
+        raise UserError(
+            f"{GPUS} has no {name!r}{nearest(name, known)}; it has {', '.join(known)}; add other GPUs there"
+        )
     return Gpu(name, known[name]["peak_tflops"], known[name]["memory_gb"])

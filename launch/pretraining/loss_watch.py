@@ -105,7 +105,7 @@ class LossWatch:
         elif mean > LEARNT * uniform:
             raise UserError(
                 f"the first loss is {mean:.3f}, that of an untrained model (ln(vocabulary) = {uniform:.3f}): the "
-                "imported weights and the run's tokenizer do not belong together; import the tokenizer's own model"
+                "imported weights and the run's tokenizer do not belong together; use the imported model's tokenizer"
             )
 
     def _stop(self, step: int, samples: list[int], what: str, advice: str) -> None:

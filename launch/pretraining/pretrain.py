@@ -51,7 +51,7 @@ WORKER = "launch/pretraining/worker.py"
 FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
 OURS = "error: "  # start of the line in which a rank prints a UserError
 MEETING = 900  # seconds that the machines wait for each other; the first one checks the checkpoints before it joins
-LOOK_AGAIN = 0.5  # seconds until the next look for ranks
+LOOK_AGAIN = 0.5  # seconds between two searches for ranks
 ONE_REQUEST = 5.0  # seconds in which several signals count as one: terminal, scheduler and runner may all send one
 
 
@@ -300,7 +300,7 @@ def main() -> int:
         checkpoints.claim(run, recipe, arguments.start_over)
         checkpoints.use_newest_whole(run.checkpoints)
     iterations = whole(recipe, "train-iters")
-    # several machines may not see the same files yet, so none skips the training alone; Megatron then ends by itself
+    # with several machines none skips the training alone: it may not see node 0's files yet; Megatron ends by itself
     if layout.nodes == 1 and checkpoints.reached(run.checkpoints) >= iterations:
         print(f"{run.checkpoints} is already trained to iteration {iterations}", flush=True)
     else:

@@ -103,7 +103,7 @@ FAMILIES = (
     Family(r"use-flash-attn", "Megatron no longer reads it", "Set attention-backend"),
     Family(r"use-mcore-models", "Megatron no longer reads it: every model is built from megatron-core"),
     Family(r"exit-signal-handler-for-dataloader|dist-ckpt-save-pre-mcore-014", "Megatron no longer reads it"),
-    Family(r"use-dist-ckpt|dist-ckpt-format|ckpt-fully-parallel-save", "Megatron dropped it; it is the default"),
+    Family(r"use-dist-ckpt|dist-ckpt-format|ckpt-fully-parallel-save", "Megatron ignores it; it is the default"),
     # set by launch.pretraining.pretrain.run_flags after the recipe's keys, which would override the recipe's value
     Family(r"tokenizer-(type|model)|((train|valid|test)-)?data-path|(per-split-)?data-args-path|split|data-cache-path"
            r"|save|load|tensorboard-dir", "the folder of --run determines it"),
