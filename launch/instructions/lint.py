@@ -80,7 +80,10 @@ def evaluation_ngrams(paths: Iterable[Path]) -> set[str]:
             with path.open(encoding="utf-8-sig", newline="") as stream:
                 collect([cell for row in csv.reader(stream) for cell in row])
         else:
-            collect([row for _, row in rows(path)])
+            for number, row in rows(path):
+                if isinstance(row, Fault):
+                    raise UserError(f"{path}, row {number}: {row}. Correct the row, or a leak of it would go unseen")
+                collect(row)
     return found
 
 
@@ -231,7 +234,11 @@ def run(given: argparse.Namespace) -> None:
         raise UserError("--cutoff-len counts tokens: give --tokenizer FOLDER too")
     rendering = Rendering(given.tokenizer) if given.tokenizer else None
     evaluation = evaluation_ngrams(given.evaluation)
-    held_out = lint(given.held_out).keys if given.held_out else None
+    held_out = None
+    if given.held_out:
+        held = lint(given.held_out)
+        held.refuse()  # a faulty row has no key, and would go unseen in the training data
+        held_out = held.keys
     everything = []
     for path in given.files:
         found = lint(path, rendering, given.cutoff_len, evaluation, held_out)

@@ -46,6 +46,10 @@ class Manifest:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
+class StageUnfinished(UserError):
+    """A stage ended early and in order, e.g. at its time limit: the same command resumes it."""
+
+
 def manifest_path(run: Run, stage: str) -> Path:
     return run.manifests / f"{stage}.json"
 
@@ -56,12 +60,15 @@ def read_manifest(run: Run, stage: str) -> Manifest | None:
 
 
 def processes_of(run: Run) -> list[int]:
-    """Ids of the running processes that carry this run's mark, without this process."""
+    """Ids of the running processes that carry this run's mark, without this process and its ancestors."""
     mark = f"{MARK}={run.folder.resolve()}".encode()
-    found = []
+    found, own, pid = [], set(), os.getpid()
+    while pid > 1:
+        own.add(pid)
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if int(folder.name) != os.getpid() and mark in (folder / "environ").read_bytes().split(b"\0"):
+            if int(folder.name) not in own and mark in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
         except (OSError, ValueError):
             continue
@@ -227,7 +234,7 @@ def run_stage(stage: Stage, run: Run, state: str, position: str) -> Manifest:
                 )
             if reason := (read_json(metrics) if metrics.exists() else {}).get(UNFINISHED):
                 display.close("not finished")
-                raise UserError(f"stage {stage.name} is not finished: {reason} (log: {log_path})")
+                raise StageUnfinished(f"stage {stage.name} is not finished: {reason} (log: {log_path})")
     found = read_json(metrics) if metrics.exists() else {}
     seconds = round(time.monotonic() - begin, 1)
     manifest = Manifest(stage.name, DONE, state, commands, seconds, round(peak, 1), found)

@@ -17,37 +17,32 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import read_json, write_json
+from artifacts.files import write_json
 from artifacts.stage import report_metrics
 from artifacts.statistics import wilson
+from launch.instructions.read import Example, form_of
+from launch.posttraining.data import examples
 
 END_OF_TURN = "<|im_end|>"
 BATCH_TOKENS = 8192  # padded tokens per batch: with a vocabulary of 6,400 the logits take 200 MB
 
 
-def read_pairs(path: Path) -> list[dict[str, str]]:
-    """Rows with instruction, input (may be empty), chosen, rejected. Raises UserError if a row lacks one of them."""
-    rows = read_json(path)
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path} is not a JSON list of pairs, or is empty")
-    for number, row in enumerate(rows, start=1):
-        for name in ("instruction", "chosen", "rejected"):
-            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name]:
-                raise UserError(f"{path}, row {number}: `{name}` is missing or empty")
-    return rows
+def read_pairs(path: Path) -> list[Example]:
+    """The pairs of a file, in every format that the linter reads. Raises UserError for a faulty row."""
+    if form_of(path).kind != "pairs":
+        raise UserError(f"{path} has no preference pairs: each row needs `chosen` and `rejected`")
+    return [example for _, example in examples(path)]
 
 
-def encode(tokenizer: Any, rows: list[dict[str, str]]) -> list[tuple[list[int], int]]:
+def encode(tokenizer: Any, rows: list[Example]) -> list[tuple[list[int], int]]:
     """(token ids, length of the prompt) of each chosen and rejected answer, in turn: 2 x rows entries."""
     sequences = []
     for row in rows:
-        question = "\n".join(part for part in (row["instruction"], row.get("input", "")) if part)
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
-        )
+        messages = [{"role": role, "content": text} for role, text in row.prompt]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        for name in ("chosen", "rejected"):
-            answer = tokenizer(row[name] + END_OF_TURN, add_special_tokens=False)["input_ids"]
+        for said in row.answers:  # chosen, rejected
+            answer = tokenizer(said + END_OF_TURN, add_special_tokens=False)["input_ids"]
             sequences.append((prompt + answer, len(prompt)))
     return sequences
 
@@ -92,7 +87,7 @@ def answer_logprobs(model: Any, sequences: list[tuple[list[int], int]]) -> list[
     return sums
 
 
-def measure(folder: Path, rows: list[dict[str, str]]) -> dict[str, Any]:
+def measure(folder: Path, rows: list[Example]) -> dict[str, Any]:
     """Accuracy of one model on the pairs. Raises UserError if it is not a model folder or a pair is too long."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -127,7 +122,7 @@ def measure(folder: Path, rows: list[dict[str, str]]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeatable")
-    parser.add_argument("--pairs", type=Path, required=True, help="JSON list: instruction, input, chosen, rejected")
+    parser.add_argument("--pairs", type=Path, required=True, help="preference pairs, in a format of `myllm lint-data`")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(argv)
 

@@ -137,7 +137,12 @@ def read_server(name: str, url: str, tokenizer: Path | None) -> Model:
         raise UserError(f"{url}/models lists no model: start the server with a model")
     served = str(found[0]["id"])
     config = read_json(tokenizer / "config.json") if (tokenizer / "config.json").exists() else {}
-    positions = int(found[0].get("max_model_len") or config.get("max_position_embeddings") or 2048)
+    positions = int(found[0].get("max_model_len") or config.get("max_position_embeddings") or 0)
+    if not positions:
+        raise UserError(
+            f"{url}/models does not say max_model_len, and {tokenizer} has no config.json: give the folder of the "
+            "served model with --tokenizer, so that prompts are not cut without notice"
+        )
     replies = []
     for question in PROBES:
         body = {

@@ -23,6 +23,8 @@ from artifacts.layout import cache_folder
 
 Messages = list[dict[str, str]]
 LOCAL = ("127.0.0.1", "localhost")
+# what a refusal of too long a conversation contains: vLLM's and LMDeploy's words, and the error code of OpenAI's API
+CONTEXT_FULL = (b"context length", b"context_length_exceeded")
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def stream_reply(
         reply = connection.getresponse()
         if reply.status != 200:
             text = reply.read()
-            if reply.status == 400 and b"context length" in text:
+            if reply.status == 400 and any(words in text for words in CONTEXT_FULL):
                 raise ContextFull(refusal(address, reply.status, text))
             raise UserError(refusal(address, reply.status, text))
         for line in reply:

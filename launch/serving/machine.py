@@ -85,7 +85,7 @@ def check_gpus(plan: Plan, weights: Weights, free: list[int]) -> None:
     """Raise UserError if there is not a GPU for every rank with enough free memory for its part of the weights."""
     if len(free) < plan.tp:
         raise UserError(f"--tp {plan.tp}: this machine shows {len(free)} GPUs, but each rank needs one: lower --tp")
-    part = weights.numbers * 2 // MB // plan.tp
+    part = weights.numbers * (4 if plan.dtype in ("float32", "float") else 2) // MB // plan.tp
     if part > min(free[: plan.tp]):
         raise UserError(
             f"{plan.folder} needs {part:,} MB of weights on each GPU, but only {min(free[: plan.tp]):,} MB are free: "

@@ -25,7 +25,7 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, write_text
 from artifacts.layout import REPOSITORY, Run
 from launch.pipeline.definition import Pipeline, Stage, fingerprint, is_myllm
-from launch.pipeline.runner import end_once, is_fresh, run_pipeline, run_stage, start
+from launch.pipeline.runner import StageUnfinished, end_once, is_fresh, run_pipeline, run_stage, start
 from launch.pretraining.checkpoints import reached
 
 STEP = re.compile(r"checkpoint-(\d+)$")  # a checkpoint folder of Hugging Face's trainers
@@ -76,11 +76,11 @@ def run_first(run: Run, execute: Callable[[], object]) -> str:
         return "done"
     except KeyboardInterrupt:
         reason = "interrupted"
-    except UserError as error:
-        if "is not finished" not in str(error):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            return f"failed {str(error).splitlines()[0]}"
+    except StageUnfinished as error:
         reason = str(error)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return f"failed {str(error).splitlines()[0]}"
     if advance := furthest(before, progress(run)):
         return f"advanced {advance}"
     return f"stopped no newer checkpoint ({reason})"

@@ -1,6 +1,8 @@
 """Data in the forms people have them: read alike, split alike, and every fault named with its row."""
 
+import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +14,11 @@ from tiny_qwen2 import make_tiny_qwen2
 from artifacts.errors import UserError
 from launch.instructions import lint as lint_data
 from launch.instructions import read as chat_data
+from launch.preferences import pair_accuracy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SAMPLES = REPOSITORY.parent / "shared" / "data"
+# a folder with alpaca_zh_demo.json and dpo_zh_demo.json of LLaMA-Factory's data/, to try the linter on real data
+SAMPLES = Path(os.environ.get("MYLLM_SAMPLES", "no samples"))
 
 ASKED, ANSWERED = {"from": "human", "value": "问一"}, {"from": "gpt", "value": "答一"}
 GOOD = {
@@ -209,7 +213,7 @@ def test_the_command(tmp_path, folder):
     assert result.stderr == f"error: {bad}, row 2: `output` is missing. {lint_data.MEND}\n"
 
 
-@pytest.mark.skipif(not SAMPLES.exists(), reason="sample data beside the checkout")
+@pytest.mark.skipif(not SAMPLES.exists(), reason="set MYLLM_SAMPLES to a folder with LLaMA-Factory's demo data")
 @pytest.mark.parametrize(
     ("name", "form"),
     [
@@ -287,3 +291,24 @@ def test_a_row_without_its_answer_keeps_its_form() -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     silent = chat_data.without_answer({"messages": messages}, chat_data.Form("openai", "sft"))
     assert silent == {"messages": [messages[0], {"role": "assistant", "content": ""}]}
+
+
+def test_faulty_rows_of_what_must_not_leak_are_refused(tmp_path):
+    """A row that cannot be read would go unseen: in an evaluation file, and in the validation file."""
+    data = write(tmp_path / "data.json", GOOD["alpaca"])
+    (tmp_path / "evaluation.jsonl").write_text('{"question": "好"}\n{"question": \n')
+    with pytest.raises(UserError, match=r"evaluation\.jsonl, row 2: not valid JSON"):
+        lint_data.evaluation_ngrams([tmp_path / "evaluation.jsonl"])
+    held_out = write(tmp_path / "valid.json", {**GOOD["alpaca"], "output": ""})
+    parser = argparse.ArgumentParser()
+    lint_data.add_arguments(parser)
+    with pytest.raises(UserError, match=r"valid\.json, row 1: `output` is empty"):
+        lint_data.run(parser.parse_args([str(data), "--held-out", str(held_out)]))
+
+
+@pytest.mark.parametrize("form", ["pairs", "sharegpt pairs"])
+def test_pairs_of_every_format_are_measured(tmp_path, form):
+    (pair,) = pair_accuracy.read_pairs(write(tmp_path / "pairs.json", GOOD[form]))
+    assert pair.prompt[-1][0] == "user" and len(pair.answers) == 2
+    with pytest.raises(UserError, match="has no preference pairs"):
+        pair_accuracy.read_pairs(write(tmp_path / "sft.json", GOOD["alpaca"]))

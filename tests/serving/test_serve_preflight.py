@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,8 @@ def test_gpus(tiny: Path) -> None:
         serve_machine.check_gpus(gpu, large, [80000])
     with pytest.raises(UserError, match="needs 6,675 MB of weights on each GPU, but only 5,000 MB are free"):
         serve_machine.check_gpus(gpu, large, [8000, 5000])
+    with pytest.raises(UserError, match="needs 13,351 MB of weights on each GPU"):
+        serve_machine.check_gpus(replace(gpu, dtype="float32"), large, [8000, 8000])
 
 
 def test_tensor_parallel_that_does_not_divide(tiny: Path) -> None:

@@ -18,7 +18,7 @@ from artifacts.files import hold_lock, read_json, write_json
 from artifacts.layout import Run
 from artifacts.processes import free_port
 from launch.pipeline.definition import Pipeline, Stage, load_pipeline
-from launch.pipeline.runner import manifest_path, run_pipeline
+from launch.pipeline.runner import StageUnfinished, manifest_path, run_pipeline
 from launch.serving import serve
 from launch.slurm import job, preflight, scheduler, site, submit
 from launch.slurm.submit import dependency, freeze, plan, submit_pipeline
@@ -246,10 +246,11 @@ def test_how_a_stage_ended(tmp_path):
     assert job.run_first(run, lambda: None) == "done"
     assert saves_then(KeyboardInterrupt(), 5) == "advanced checkpoints 0 -> 5"
     assert saves_then(KeyboardInterrupt(), 5).startswith("stopped no newer checkpoint")
-    assert saves_then(UserError("stage pretrain is not finished: saved"), 9) == "advanced checkpoints 5 -> 9"
+    assert saves_then(StageUnfinished("stage pretrain is not finished: saved"), 9) == "advanced checkpoints 5 -> 9"
     assert (
         saves_then(UserError("stage pretrain failed: no luck\n  log: x"), 20) == "failed stage pretrain failed: no luck"
     )
+    assert saves_then(UserError("its log says: X is not finished"), 30).startswith("failed its log says")
 
 
 FIT = preflight.Node("node1", 8, 8, 500, 100, 60, 0.0, 700_000, 20_000)
