@@ -1,13 +1,13 @@
-"""Drop documents that are not worth training on, and say why.
+"""Drop low-quality documents, and write out the dropped ones with the reason.
 
     myllm clean --input F.jsonl.zst --output G.jsonl.zst --rules prose
     myllm clean --input F.jsonl.zst --output G.jsonl.zst --rules my_rules.keep
 
-Dropped documents are written beside the output (`*.dropped.jsonl.zst`) with the reason, so that you can see what a
-threshold costs.
+Dropped documents are written beside the output (`*.dropped.jsonl.zst`) with the reason, so that you can see the effect
+of a threshold.
 
-`--rules prose` is for running text of any kind: `preprocess.cleaning.quality` holds its rules and their thresholds;
-`--set min_characters=50` replaces one. `--rules MODULE.FUNCTION` is a function of your own: it takes a document
+`--rules prose` is for running text of any kind: `preprocess.cleaning.quality` defines its rules and thresholds;
+`--set min_characters=50` changes a threshold. `--rules MODULE.FUNCTION` calls your own function: it takes a document
 {"id", "text", "metadata"}, may change it, and returns the reason for dropping it, or None to keep it.
 """
 
@@ -31,27 +31,30 @@ from preprocess.cleaning.quality import Thresholds, judge, normalise_rows
 Document = dict[str, Any]
 Rule = Callable[[Document], str | None]  # the reason for dropping a document, or None to keep it
 
-BATCH = 1024  # documents judged in one call
+BATCH = 1024  # documents per call of the rules
 
 
 def prose(document: Document, thresholds: Thresholds = Thresholds()) -> str | None:  # noqa: B008 (frozen)
-    """Judge one document of running text; its text is set in order (`preprocess.cleaning.quality.normalised`)."""
+    """Normalise one document of running text in place, and return the reason for dropping it, or None."""
     normalise_rows([document])
     return judge([document["text"]], thresholds)[0]
 
 
 def thresholds_of(settings: list[str]) -> Thresholds:
-    """`name=value` pairs over the defaults; raises UserError for a name or a value that cannot be."""
+    """Default thresholds, overridden by `name=value` pairs. Raises UserError for an unknown name or a bad value."""
     known = {field.name: type(field.default) for field in fields(Thresholds)}
     changed: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or name not in known:
-            raise UserError(f"--set {setting}: want NAME=VALUE{nearest(name, known)}; names: {', '.join(known)}")
+            raise UserError(
+                f"--set {setting}: give NAME=VALUE with a known name{nearest(name, known)}; names: {', '.join(known)}"
+            )
         try:
             changed[name] = float(value) if known[name] is float else int(value)
         except ValueError:
-            raise UserError(f"--set {setting}: {name} wants a number") from None
+            kind = "a number" if known[name] is float else "an integer"
+            raise UserError(f"--set {setting}: {name} must be {kind}") from None
     return replace(Thresholds(), **changed)
 
 
@@ -61,9 +64,9 @@ def clean(
     reasons: Counter[str],
     thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
 ) -> Iterator[tuple[Document, str | None]]:
-    """Every document with the reason for dropping it, or None; counts the reasons in `reasons`.
+    """Yield every document with the reason for dropping it, or None; counts the reasons in `reasons`.
 
-    Without a rule, the thresholds for running text decide.
+    Without a rule, the rules for running text with `thresholds` decide.
     """
     documents = read_jsonl(source)
     while batch := list(islice(documents, BATCH)):
@@ -82,7 +85,7 @@ def dropped_path(output: Path) -> Path:
 
 
 def split_out(rows: Iterator[tuple[Document, str | None]], output: Path) -> None:
-    """Write kept documents to `output` and dropped ones beside it, in one pass and constant memory."""
+    """Write kept documents to `output` and dropped ones to `dropped_path(output)`, in one pass and constant memory."""
     import orjson
     import zstandard
 
@@ -115,7 +118,7 @@ def main() -> None:
     thresholds = thresholds_of(arguments.set)
     rule = None if arguments.rules == "prose" else load_function(arguments.rules, "--rules")
     if rule and arguments.set:
-        raise UserError(f"--set changes thresholds of `--rules prose`; {arguments.rules} has none")
+        raise UserError(f"--set works only with `--rules prose`: leave it out with --rules {arguments.rules}")
     split_out(clean(arguments.input, rule, reasons, thresholds), arguments.output)
     report_metrics(documents_in=reasons.total(), documents=reasons.pop("kept", 0), dropped=dict(reasons))
 

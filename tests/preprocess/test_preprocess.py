@@ -52,7 +52,7 @@ def test_the_sample_dump_becomes_clean_text(tmp_path):
     ("content", "message"),
     [
         ("<mediawiki><page></mediawiki>", "not whole XML"),
-        ("<mediawiki></mediawiki>", "holds no <page>"),
+        ("<mediawiki></mediawiki>", "has no <page>"),
         ("", "not whole XML"),
     ],
 )

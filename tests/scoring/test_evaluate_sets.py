@@ -104,12 +104,12 @@ def test_your_own_copy_in_whatever_folder(mirror: Path, tmp_path: Path, prefix: 
 def test_what_is_not_the_set_is_refused(mirror: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.zip"
     own.write_bytes(zipped({"dev/law_dev.csv": "x"}, ""))
-    with pytest.raises(UserError, match="own.zip holds no folder with dev, val, test"):
+    with pytest.raises(UserError, match="own.zip has no folder with dev, val, test"):
         download.download("ceval", own)
     own.write_bytes(zipped(FILES, "")[:100])
     with pytest.raises(UserError, match="not a whole zip file"):
         download.download("ceval", own)
-    with pytest.raises(UserError, match="fetched by hand from somewhere"):
+    with pytest.raises(UserError, match="get it from somewhere"):
         download.download("c3")
 
 
