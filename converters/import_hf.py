@@ -39,7 +39,7 @@ def check_weights(stored: dict[str, safetensors_files.Stored], adapter: Any, sha
         head, embedding = (safetensors_files.read(stored[n]) for n in ("lm_head.weight", "model.embed_tokens.weight"))
         if not torch.equal(head, embedding):
             raise UserError(
-                f"{folder}: config.json ties the embeddings, but lm_head.weight differs from model.embed_tokens.weight: "
+                f"{folder}: config.json ties the embeddings, but lm_head.weight and model.embed_tokens.weight differ: "
                 "set tie_word_embeddings to false"
             )
         del stored["lm_head.weight"]
