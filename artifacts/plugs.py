@@ -1,4 +1,4 @@
-"""Functions of the user's own that a setting names as `module.function`: cleaning rules, rewards.
+"""Load the user's own functions, which settings name as `module.function`: cleaning rules, rewards.
 
 keep = load_function("my_rules.keep", "--rules")     # my_rules.py in the current folder, or any installed module
 """
@@ -18,11 +18,11 @@ from artifacts.layout import REPOSITORY
 def load_function(name: str, setting: str) -> Callable[..., Any]:
     """Import the function `module.function`.
 
-    Modules are searched for as Python does, then in the current folder, then in the repository.
+    Modules are searched in Python's path, then in the current folder, then in the repository.
 
     Args:
-        name: the function's dotted name.
-        setting: the option or key that gave the name, for error messages.
+        name: dotted name of the function.
+        setting: the option or key that has this value, for error messages.
 
     Raises:
         UserError: the module or the function does not exist.

@@ -1,4 +1,4 @@
-"""What the architectures share: shapes from Megatron's arguments and from `config.json`, and back."""
+"""Code shared by the architectures: convert Megatron's arguments and `config.json` to a `Shape` and back."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from converters.rules import Shape
 
 ROPE_THETA = 10000.0  # transformers' default where config.json says nothing
 
-# flags of a Megatron run and the value that every adapter here needs
+# flags of a Megatron run, and the values that every adapter here needs
 WANTED = {"normalization": "RMSNorm", "position_embedding_type": "rope", "swiglu": True, "add_bias_linear": False}
-# flags that change the forward pass; refused unless the architecture has them in its FLAGS
+# flags that change the forward pass; an error unless the architecture has them in its FLAGS
 UNWANTED = ("qk_layernorm", "multi_latent_attention", "num_experts", "apply_layernorm_1p", "use_rope_scaling",
             "window_size", "rotary_interleaved")  # fmt: skip
 
@@ -20,20 +20,22 @@ def shape_of_arguments(arguments: Any, vocab: int, flags: dict[str, Any] | None 
     """The shape of a Megatron run; `flags` are the architecture's FLAGS.
 
     Raises:
-        UserError: the run has a flag that changes the forward pass in a way that the architecture does not have.
+        UserError: a flag of the run changes the forward pass in a way that the Hugging Face class does not support.
     """
     allowed = flags or {}
     for flag, value in {**WANTED, **allowed}.items():
         found = getattr(arguments, flag, None)
         if flag in WANTED and found != allowed.get(flag, value):
-            raise UserError(f"the checkpoint cannot be exported: --{flag.replace('_', '-')} is {found}, not {value}")
+            raise UserError(
+                f"the checkpoint was trained with --{flag.replace('_', '-')} = {found}; export supports only {value}"
+            )
     for flag in UNWANTED:
         if getattr(arguments, flag, None) and flag not in allowed:
             raise UserError(
-                f"the checkpoint uses --{flag.replace('_', '-')}, which its Hugging Face class does not have"
+                f"the checkpoint was trained with --{flag.replace('_', '-')}, which its Hugging Face class lacks"
             )
     if getattr(arguments, "rotary_percent", 1.0) != 1.0:
-        raise UserError("the checkpoint uses --rotary-percent, which its Hugging Face class does not have")
+        raise UserError("the checkpoint was trained with --rotary-percent, which its Hugging Face class lacks")
     return Shape(
         layers=arguments.num_layers,
         hidden=arguments.hidden_size,
@@ -51,7 +53,7 @@ def shape_of_arguments(arguments: Any, vocab: int, flags: dict[str, Any] | None 
 
 
 def megatron_arguments(shape: Shape, padded: int, divisible_by: int, tensor_parallel: int) -> dict[str, Any]:
-    """The inverse of `shape_of_arguments`: what a checkpoint made from a Hugging Face folder says of itself."""
+    """The inverse of `shape_of_arguments`: Megatron arguments of a checkpoint made from a Hugging Face folder."""
     return {
         **WANTED,
         "num_layers": shape.layers,
@@ -77,8 +79,8 @@ def megatron_arguments(shape: Shape, padded: int, divisible_by: int, tensor_para
 
 
 def decoder_config(shape: Shape) -> dict[str, Any]:
-    """`config.json` as both families write it. `rope_theta` stands in both places: transformers 4.57 reads the one,
-    5.x the other."""
+    """Keys of `config.json` that both families share. transformers 4.57 reads `rope_theta` at the top level, 5.x in
+    `rope_parameters`, so both are written."""
     return {
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
@@ -100,10 +102,10 @@ def decoder_config(shape: Shape) -> dict[str, Any]:
 
 
 def shape_of_config(config: dict[str, Any], qkv_bias: bool, unset: dict[str, Any]) -> Shape:
-    """The shape that a `config.json` tells; UserError for a missing key and for what Megatron cannot express."""
+    """Read a `config.json` into a Shape. Raises UserError for a missing key or a setting that Megatron lacks."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise UserError(f"config.json scales its rotary embeddings ({rope}), which Megatron's GPT model does not")
+        raise UserError(f"config.json scales its rotary embeddings ({rope}), which the import does not support")
     for key, value in {"hidden_act": "silu", **unset}.items():
         if config.get(key, value) != value:
             raise UserError(f"config.json has {key} = {config[key]!r}; only {value!r} can be imported")
@@ -124,4 +126,4 @@ def shape_of_config(config: dict[str, Any], qkv_bias: bool, unset: dict[str, Any
             qkv_bias=qkv_bias,
         )
     except KeyError as error:
-        raise UserError(f"config.json lacks {error.args[0]}: it is not whole") from None
+        raise UserError(f"config.json has no {error.args[0]}: download the file again") from None

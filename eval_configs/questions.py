@@ -1,8 +1,8 @@
-"""Suite `questions`: multiple-choice questions from a file of your own.
+"""Suite `questions`: multiple-choice questions from your own file.
 
     myllm eval MODEL --suite questions --questions FILE
 
-Small models are at chance on every exam; questions made from held-out text of their own corpus show what they learn.
+Small models score at chance on exams. Questions made from held-out text of their corpus show what they learn.
 """
 
 from mmengine.config import read_base

@@ -1,4 +1,4 @@
-"""The dataset class for a file of questions, as OpenCompass configs name it. See `eval_configs.questions_data`."""
+"""The OpenCompass dataset class for a file of questions. The format is in `eval_configs.questions_data`."""
 
 from __future__ import annotations
 

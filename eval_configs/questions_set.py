@@ -1,6 +1,6 @@
-"""Which of four continuations follows: each is scored after the same prefix, the likeliest one is the answer.
+"""The dataset for a file of questions: four choices are scored after the same prefix, and the likeliest is the answer.
 
-Chance is 25 %. The text scored is prefix + choice, with nothing between. The set is named after its file:
+Chance is 25 %. The scored text is prefix + choice, with nothing between them. The set has the name of the file:
 `tasks/next.jsonl` is the set `next`. Without a file there is no set.
 """
 

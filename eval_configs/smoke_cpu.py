@@ -1,7 +1,7 @@
 """Suite `smoke_cpu`: your own questions, if there are any, and a few made-up exam questions; seconds on a laptop.
 
-A check of the plumbing, by ppl for base models and by gen for chat models: the exam questions are the project's own
-(`eval_configs.smoke_data`), laid out as C-Eval and CMMLU lay out theirs, and nothing is learnt from their score.
+It checks that the evaluation runs, by ppl for base models and by gen for chat models. The exam questions are generated
+by `eval_configs.smoke_data` in the formats of C-Eval and CMMLU; their score says nothing about a model.
 """
 
 from mmengine.config import read_base
@@ -15,7 +15,7 @@ with read_base():
     from .sets_ppl import ppl_datasets
     from .settings import base_settings, chat_settings
 
-# As in eval_configs.smoke_data; a config cannot import values, OpenCompass makes names of its imports.
+# As in eval_configs.smoke_data. A config cannot import values: OpenCompass turns its imports into names.
 _subjects = (
     "ceval-chinese_language_and_literature",
     "ceval-middle_school_geography",
@@ -24,7 +24,7 @@ _subjects = (
     "cmmlu-chinese_literature",
 )
 _ppl = [dataset for dataset in ppl_datasets if dataset["abbr"].rpartition("-")[0] in _subjects]
-# one of each: writing takes a CPU longer than scoring
+# one of each exam: on a CPU, generation takes longer than scoring
 _gen = [dataset for dataset in gen_datasets if dataset["abbr"].rpartition("-")[0] in (_subjects[1], _subjects[4])]
 
 model_dataset_combinations = [

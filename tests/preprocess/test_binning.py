@@ -184,11 +184,11 @@ def test_bad_input_names_file_and_mend(folder, tmp_path):
         bin_files([tmp_path / "none.jsonl"], folder, tmp_path / "x")
     other = tmp_path / "other.jsonl.zst"
     other.write_bytes(b"not zstd at all")
-    with pytest.raises(UserError, match=r"other\.jsonl\.zst is not a whole zstd file"):
+    with pytest.raises(UserError, match=r"other\.jsonl\.zst is not a complete zstd file"):
         bin_files([other], folder, tmp_path / "x")
     truncated = write(tmp_path / "cut.jsonl.zst", texts(5000))
     truncated.write_bytes(truncated.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"cut\.jsonl\.zst is not a whole zstd file"):
+    with pytest.raises(UserError, match=r"cut\.jsonl\.zst is not a complete zstd file"):
         bin_files([truncated], folder, tmp_path / "x")
     with pytest.raises(UserError, match="holds no text"):
         bin_files([write(tmp_path / "no.jsonl", ["", ""])], folder, tmp_path / "x")

@@ -167,5 +167,5 @@ def test_a_zstd_file_that_was_cut_off_is_told(tmp_path):
     write_jsonl(path, rows)
     assert list(read_jsonl(path)) == rows
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="is not a whole zstd file"):
+    with pytest.raises(UserError, match="is not a complete zstd file"):
         list(read_jsonl(path))

@@ -88,7 +88,7 @@ def test_wilson_interval() -> None:
         ({"choices": ["一二。", "三四。", "五六。"]}, "four different choices"),
         ({"choices": ["一二。", "三四。", "五六。", "一二。"]}, "four different choices"),
         ({"choices": ["一二。", "三四。", "五六。", "七八九。"]}, "differ in length"),
-        ({"answer": 4}, "answer of 0 to 3"),
+        ({"answer": 4}, "answer from 0 to 3"),
         ({"context": None}, "needs a context"),
     ],
 )
@@ -103,7 +103,7 @@ def test_broken_questions_are_named(tmp_path: Path, change: dict[str, Any], reas
 def test_no_questions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         questions_data.read_questions(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match="holds no question"):
+    with pytest.raises(UserError, match="has no questions"):
         questions_data.read_questions(write_rows(tmp_path / "empty.jsonl", []))
 
 
@@ -578,7 +578,7 @@ def test_damaged_sets_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
         told[1:],
         [
             "(ceval-middle_school_geography-ppl) cannot be loaded (FileNotFoundError",
-            "has 3 examples, the prompt shows 5",
+            "has 3 examples, the prompt needs 5",
             "the set ceval (ceval-middle_school_geography-ppl)",
             "question 1: its answer is '', not one of A, B, C, D",
             "the set cmmlu (cmmlu-elementary_mathematics-ppl) cannot be loaded",

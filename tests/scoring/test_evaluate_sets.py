@@ -135,5 +135,5 @@ def test_every_set_says_what_a_reader_needs_and_can_be_fetched() -> None:
             into = sources[name]["unpack"]["into"]
             assert entry["data"] == into or entry["data"].startswith(into + "/"), name
     assert set_of("ceval-law-ppl", sets) == "ceval"
-    with pytest.raises(UserError, match="0 sets for the dataset 'mmlu-law'"):
+    with pytest.raises(UserError, match="0 entries of sets.yaml match the dataset 'mmlu-law'"):
         set_of("mmlu-law", sets)
