@@ -1,7 +1,10 @@
 # Two commands matter: `make demo` (raw text to a scored chat model, here, on a CPU) and `make test`.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash -o pipefail
-PYTEST := .venv/bin/python -m pytest -q
+# a worker per core, four at most; a file's tests run in one worker, which makes the file's fixtures once
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -10,10 +13,10 @@ demo: envs  ## raw text -> scored chat model: runs/poetry-tiny/report.html
 	.venv/bin/myllm run poetry-tiny
 
 test: envs env-clients env-lmdeploy  ## every test but Slurm's, a shortened run of the whole pipeline among them
-	$(PYTEST) -m "not slurm"
+	$(PYTEST) $(SPREAD) -m "not slurm"
 
 test-fast: env-train  ## the tests that take seconds
-	$(PYTEST) -m "not slow and not slurm"
+	$(PYTEST) $(SPREAD) -m "not slow and not slurm"
 
 test-slurm: envs  ## the tests on a throw-away Slurm (as root it installs Slurm's packages)
 	@tests/slurm/install_slurm.sh
@@ -51,7 +54,7 @@ results: envs  ## every post-training stage with three seeds, on a finished demo
 	.venv/bin/python -m examples.poetry.results
 
 test-slow: envs  ## the slow tests alone: every stage of training, serving and scoring on the CPU
-	$(PYTEST) -m "slow and not slurm"
+	$(PYTEST) $(SPREAD) -m "slow and not slurm"
 
 envs: env-train env-eval env-serve env-ppo  ## all environments (about 6 GB)
 

@@ -42,7 +42,15 @@ def write_texts(folder: Path) -> None:
 def bin_texts(texts: Path, run: Path, vocabulary: int = VOCABULARY) -> Path:
     """Tokenizer and blended dataset of a run, through the project's own stages; returns the run's folder."""
     tokenizer = ("--tokenizer", str(run / "tokenizer"))
-    options = ("--vocab-size", str(vocabulary), "--split-characters", "--output", str(run / "tokenizer"))
+    options = (
+        "--vocab-size",
+        str(vocabulary),
+        "--split-characters",
+        "--environments",
+        "none",
+        "--output",
+        str(run / "tokenizer"),
+    )
     _python("preprocess.tokenizer.train", "--input", str(texts / "a.jsonl"), *options)
     for name in DOCUMENTS:
         output = ("--output-prefix", str(run / "dataset" / name))

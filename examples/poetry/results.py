@@ -113,7 +113,7 @@ def exports(run: Run) -> list[str]:
         if not (served / "serve.json").exists():
             do("python", "-m", "launch.serving.gate", "--model", run.models / name, "--output", served,
                "--prompts", run.folder / "tasks" / "gate_prompts.json")  # fmt: skip
-        gate, read = read_json(served / "serve.json"), model_probe.compare(run.models / name)
+        gate, read = read_json(served / "serve.json"), model_probe.compare(run.models / name)[0]
         lines.append(
             f"| {name} | {' and '.join(read['transformers'])} | {read['max_abs_diff']:.1e} | {read['eos_token_id']} "
             f"| {read['rope_theta']:g} | {'yes' if read['tied'] else 'no'} | {gate['identical']} of {gate['prompts']} |"

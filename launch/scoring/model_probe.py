@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +55,37 @@ def probe(folder: Path) -> dict[str, Any]:
     }
 
 
-def probe_in(name: str, folder: Path) -> dict[str, Any]:
-    """Run `probe` in an environment of this repository. Raises UserError with its last line if it fails."""
-    command = [str(environment(name) / "bin" / "python"), "-m", "launch.scoring.model_probe", "--model", str(folder)]
+def probe_in(name: str, folders: list[Path]) -> list[dict[str, Any]]:
+    """Run `probe` on each folder, in one process in an environment of this repository.
+
+    Raises:
+        UserError: a folder cannot be read; the message has the process's last line.
+    """
+    command = [str(environment(name) / "bin" / "python"), "-m", "launch.scoring.model_probe"]
+    command += [word for folder in folders for word in ("--model", str(folder))]
     variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
     variables.pop("MYLLM_METRICS", None)
     result = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True)
-    if result.returncode:
+    found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"transformers"')]
+    if result.returncode or len(found) != len(folders):
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{folder} cannot be read in {environment(name).name}: {last}")
-    return json.loads(result.stdout.splitlines()[-1])
+        raise UserError(f"{folders[len(found)]} cannot be read in {environment(name).name}: {last}")
+    return found
 
 
-def compare(folder: Path) -> dict[str, Any]:
-    """What transformers 4 and 5 both read from the folder, and the largest difference of their logits.
+def compare(*folders: Path) -> list[dict[str, Any]]:
+    """For each folder, what transformers 4 and 5 both read from it, and the largest difference of their logits.
 
     Raises:
         UserError: the two versions differ, or rope_theta is not the one in config.json.
     """
-    old, new = probe_in("train", folder), probe_in("serve", folder)
+    with ThreadPoolExecutor(2) as pool:
+        olds, news = pool.map(probe_in, ("train", "serve"), (list(folders), list(folders)))
+    return [compare_probes(*three) for three in zip(folders, olds, news, strict=True)]
+
+
+def compare_probes(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Compare the probes of one folder; see `compare`."""
     differing = [key for key in old if key not in ("transformers", "logits") and old[key] != new[key]]
     if differing:
         values = "; ".join(f"{key}: {old[key]!r} and {new[key]!r}" for key in differing)
@@ -93,15 +106,21 @@ def compare(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face model folder")
+    parser.add_argument(
+        "--model", type=Path, action="append", required=True, help="Hugging Face model folder; repeatable"
+    )
     parser.add_argument("--across", action="store_true", help="read it in .venv and in .venv-serve, and compare")
     arguments = parser.parse_args()
-    if not (arguments.model / "config.json").exists():
-        raise UserError(f"{arguments.model} has no config.json: give the folder of an exported model with --model")
+    for folder in arguments.model:
+        if not (folder / "config.json").exists():
+            raise UserError(f"{folder} has no config.json: give the folder of an exported model with --model")
     if arguments.across:
-        report_metrics(**compare(arguments.model))
+        for folder, found in zip(arguments.model, compare(*arguments.model), strict=True):
+            print(f"{folder}: transformers {' and '.join(found['transformers'])} read the same")
+            report_metrics(**found)
     else:
-        print(json.dumps(probe(arguments.model), ensure_ascii=False))
+        for folder in arguments.model:
+            print(json.dumps(probe(folder), ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

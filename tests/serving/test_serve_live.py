@@ -482,7 +482,7 @@ print("SAYS " + json.dumps(sorted(set(walk(app.routes)))))
 def test_the_benchmark_counts_every_answer(server: Server) -> None:
     from benchmarks.serve import put_load, table
 
-    load = put_load(server.address, clients=32, seconds=3)
+    load = put_load(server.address, [[{"role": "user", "content": "春"}]], clients=32, seconds=3)
     assert load.errors == [] and len(load.whole) >= 32 and load.tokens > 0
     assert f"| whole answers, lost ones | {len(load.whole):,}, 0 |" in table(load, 32, 1.0, 1.0, (1, 1), "x")
 
