@@ -1,9 +1,9 @@
-"""Split a source into train, valid and test by a hash of each document's id, and keep the three apart.
+"""Split a source into train, valid and test by a hash of each document's id.
 
     myllm split --input F.jsonl.zst --output-folder corpus/wiki --valid 0.01 --test 0.02
 
-The split of a document depends on its id alone, so it never changes when others are added. A training document that
-shares a line with a held-out one is dropped (decontamination): nothing that is asked later was read before.
+The split of a document depends only on its id, so it never changes when others are added. A training document that
+shares a line with a held-out one is dropped (decontamination), so that no held-out line is trained on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def split_of(identity: str, valid: float, test: float) -> str:
-    """Which split an id belongs to; `valid` and `test` are shares of 1."""
+    """The split of an id; `valid` and `test` are shares between 0 and 1."""
     point = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
     return "test" if point < test else "valid" if point < test + valid else "train"
 
@@ -32,7 +32,7 @@ def split_of(identity: str, valid: float, test: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--output-folder", type=Path, required=True, help="gets train, valid and test .jsonl.zst")
+    parser.add_argument("--output-folder", type=Path, required=True, help="folder for train, valid and test .jsonl.zst")
     parser.add_argument("--valid", type=float, default=0.01, help="share of documents (default 0.01)")
     parser.add_argument("--test", type=float, default=0.02, help="share of documents (default 0.02)")
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""The gate of a tokenizer: every tool that will read the folder gives the same ids for strings that often break.
+"""The tokenizer gate: check that every tool that will read the folder gives the same ids for difficult strings.
 
     myllm tokenizer-gate --tokenizer tokenizer            # compare, and write tokenizer/probe.json
-    myllm tokenizer-gate --tokenizer tokenizer --reader transformers       # print the ids that one tool gives
+    myllm tokenizer-gate --tokenizer tokenizer --reader transformers       # print the ids of one tool
 
-The tools of one environment run in one process, in the environment where they will be used. Tools that only ever see a
-model's folder get one: a copy with a `config.json`, because transformers 5 chooses the tokenizer's class by the model's
-type. This file needs the standard library only, so that every environment can run it.
+Each environment's tools run in one process of that environment. Tools that will read the tokenizer from a model folder
+get a copy with a `config.json`, because transformers 5 chooses the tokenizer class by the model's type. This file needs
+only the standard library, so that every environment can run it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PROBES = (
     "e\u0301 與 é，か\u3099 與 が，한글",  # composed and decomposed
     "<|endoftext|><|endoftext|>",
     "你<|im_end|>好 <|im_start|> 空格",
-    "<|endof <|im_start| |im_end|>",  # no special token
+    "<|endof <|im_start| |im_end|>",  # not special tokens
     "▁literal▁metaspace <0xE4> <unk> <s></s>",
     "1234567890 ３．１４ 一二三 ⅣⅤ 1,000,000",
     "\ufeffBOM，\x00NUL，\x7f，\ue000私用，\U0010ffff",
@@ -107,8 +107,8 @@ READERS: dict[str, Callable[[Path], list[list[int]]]] = {
     "llamafactory": with_llamafactory,
     "vllm": with_vllm,
 }
-AS_MODEL = "@model"  # after a reader's name: it gets the model's folder
-# The readers of each environment, in the order in which one process runs them: Megatron patches torch, and comes last.
+AS_MODEL = "@model"  # suffix of a reader's name: it reads the model folder
+# The readers of each environment, in the order in which one process runs them. Megatron patches torch, so it is last.
 PLACES = {
     "train": ("transformers", "transformers@model", "llamafactory@model", "megatron"),
     "serve": ("transformers", "transformers@model", "vllm@model"),
@@ -116,7 +116,7 @@ PLACES = {
 
 
 def model_folder(tokenizer: Path, model_type: str, folder: Path) -> Path:
-    """A copy of a tokenizer's files beside a `config.json` that names the model's type."""
+    """Copy a tokenizer's files to a new folder with a `config.json` that states the model type. Returns the folder."""
     target = folder / "model"
     shutil.copytree(tokenizer, target)
     write_json(target / "config.json", {"model_type": model_type, "architectures": [], "torch_dtype": "float32"})
@@ -129,7 +129,7 @@ def ids_of(readers: list[str], tokenizer: Path, model: Path | None) -> None:
         reader, at, _ = name.partition("@")
         try:
             found: dict[str, Any] = {"ids": READERS[reader](model if at and model else tokenizer)}
-        except Exception as error:  # whatever a tool raises, it cannot load the tokenizer
+        except Exception as error:  # any exception means that the tool cannot load the tokenizer
             found = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
         print(json.dumps({"reader": name, **found}), flush=True)
         if "error" in found:
@@ -137,7 +137,7 @@ def ids_of(readers: list[str], tokenizer: Path, model: Path | None) -> None:
 
 
 def ask(readers: tuple[str, ...], python: Path, tokenizer: Path, model: Path) -> dict[str, list[list[int]]]:
-    """The ids that each reader of one environment gives; raises UserError when one cannot load the tokenizer."""
+    """The ids from each reader of one environment. Raises UserError if one cannot load the tokenizer."""
     command = [str(python), "-m", "preprocess.tokenizer.probe", "--tokenizer", str(tokenizer), "--model", str(model)]
     command += [word for reader in readers for word in ("--reader", reader)]
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DISABLE_VERSION_CHECK": "1",
@@ -152,15 +152,15 @@ def ask(readers: tuple[str, ...], python: Path, tokenizer: Path, model: Path) ->
             told = next((row["error"] for row in rows if row["reader"] == reader), None)
             words = told or (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(
-                f"{reader} cannot load the tokenizer {tokenizer} ({words}): `{' '.join(command)}` shows why"
+                f"{reader} cannot load the tokenizer {tokenizer} ({words}): run `{' '.join(command)}` to see why"
             )
     return found
 
 
 def round_trips(folder: Path) -> None:
-    """Raise UserError when decoding does not give back a probe, up to the tokenizer's own normalisation.
+    """Raise UserError if encoding and decoding a probe changes it, apart from the tokenizer's own normalisation.
 
-    That is NFC in qwen2 style; in llama2 style a literal U+2581 is read as a space, as SentencePiece does.
+    That is NFC in qwen2 style. In llama2 style a literal U+2581 becomes a space, as in SentencePiece.
     """
     from tokenizers import Tokenizer
 
@@ -175,16 +175,16 @@ def round_trips(folder: Path) -> None:
 def same_ids(folder: Path, name: str, expected: list[list[int]], found: list[list[int]]) -> None:
     for probe, right, got in zip(PROBES, expected, found, strict=True):
         if right != got:
-            raise UserError(f"{folder}: {name} reads {probe[:60]!r} as {got[:20]}, tokenizers as {right[:20]}")
+            raise UserError(f"{folder}: {name} encodes {probe[:60]!r} as {got[:20]}, tokenizers as {right[:20]}")
 
 
 def gate(folder: Path, model_type: str, environments: tuple[str, ...] = ("train", "serve")) -> dict[str, Any]:
-    """Compare the ids of every tool whose environment exists with those of `tokenizers`; write `probe.json`.
+    """Compare the ids of every tool whose environment exists with those of `tokenizers`, and write `probe.json`.
 
-    The evidence lists the tools of environments that were not made under `not_checked`.
+    Returns the content of `probe.json`; tools of environments that do not exist are listed under `not_checked`.
 
     Raises:
-        UserError: a tool gives other ids; names the tool, its environment and the first string that differs.
+        UserError: a tool gives different ids; names the tool, its environment and the first string that differs.
     """
     round_trips(folder)
     expected = with_tokenizers(folder)
@@ -219,16 +219,16 @@ def gate(folder: Path, model_type: str, environments: tuple[str, ...] = ("train"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--model", type=Path, help="model folder that readers with `@model` get; default: --tokenizer")
+    parser.add_argument("--model", type=Path, help="model folder for readers with `@model` (default: --tokenizer)")
     parser.add_argument(
-        "--reader", action="append", metavar="NAME", help=f"print the ids of {', '.join(READERS)}; may be repeated"
+        "--reader", action="append", metavar="NAME", help=f"print the ids of one of {', '.join(READERS)}; repeatable"
     )
-    parser.add_argument("--model-type", help="what transformers calls the model (default: by the tokenizer's class)")
+    parser.add_argument("--model-type", help="model type in transformers (default: from the tokenizer's class)")
     arguments = parser.parse_args()
     if arguments.reader:
         for name in arguments.reader:
             if (reader := name.removesuffix(AS_MODEL)) not in READERS:
-                raise UserError(f"--reader {name}: there is none of that name{nearest(reader, READERS)}")
+                raise UserError(f"--reader {name} is unknown{nearest(reader, READERS)}: use {', '.join(READERS)}")
         return ids_of(arguments.reader, arguments.tokenizer, arguments.model)
     qwen2 = read_json(arguments.tokenizer / "tokenizer_config.json").get("tokenizer_class") == "Qwen2Tokenizer"
     gate(arguments.tokenizer, arguments.model_type or ("qwen2" if qwen2 else "llama"))
