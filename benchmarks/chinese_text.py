@@ -1,12 +1,12 @@
-"""Real clean Chinese prose and planted junk, for judging a filter by what it keeps and what it catches.
+"""Real clean Chinese prose and generated junk, to measure what a filter keeps and what it catches.
 
-Prose: paragraphs of Debian packages (manpages-zh, LibreOffice's help, Debian reference, fortunes-zh), fetched with
-apt-get and cached, and the texts of chinese-poetry. A paragraph of a manual counts as prose when at least half of its
-characters are Chinese, it holds a sentence mark and no roff escape; a page's paragraphs together are one document.
-Sayings and stories of fortunes-zh are documents as they are.
+Prose: paragraphs of Debian packages (manpages-zh, LibreOffice's help, Debian reference, fortunes-zh), downloaded with
+apt-get and cached, and the texts of chinese-poetry. A paragraph of a manual counts as prose if at least half of its
+characters are Chinese and it has a sentence mark and no roff escape. The paragraphs of a page are one document. Each
+saying or story of fortunes-zh is one document.
 """
 
-# ruff: noqa: E501 (samples of junk are lines as they are found)
+# ruff: noqa: E501 (junk samples are kept on one line, as on the web)
 from __future__ import annotations
 
 import glob
@@ -26,7 +26,7 @@ PACKAGES = ("manpages-zh", "libreoffice-help-zh-cn", "libreoffice-help-zh-tw", "
 
 
 def unpacked() -> Path:
-    """The packages' files, fetched once."""
+    """Download and unpack the packages, unless they are in the cache. Returns the folder."""
     folder = cache_folder() / "debian" / "x"
     for package in PACKAGES:
         if (folder / package).exists():
@@ -70,7 +70,7 @@ def _prose(text: str) -> str:
 
 
 def clean_prose() -> dict[str, list[str]]:
-    """Documents by where they come from."""
+    """Documents by source."""
     folder = str(unpacked())
 
     def files(pattern: str) -> list[str]:
@@ -97,7 +97,7 @@ def clean_prose() -> dict[str, list[str]]:
 
 
 def long_documents(megabytes: int, characters: int = 700) -> list[str]:
-    """Documents of about `characters` each, from chinese-poetry (Traditional), `megabytes` of UTF-8 in all."""
+    """Documents of about `characters` each from chinese-poetry (traditional Chinese), `megabytes` of UTF-8 in total."""
     download("chinese-poetry")
     found: list[str] = []
     waiting: list[str] = []
@@ -159,7 +159,7 @@ SHORT = [
 
 
 def planted_junk(prose: list[str], count: int) -> dict[str, list[str]]:
-    """Junk of every kind, `count` documents each. Templates and choices are fixed by a seed."""
+    """Junk documents by kind, `count` of each. The random seed is fixed."""
     rng = random.Random(2024)
 
     def fill(template: str) -> str:

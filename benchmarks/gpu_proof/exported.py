@@ -1,10 +1,10 @@
-"""Ask an exported model on the device, without OpenCompass; a line of JSON says what was found.
+"""Check an exported model on the device, without OpenCompass. Prints the result as a line of JSON.
 
     python -m benchmarks.gpu_proof.exported logits MODEL
     python -m benchmarks.gpu_proof.exported questions MODEL QUESTIONS.jsonl [LIMIT]
 
-`logits`: bfloat16 against float32 on the parity gate's prompts. `questions`: multiple-choice questions, by the summed
-loss of the whole text, as `eval_configs.choice_inferencer` has it; the same questions as the demo's, chance 25 %.
+`logits` compares bfloat16 with float32 on the prompts of the parity check. `questions` scores multiple-choice questions
+by the summed loss of the whole text, as `eval_configs.choice_inferencer` does; chance is 25 %.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def logits(model: Path) -> dict[str, Any]:
-    """Largest difference of the logits, agreement of the argmax (percent), mean divergence in nats."""
+    """Largest difference of the logits, agreement of the argmax (percent) and mean KL divergence (nats)."""
     import torch
     from transformers import AutoModelForCausalLM
 

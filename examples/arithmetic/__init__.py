@@ -1,1 +1,1 @@
-"""Sums: a pipeline whose data is made by code (`myllm run arithmetic-tiny`). `make` writes the corpus and the tasks."""
+"""Generated data for the pipeline arithmetic-tiny (`myllm run arithmetic-tiny`). `make` writes corpus and tasks."""

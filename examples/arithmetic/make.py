@@ -1,15 +1,15 @@
-"""Make the corpus and the tasks of arithmetic-tiny: sums of two numbers, told in Chinese.
+"""Generate the corpus and the tasks of arithmetic-tiny: sums of two numbers, in Chinese.
 
     python -m examples.arithmetic.make --output runs/arithmetic-tiny
 
-A sum and its mirror image (3 + 5, 5 + 3) are both in the training, the validation or the test part, so that no model
-has read a sum that it is asked. Written into the output folder:
+A sum and its mirror image (3 + 5, 5 + 3) are always in the same split (train, valid or test), so the test sums never
+occur in training. Files in the output folder:
 
-    corpus/{train,valid,test}.jsonl.zst   {"id", "text"}: a few sums a document
+    corpus/{train,valid,test}.jsonl.zst   {"id", "text"}: eight sums per document
     tasks/sft_{train,valid}.json          {"instruction", "input", "output"}: a question and its answer
     tasks/rl_{train,valid}.json           the same; the reward `exact_answer` compares an answer with `output`
-    tasks/sums.jsonl                      {"id", "context", "instruction", "choices", "answer"}: test sums, four results
-                                          of equal length to choose from
+    tasks/sums.jsonl                      {"id", "context", "instruction", "choices", "answer"}: test sums with four
+                                          choices of equal length
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from artifacts.files import write_json, write_jsonl
 from artifacts.stage import report_metrics
 
 Pair = tuple[int, int]
-LARGEST = 50  # of the two numbers
+LARGEST = 50  # largest number in a sum
 SUMS_PER_DOCUMENT = 8
 VALID, TEST = 0.05, 0.1  # shares of the sums
 SAYINGS = (
@@ -37,7 +37,7 @@ SAYINGS = (
 
 
 def split_sums(largest: int, seed: int) -> dict[str, list[Pair]]:
-    """All pairs from 0 to `largest` by part, in random order; (a, b) and (b, a) are in the same part."""
+    """All pairs from 0 to `largest`, by split, in random order. (a, b) and (b, a) are in the same split."""
     pairs = [(a, b) for a in range(largest + 1) for b in range(a, largest + 1)]
     random.Random(f"{seed} split").shuffle(pairs)
     valid, test = round(VALID * len(pairs)), round(TEST * len(pairs))
@@ -49,7 +49,7 @@ def split_sums(largest: int, seed: int) -> dict[str, list[Pair]]:
 
 
 def documents(pairs: list[Pair], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """`count` documents of `SUMS_PER_DOCUMENT` sums, each told in one of the ways of SAYINGS."""
+    """`count` documents of `SUMS_PER_DOCUMENT` sums, each worded by one of the templates in SAYINGS."""
     made = []
     for number in range(count):
         sums = [
@@ -69,7 +69,7 @@ def instructions(pairs: list[Pair]) -> list[dict[str, str]]:
 
 
 def choices(pairs: list[Pair], rng: random.Random) -> list[dict[str, object]]:
-    """Multiple-choice questions: the result and three other numbers of as many digits, from 11 below to 11 above."""
+    """Multiple-choice questions: the result and three wrong numbers within 11 of it, with the same number of digits."""
     rows: list[dict[str, object]] = []
     for a, b in pairs:
         near = [n for n in range(max(0, a + b - 11), a + b + 12) if n != a + b and len(str(n)) == len(str(a + b))]
@@ -89,13 +89,17 @@ def choices(pairs: list[Pair], rng: random.Random) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run: gets corpus/ and tasks/")
-    parser.add_argument("--documents", type=int, default=12000, help="in corpus/train.jsonl.zst (default 12000)")
-    parser.add_argument("--largest", type=int, default=LARGEST, help="largest number that is added (default 50)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the run; corpus/ and tasks/ are written to it"
+    )
+    parser.add_argument(
+        "--documents", type=int, default=12000, help="documents in corpus/train.jsonl.zst (default 12000)"
+    )
+    parser.add_argument("--largest", type=int, default=LARGEST, help="largest number in a sum (default 50)")
     parser.add_argument("--seed", type=int, default=1234)
     arguments = parser.parse_args()
     if arguments.largest < 12 or arguments.documents < 100:
-        raise UserError("--largest must be at least 12 and --documents at least 100: fewer sums cannot be split")
+        raise UserError("--largest must be at least 12 and --documents at least 100, to fill every split")
     parts = split_sums(arguments.largest, arguments.seed)
     rng = random.Random(f"{arguments.seed} documents")
     for part, share in (("train", 1.0), ("valid", 0.05), ("test", 0.05)):

@@ -1,4 +1,4 @@
-"""The share of verse lines with the length that was asked for, in what the served model wrote: a score for the report.
+"""Score the served model's verse for the report: the share of lines that have the requested length.
 
     python -m examples.poetry.form --model dpo --samples runs/r/eval/serve/samples.json \\
         --output runs/r/eval/extra_scores/verse_form.json
@@ -22,9 +22,9 @@ LINE_END = re.compile(r"[，。！？；：、\s]+")
 
 
 def verse_form(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Percent of lines that have the length asked for, with its 95 % interval; an answer without lines is one miss.
+    """Percent of lines with the requested length, and its 95 % interval. An answer without lines counts as one miss.
 
-    The form that an answer begins with (`五绝：`) is its title and no line, if it is the form that was asked for.
+    If an answer begins with the requested form (`五绝：`), that is its title and not counted as a line.
     """
     hits = n = 0
     for row in samples:
@@ -37,9 +37,9 @@ def verse_form(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="name of the served model, as the report shows it")
+    parser.add_argument("--model", required=True, help="name of the served model in the report")
     parser.add_argument("--samples", type=Path, required=True, help="samples.json of `myllm serve-gate`")
-    parser.add_argument("--output", type=Path, required=True, help="a file in eval/extra_scores/ of the run")
+    parser.add_argument("--output", type=Path, required=True, help="file to write, in eval/extra_scores/ of the run")
     arguments = parser.parse_args()
     found = verse_form(read_json(arguments.samples))
     row = {

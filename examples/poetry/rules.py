@@ -1,7 +1,7 @@
 """The cleaning rule for regular verse: `myllm clean --rules examples.poetry.rules.verse`.
 
-It keeps poems of 4 to 12 lines, all of five or all of seven characters, with no character missing. A kept text names
-its form first (`五绝：`, `七律：`), so that the model can learn the forms in pretraining.
+It keeps poems of 4 to 12 lines, all of five or all of seven characters, without missing characters. A kept text begins
+with its form (`五绝：`, `七律：`), so that the model learns the forms in pretraining.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from preprocess.cleaning.characters import is_chinese
 
 
 def verse(document: dict[str, Any]) -> str | None:
-    """The reason for dropping a document, or None; a kept text is rewritten as `五绝：line，line。line，line。`"""
+    """Return the reason for dropping a document, or None. Rewrites a kept text as `五绝：line，line。line，line。`"""
     lines = verse_lines(document["text"])
     if len(lines) not in VERSE_LINES:
         return "number of lines"

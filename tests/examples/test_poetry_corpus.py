@@ -45,9 +45,9 @@ def test_bad_tarballs_name_the_file(tmp_path):
         list(extract.documents(not_json))
     whole = tarball(tmp_path / "b.tgz", {"package/dist/quantangshi/poet.tang.0.json": os.urandom(100_000)}).read_bytes()
     (tmp_path / "b.tgz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"b\.tgz is not a whole tarball"):
+    with pytest.raises(UserError, match=r"b\.tgz is not a complete tarball"):
         list(extract.documents(tmp_path / "b.tgz"))
-    with pytest.raises(UserError, match="holds no poems"):
+    with pytest.raises(UserError, match="has no poems"):
         list(extract.documents(tarball(tmp_path / "c.tgz", {"package/README.md": b"x"})))
 
 
