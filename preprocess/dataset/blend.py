@@ -150,7 +150,8 @@ def main() -> None:
                 print(f"with these epochs, the run has {asked:,.0f} training tokens")
             elif abs(read / asked - 1) > 0.01:
                 raise UserError(
-                    f"--train-tokens {read:g} contradicts the epochs given, which make {asked:,.0f}: leave it out"
+                    f"--train-tokens {read:g} contradicts the epochs given, which make {asked:,.0f} tokens: "
+                    "leave --train-tokens out"
                 )
         print(f"{split}: {total:,} tokens")
         report[split] = {"tokens": total, "sources": {}}

@@ -22,7 +22,7 @@ def files_of(given: Path) -> list[Path]:
     if given.is_dir():
         found = sorted([*given.glob("*.jsonl"), *given.glob("*.jsonl.zst")])
         if not found:
-            raise UserError(f"{given} holds no .jsonl and no .jsonl.zst: run the stage that makes them first")
+            raise UserError(f"{given} has no .jsonl or .jsonl.zst file: run the stage that makes them first")
         return found
     if not given.is_file():
         raise UserError(f"{given} does not exist: run the stage that makes it first")

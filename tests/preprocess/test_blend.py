@@ -106,7 +106,7 @@ def test_megatron_takes_the_blend(data):
         (["--train", "a:-1"], "with a positive number"),
         (["--train", "a:x"], "with a positive number"),
         (["--train", "a:1", "--train", "b:1x"], "mixes PREFIX:WEIGHT and PREFIX:TIMESx"),
-        (["--train", "a:1x", "--train-tokens", "1e6"], "contradicts the epochs given, which make 330: leave it out"),
+        (["--train", "a:1x", "--train-tokens", "1e6"], "contradicts the epochs given, which make 330 tokens: leave"),
         (["--train", "none"], "none.idx does not exist: write it first"),
         (["--train", "empty"], "empty.bin is empty"),
     ],
