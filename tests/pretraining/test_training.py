@@ -109,6 +109,7 @@ def train_together(jobs: list[tuple[Path, str, tuple[str, ...]]], folder: Path) 
         ranks = layout.world
         fused = "1" if get(recipe, "fused-adam") else ""
         environment = {"MYLLM_FUSED_ADAM": fused, "MYLLM_STOP_AT_SPIKE": ""}
+        (run / "checkpoints").mkdir(exist_ok=True)
         log = str(log_of(run / "checkpoints"))
         prepared.append({"flags": flags(recipe) + run_flags(Run(run)), "log": log, "environment": environment})
     plan = folder / f"jobs-{ranks}.json"
