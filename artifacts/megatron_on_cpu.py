@@ -6,8 +6,8 @@
 
 Megatron-LM asks `torch.cuda` for devices, streams, random states and memory figures, and makes tensors on 'cuda'.
 This module replaces every such call by one for the CPU; it changes no mathematics. It was written against megatron-core
-0.19.2 and patches private names, so the version is pinned. Tests check that the results equal those of one process and
-of Hugging Face.
+0.19.2 and patches private names, so the version is pinned. Equality with one process is tested, and equality with
+Hugging Face is checked at every export.
 """
 
 from __future__ import annotations

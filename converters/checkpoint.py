@@ -39,7 +39,10 @@ def latest_iteration(folder: Path) -> Path:
     newest = tracker.read_text().strip()
     iteration = release if newest == RELEASE else folder / f"iter_{int(newest):07d}"
     if not (iteration / ".metadata").exists():
-        raise UserError(f"{iteration} is an incomplete torch_dist checkpoint (.metadata is missing): delete it")
+        raise UserError(
+            f"{iteration} is an incomplete torch_dist checkpoint (.metadata is missing): "
+            "give an earlier iter_NNNNNNN folder with --checkpoint"
+        )
     return iteration
 
 

@@ -40,7 +40,7 @@ def check_weights(stored: dict[str, safetensors_files.Stored], adapter: Any, sha
         if not torch.equal(head, embedding):
             raise UserError(
                 f"{folder}: config.json ties the embeddings, but lm_head.weight and model.embed_tokens.weight differ: "
-                "set tie_word_embeddings to false"
+                "set tie_word_embeddings to false, or remove lm_head.weight if it is not used"
             )
         del stored["lm_head.weight"]
     plan.check_keys({name: tensor.shape for name, tensor in stored.items()}, wanted, str(folder))

@@ -154,7 +154,7 @@ def contents(folder: Path) -> dict[str, Stored]:
         missing = sorted(set(names) - set(found))
         if missing:
             raise UserError(
-                f"{folder / names[missing[0]]} has no {missing[0]}, but {INDEX} says so: download or export it again"
+                f"{folder / names[missing[0]]} has no {missing[0]}, but {INDEX} lists it: download or export it again"
             )
         return found
     if not (folder / SINGLE).exists():
