@@ -222,8 +222,8 @@ def test_every_key_is_explained(path: Path) -> None:
     ("override", "message"),
     [
         ("learning_rat=1", "no key 'learning_rat' (did you mean 'learning_rate'?)"),
-        ("learning_rate=fast", "learning_rate is 'fast', but LLaMA-Factory wants float"),
-        ("max_steps=1.5", "max_steps is 1.5, but LLaMA-Factory wants int"),
+        ("learning_rate=fast", "learning_rate is 'fast', but LLaMA-Factory needs float"),
+        ("max_steps=1.5", "max_steps is 1.5, but LLaMA-Factory needs int"),
         ("stage=sfft", "stage is 'sfft'; LLaMA-Factory allows"),
         ("do_train", "write --set key=value"),
         ("output_dir=x", "output_dir is set by the launcher"),
@@ -302,7 +302,7 @@ def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ppo", "--data", "d"], "give recipe `reward`, merged, with --reward-model"),
+        (["ppo", "--data", "d"], "give the merged output of recipe `reward` with --reward-model"),
         (["dpo", "--data", "d", "--reward-model", "r"], "takes no --reward-model"),
         (["dpo"], "give the folder of its data files with --data"),
         (["merge"], "give it with --adapter"),
@@ -339,15 +339,15 @@ def test_deepspeeds_checkpoints_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"instruction": "a", "input": ""}]', "row 1 lacks the field 'output'"),
-        ('[{"instruction": "a", "input": "", "output": "b"}, 7]', "row 2 is not an object"),
-        ('[{"instruction": "a", "input": "", "output": " "}]', "row 1 has an empty 'output'"),
-        ('[{"instruction": "a", "input": "", "output": null}]', "row 1 has 'output' that is not text"),
+        ('[{"instruction": "a", "input": ""}]', "row 1: `output` is missing"),
+        ('[{"instruction": "a", "input": "", "output": "b"}, 7]', "row 2: not a JSON object"),
+        ('[{"instruction": "a", "input": "", "output": " "}]', "row 1: `output` is empty"),
+        ('[{"instruction": "a", "input": "", "output": null}]', "row 1: `output` is not text"),
         ('[{"instruction": "a", "input": "", "output": "b"}' + ', {"instruction": "a", "input": "", "output": "b"}' * 2
-         + "]", "row 2 repeats row 1 (and 1 more bad rows)"),
-        ('{"instruction": "a"}', "row 1 lacks the field 'output'"),
+         + "]", "row 2: repeats row 1 (and 1 more bad rows)"),
+        ('{"instruction": "a"}', "row 1: `output` is missing"),
         ("[]", "holds no row"),
-        ('[{"instruction": ', "not JSON"),
+        ('[{"instruction": ', "not valid JSON"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_by_file_and_row(tmp_path: Path, text: str, message: str) -> None:
@@ -367,7 +367,7 @@ def test_a_pair_needs_two_answers(tmp_path: Path) -> None:
     path = tmp_path / "dpo_train.json"
     row = {"instruction": "a", "input": "", "chosen": "b", "rejected": "b"}
     path.write_text(json.dumps([row]), encoding="utf-8")
-    with pytest.raises(UserError, match="row 1 has the same answer"):
+    with pytest.raises(UserError, match="row 1: `chosen` and `rejected` are equal"):
         lint(path).refuse()
 
 
@@ -451,7 +451,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(ground: Path, sf
 
     printed = finish(start(*sft_arguments(ground, output)))
     assert f"resuming from step {steps[-2]}" in printed
-    assert "checkpoint-999 is half written" in printed
+    assert "checkpoint-999 is incomplete" in printed
     assert file_hash(output / "model.safetensors") == file_hash(sft / "model.safetensors")
     metrics = json.loads((tmp_path / "sft.work" / "metrics.json").read_text(encoding="utf-8"))
     undisturbed = json.loads((ground / "metrics.json").read_text(encoding="utf-8"))
@@ -464,7 +464,7 @@ def test_checkpoints_of_other_data_are_not_used(ground: Path, tmp_path: Path, ca
     assert posttrain_work.prepare_work(job, "one") == 0
     (job.raw / "checkpoint-10").mkdir(parents=True)
     assert posttrain_work.prepare_work(job, "two") == 0
-    assert "starting afresh" in capsys.readouterr().out
+    assert "starting over" in capsys.readouterr().out
     assert not job.raw.exists()
 
 
@@ -637,10 +637,10 @@ def test_the_reward_model_is_asked_where_it_was_trained(
             status, found = ask({"messages": [text.removesuffix(end) for text in texts]})
             assert status == 200 and found["scores"] == pytest.approx(expected, abs=1e-4)
         assert ask({"messages": [1]})[0] == ask(["no object"])[0] == 400
-        with pytest.raises(UserError, match="cannot be asked: error: port .* in use"):
+        with pytest.raises(UserError, match="did not start: error: port .* in use"):
             with reward_server.serving(judge, port, tmp_path / "second"):
                 pass
-    with pytest.raises(UserError, match="wants recipe `reward` merged"):
+    with pytest.raises(UserError, match="needs the merged output of recipe `reward`"):
         reward_server.main(["--model", str(ground / "base"), "--port", str(port)])
 
 
@@ -695,9 +695,7 @@ def test_a_question_that_ppo_would_cut_is_refused(ground: Path, tmp_path: Path) 
     rendering = Rendering(ground / "base")
     fits = rendering.lengths([rendering.render([("user", f"下一句是什么？\n{'夏' * 40}")], ask=True)])[0] + 2  # the end
     assert posttrain_data.lint_questions(data / "rl_train.json", rendering, fits).longest == fits
-    with pytest.raises(
-        UserError, match=f"row 2: the question takes {fits} tokens, .* raise cutoff_len, now {fits - 1}"
-    ):
+    with pytest.raises(UserError, match=f"row 2: the question has {fits} tokens; .* Raise cutoff_len, now {fits - 1}"):
         posttrain_data.lint_questions(data / "rl_train.json", rendering, fits - 1)
 
 
@@ -708,7 +706,7 @@ def test_pairs_are_made_of_a_models_own_answers(ground: Path, sft: Path, tmp_pat
     judged_pairs.main([
         "--model", str(sft), "--data", str(tmp_path / "asked.json"), "--max-new-tokens", "6", "--output", str(output),
         "--reward", "tests.posttraining.reward_of_characters.seasons", "--answers", "3",
-        "--reward", "launch.posttraining.rewards.rhyme",
+        "--reward", "examples.poetry.rewards.rhyme",
     ])  # fmt: skip
     found = lint(output, Rendering(sft), 128)
     found.refuse()

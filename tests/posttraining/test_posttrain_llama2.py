@@ -91,8 +91,7 @@ def test_every_stage_trains_and_exports_llama2(ground: Path) -> None:
     made.append(merged(ground, "sft", trained(ground, "ppo", "sft", "ppo-adapter", *asked, **answers)))
     rewards = {"reward_funcs": "[]", "reward_weights": "[1.0]", "max_completion_length": 8}
     made.append(trained(ground, "grpo", "sft", "grpo", *asked, **rewards, **small))
-    for folder in made:
-        found = model_probe.compare(folder)
+    for folder, found in zip(made, model_probe.compare(*made), strict=True):
         assert [version.split(".")[0] for version in found["transformers"]] == ["4", "5"], folder.name
         assert found["eos_token"] == "<|im_end|>" and len(found["eos_token_id"]) == 2, folder.name
         assert found["rope_theta"] == 1000 and not found["tied"], folder.name

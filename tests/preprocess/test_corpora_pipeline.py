@@ -111,7 +111,7 @@ def test_the_card_tells_the_tokens_of_what_was_binned(whole, tmp_path):
     assert card["characters_per_token"] == round(card["characters"] / (100 * documents), 3)
     assert f"{documents * 101:,} tokens" in (copied / "data_card.md").read_text()
     write_json(report, [])
-    with pytest.raises(UserError, match="mine.binning.json is no report of preprocess.dataset.binning"):
+    with pytest.raises(UserError, match="mine.binning.json is not a report of `myllm binning`"):
         data_card.write_card(copied, [report])
 
 

@@ -22,7 +22,7 @@ from tiny_qwen2 import VERSES, make_tiny_qwen2
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
 from artifacts.statistics import wilson
-from eval_configs import next_line_data
+from eval_configs import questions_data
 from eval_configs.smoke_data import CEVAL, CMMLU, MARK, write_smoke
 from launch.scoring import evaluate, opencompass
 from launch.scoring import models as eval_models
@@ -62,7 +62,16 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def pair(model: str = "base-1", n: int = 6, kind: str = "ppl", **more: Any) -> dict[str, Any]:
     ids = [f"q{number}" for number in range(n)]
     found = dict(
-        model=model, dataset="next_line", set="next_line", kind=kind, shots=0, tokens=32, n=n, chance=25.0, ids=ids
+        model=model,
+        dataset="next_line",
+        set="next_line",
+        entry="questions",
+        kind=kind,
+        shots=0,
+        tokens=32,
+        n=n,
+        chance=25.0,
+        ids=ids,
     )
     return found | dict(labels=list("ABCD"), config="c", data="d") | more
 
@@ -79,7 +88,7 @@ def test_wilson_interval() -> None:
         ({"choices": ["一二。", "三四。", "五六。"]}, "four different choices"),
         ({"choices": ["一二。", "三四。", "五六。", "一二。"]}, "four different choices"),
         ({"choices": ["一二。", "三四。", "五六。", "七八九。"]}, "differ in length"),
-        ({"answer": 4}, "answer of 0 to 3"),
+        ({"answer": 4}, "answer from 0 to 3"),
         ({"context": None}, "needs a context"),
     ],
 )
@@ -87,20 +96,20 @@ def test_broken_questions_are_named(tmp_path: Path, change: dict[str, Any], reas
     first, second = questions(2)
     file = write_rows(tmp_path / "questions.jsonl", [first, second | change])
     with pytest.raises(UserError, match=f"questions.jsonl line 2.*{reason}"):
-        next_line_data.read_questions(file)
-    assert len(next_line_data.read_questions(file, limit=1)) == 1
+        questions_data.read_questions(file)
+    assert len(questions_data.read_questions(file, limit=1)) == 1
 
 
 def test_no_questions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        next_line_data.read_questions(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match="holds no question"):
-        next_line_data.read_questions(write_rows(tmp_path / "empty.jsonl", []))
+        questions_data.read_questions(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="has no questions"):
+        questions_data.read_questions(write_rows(tmp_path / "empty.jsonl", []))
 
 
 def test_a_chat_model_is_asked_through_its_template_in_the_same_order(tiny: Path, tmp_path: Path) -> None:
-    file = write_rows(tmp_path / "questions.jsonl", questions())
-    plain, chat = (next_line_data.load_rows(str(file), chat_of=folder) for folder in (None, str(tiny)))
+    file = write_rows(tmp_path / "next_line.jsonl", questions())
+    plain, chat = (questions_data.load_rows(str(file), chat_of=folder) for folder in (None, str(tiny)))
     assert [row["id"] for row in plain] == [row["id"] for row in chat]
     by_id = {row["id"]: row for row in questions()}
     assert all(row["prefix"] == TEMPLATE.format(by_id[row["id"]]["instruction"]) for row in chat)
@@ -108,7 +117,7 @@ def test_a_chat_model_is_asked_through_its_template_in_the_same_order(tiny: Path
     lengths = [len(row["prefix"]) for row in plain]
     assert lengths == sorted(lengths) and len(set(lengths)) > 1
     with pytest.raises(UserError, match="'q0' has no 'instruction'"):
-        next_line_data.prompts([questions(1)[0] | {"instruction": ""}], str(tiny))
+        questions_data.prompts([questions(1)[0] | {"instruction": ""}], str(tiny))
 
 
 def test_identity_follows_the_weights(tiny: Path, tmp_path: Path) -> None:
@@ -150,12 +159,12 @@ def test_arguments_are_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.M
     for words, reason in [
         ([tiny, "--suite", "base_pl"], "no suite 'base_pl' .did you mean 'base_ppl'"),
         ([tiny, "--suite", "base_ppl", "--sets", "cval"], "no set 'cval' .did you mean 'ceval'"),
-        ([tiny, "--suite", "next_line", "--limit", "0"], "at least 1"),
-        ([tiny, tiny, "--suite", "next_line"], "one name"),
-        ([tiny, "--suite", "next_line", "--plain", "sft"], "no MODEL is named 'sft'"),
-        ([f"a/b={tiny}", "--suite", "next_line"], "does not exist"),
-        ([tiny, "--suite", "next_line"], "give --output"),
-        ([tmp_path / "none", "--suite", "next_line"], "none does not exist"),
+        ([tiny, "--suite", "questions", "--limit", "0"], "at least 1"),
+        ([tiny, tiny, "--suite", "questions"], "one name"),
+        ([tiny, "--suite", "questions", "--plain", "sft"], "no MODEL is named 'sft'"),
+        ([f"a/b={tiny}", "--suite", "questions"], "does not exist"),
+        ([tiny, "--suite", "questions"], "give --output"),
+        ([tmp_path / "none", "--suite", "questions"], "none does not exist"),
     ]:
         with pytest.raises(UserError, match=reason):
             run(monkeypatch, *words)
@@ -262,8 +271,10 @@ def test_decontamination_is_told_beside_the_score(tmp_path: Path) -> None:
 
 
 def test_a_short_download_is_refused() -> None:
-    with pytest.raises(UserError, match="ceval has 6 questions, published are 1,346"):
-        evaluate.check_counts([pair(set="ceval")], {"ceval": {"questions": 1346}}, limited=False, smoke=False)
+    with pytest.raises(UserError, match="ceval has 6 questions, but 1,346 are published"):
+        evaluate.check_counts(
+            [pair(set="ceval", entry="ceval")], {"ceval": {"questions": 1346}}, limited=False, smoke=False
+        )
 
 
 def test_torn_files_of_a_killed_run_are_asked_again(tmp_path: Path) -> None:
@@ -318,7 +329,7 @@ def server() -> Any:
 def test_a_server_is_asked_before_anything_starts(tiny: Path, server: str) -> None:
     model = eval_models.read_server("served", server, tiny)
     assert (model.served_name, model.positions, model.place) == ("tiny", 2048, server + "/v1")
-    with pytest.raises(UserError, match="pass --tokenizer"):
+    with pytest.raises(UserError, match="give --tokenizer"):
         eval_models.read_server("served", server, None)
     with pytest.raises(UserError, match="does not answer"):
         eval_models.read_server("served", "http://127.0.0.1:9", tiny)
@@ -369,7 +380,7 @@ def scored(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     """A base and a chat model, scored by `smoke_cpu` from an empty working folder, as a user would."""
     folder = tmp_path_factory.mktemp("scored")
     chat = make_tiny_qwen2(folder / "chat", seed=1)
-    file = write_rows(folder / "questions.jsonl", questions())
+    file = write_rows(folder / "next_line.jsonl", questions())
     (folder / "cwd").mkdir()
     arguments = [f"base={tiny}", f"dpo={chat}", "--suite", "smoke_cpu", "--questions", file, "--output", folder / "out"]
     done = subprocess.run(
@@ -449,7 +460,7 @@ def test_kept_and_never_reused(
     assert json.loads((output / "scores.json").read_text()) == json.loads(before)
     other = [str(argument).replace(str(scored["chat"]), str(tiny)) for argument in scored["arguments"]]
     with pytest.raises(
-        UserError, match=r"dpo has no score in next_line.*ValueError: boom; read .*opencompass\.log .2 mo"
+        UserError, match=r"dpo has no score in questions-next_line.*ValueError: boom; read .*opencompass\.log .2 mo"
     ):
         run(monkeypatch, *other)
     assert {row["model"] for row in json.loads((output / "scores.json").read_text())} == {"base"}, "no old score stays"
@@ -471,7 +482,7 @@ def test_killed_in_the_middle_it_goes_on(scored: dict[str, Any], tmp_path: Path)
     while not first:
         assert process.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.05)
-        first = list(output.glob("opencompass/smoke_cpu-*/out/*/predictions/base-*/next_line.json"))
+        first = list(output.glob("opencompass/smoke_cpu-*/out/*/predictions/base-*/questions-next_line.json"))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (output / "scores.json").exists()
@@ -550,7 +561,7 @@ for name, damage in damages.items():
 @pytest.mark.slow
 def test_damaged_sets_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
     """The plan, in OpenCompass's environment: what its loaders let through would be a score of something else."""
-    file = write_rows(tmp_path / "questions.jsonl", questions())
+    file = write_rows(tmp_path / "next_line.jsonl", questions())
     python = str(REPOSITORY / ".venv-eval" / "bin" / "python")
     variables = {"MYLLM_EVAL_BASE": f"base={tiny}", "MYLLM_EVAL_QUESTIONS": str(file), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -567,7 +578,7 @@ def test_damaged_sets_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
         told[1:],
         [
             "(ceval-middle_school_geography-ppl) cannot be loaded (FileNotFoundError",
-            "has 3 examples, the prompt shows 5",
+            "has 3 examples, the prompt needs 5",
             "the set ceval (ceval-middle_school_geography-ppl)",
             "question 1: its answer is '', not one of A, B, C, D",
             "the set cmmlu (cmmlu-elementary_mathematics-ppl) cannot be loaded",
@@ -578,12 +589,12 @@ def test_damaged_sets_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_opencompass_runs_the_same_files_by_hand(tiny: Path, tmp_path: Path) -> None:
-    file = write_rows(tmp_path / "questions.jsonl", questions())
+    file = write_rows(tmp_path / "next_line.jsonl", questions())
     program = str(REPOSITORY / ".venv-eval" / "bin" / "opencompass")
     variables = {"MYLLM_EVAL_BASE": f"base={tiny}", "MYLLM_EVAL_QUESTIONS": str(file), "PYTHONPATH": str(REPOSITORY)}
     with (tmp_path / "log").open("wb") as stream:
         subprocess.run(
-            [program, str(REPOSITORY / "eval_configs" / "next_line.py"), "-w", "out"],
+            [program, str(REPOSITORY / "eval_configs" / "questions.py"), "-w", "out"],
             cwd=tmp_path,
             env={**os.environ, **variables},
             stdout=stream,
@@ -592,7 +603,7 @@ def test_opencompass_runs_the_same_files_by_hand(tiny: Path, tmp_path: Path) -> 
         )
     (summary,) = tmp_path.glob("out/*/summary/*.csv")
     row = summary.read_text().splitlines()[1].split(",")
-    assert row[0] == "next_line" and 0 <= float(row[-1]) <= 100
+    assert row[0] == "questions-next_line" and 0 <= float(row[-1]) <= 100
 
 
 @pytest.mark.slow
