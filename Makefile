@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q
 SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help:  ## print this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: envs  ## run the demo, from raw text to a scored chat model: runs/poetry-tiny/report.html
 	.venv/bin/myllm run poetry-tiny

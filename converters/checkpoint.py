@@ -37,6 +37,8 @@ def latest_iteration(folder: Path) -> Path:
     if not tracker.exists():
         raise UserError(f"{folder} has no finished checkpoint ({LATEST} is missing): run the stage `pretrain` first")
     newest = tracker.read_text().strip()
+    if newest != RELEASE and not newest.isdigit():
+        raise UserError(f"{tracker} holds {newest!r}, not a number: write the number of an iter_NNNNNNN into it")
     iteration = release if newest == RELEASE else folder / f"iter_{int(newest):07d}"
     if not (iteration / ".metadata").exists():
         raise UserError(

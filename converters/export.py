@@ -116,6 +116,8 @@ def cast(folder: Path, adapter: Any, shape: Shape, dtype: str) -> None:
 
 def check_output(output: Path) -> None:
     """Raise UserError if the output folder has files that no conversion made."""
+    if output.is_file():
+        raise UserError(f"{output} is a file: give the folder to make with --output")
     if output.exists() and any(output.iterdir()) and not (output / EVIDENCE).exists():
         raise UserError(f"{output} has files that no conversion made: give another --output, or delete them")
 

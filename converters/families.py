@@ -23,9 +23,9 @@ def shape_of_arguments(arguments: Any, vocab: int, flags: dict[str, Any] | None 
         UserError: a flag of the run changes the forward pass in a way that the Hugging Face class does not support.
     """
     allowed = flags or {}
-    for flag, value in {**WANTED, **allowed}.items():
-        found = getattr(arguments, flag, None)
-        if flag in WANTED and found != allowed.get(flag, value):
+    for flag, general in WANTED.items():
+        found, value = getattr(arguments, flag, None), allowed.get(flag, general)
+        if found != value:
             raise UserError(
                 f"the checkpoint was trained with --{flag.replace('_', '-')} = {found}; export supports only {value}"
             )

@@ -27,11 +27,12 @@ def read_questions(path: Path, limit: int = 0) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             context, choices, answer = row["context"], row["choices"], row["answer"]
+            texts = all(isinstance(choice, str) for choice in choices)
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{path} line {number} is not a JSON object with context, choices and answer: correct or remove it"
             ) from None
-        if not isinstance(context, str) or len(set(choices)) != 4 or answer not in range(4):
+        if not (isinstance(context, str) and texts) or len(set(choices)) != 4 or answer not in range(4):
             raise UserError(f"{path} line {number} needs a context, four different choices and an answer from 0 to 3")
         if len({len(choice) for choice in choices}) != 1:
             raise UserError(

@@ -109,7 +109,7 @@ def split_out(rows: Iterator[tuple[Document, str | None]], output: Path) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl.zst file")
     parser.add_argument("--rules", metavar="prose|MODULE.FUNCTION", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a threshold of `prose`")

@@ -101,8 +101,8 @@ def mask_rows(rows: list[dict[str, Any]]) -> Counter[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     arguments = parser.parse_args()
     counts: Counter[str] = Counter()
 

@@ -81,8 +81,8 @@ def simplify(source: Path, config: str, processes: int) -> Iterator[dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     parser.add_argument("--config", default="t2s", help=f"OpenCC configuration: {', '.join(CONFIGS)}")
     parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
     arguments = parser.parse_args()

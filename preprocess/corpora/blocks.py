@@ -8,6 +8,7 @@ documents are written with the reason to `dropped/STEP/TASK.jsonl.zst`. Files ar
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -87,6 +88,34 @@ class Block(PipelineStep):
         write_report(self.folder, self.name, rank, report)
 
 
+def made_prefix(source: str) -> str:
+    """How the ids begin that `Read` makes for records without an id of their own."""
+    return f"{source}/"
+
+
+def names_of(paths: set[str]) -> dict[str, str]:
+    """A name for each file, for the ids of its records: its own without its endings, or as much more as tells it apart.
+
+    `c4-zh.00001.jsonl.gz` is `c4-zh` if it is alone, else `c4-zh.00001`; files of one name in several folders keep the
+    folders below the first that they share.
+    """
+
+    def stem(name: str) -> str:
+        return re.sub(r"(\.(jsonl?|ndjson|txt|csv|parquet|arrow|gz|bz2|xz|zst))+$", "", name)
+
+    shared = os.path.commonprefix(list(paths)).rfind("/") + 1
+    for short in (
+        lambda path: os.path.basename(path).split(".")[0],
+        lambda path: stem(os.path.basename(path)),
+        lambda path: stem(path[shared:]),
+        lambda path: path[shared:],
+    ):
+        names = {path: short(path) for path in paths}
+        if len(set(names.values())) == len(paths):
+            return names
+    raise AssertionError(f"paths that are equal: {paths}")
+
+
 class Read(Block):
     """Read documents from the raw files that `plan` gives the task. UserError if more than the share `bad` is bad."""
 
@@ -95,6 +124,7 @@ class Read(Block):
     ) -> None:
         super().__init__("read", folder)
         self.plan, self.source, self.text_key, self.bad, self.longest = plan, source, text_key, bad, longest
+        self.names = names_of({piece.path for pieces in plan for piece in pieces})
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
         problems = Problems()
@@ -110,10 +140,10 @@ class Read(Block):
     def documents(self, task: int, problems: Problems) -> Iterator[Row]:
         shape = shape_of(self.source, self.text_key)
         for piece in self.plan[task]:
-            name = piece.path.rsplit("/", 1)[-1].split(".")[0]
+            name = self.names[piece.path]
             for place, record in records(piece, problems, self.longest):
                 try:
-                    yield document(shape, record, f"{self.source}/{name}/{place}")
+                    yield document(shape, record, f"{made_prefix(self.source)}{name}/{place}")
                 except WrongShape as error:
                     lined = piece.path.endswith((".jsonl", ".ndjson", ".txt"))
                     problems.add(str(error), piece.path, None if lined else place, place if lined else None)

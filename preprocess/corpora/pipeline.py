@@ -45,7 +45,18 @@ from preprocess.cleaning.clean import thresholds_of  # noqa: E402
 from preprocess.cleaning.privacy import mask_rows  # noqa: E402
 from preprocess.cleaning.quality import judge_rows, normalise_rows  # noqa: E402
 from preprocess.cleaning.simplify import CONFIGS, simplify_rows  # noqa: E402
-from preprocess.corpora.blocks import Block, Change, Collect, Deduplicate, Drop, Match, Read, Sign, Write  # noqa: E402
+from preprocess.corpora.blocks import (  # noqa: E402
+    Block,
+    Change,
+    Collect,
+    Deduplicate,
+    Drop,
+    Match,
+    Read,
+    Sign,
+    Write,
+    made_prefix,
+)  # fmt: skip
 from preprocess.corpora.data_card import write_card  # noqa: E402
 from preprocess.deduplication import decontaminate, minhash  # noqa: E402
 from preprocess.sources.download import SOURCES, load_source, source_file  # noqa: E402
@@ -93,8 +104,7 @@ def prepare_blocks(settings: Settings, files: list[tuple[str, int]], folder: Pat
         judge = partial(decontaminate.judge, paths=s.evaluation, simplified=s.simplify != "none")
         blocks.append(Drop("decontaminate", folder, judge))
     if s.deduplicate:
-        has_ids = shape_of(s.source, s.text_key).identity is not None
-        blocks.append(Sign(folder, folder / "work", f"{s.source}/" if has_ids else ""))
+        blocks.append(Sign(folder, folder / "work", made_prefix(s.source)))
     blocks.append(Write(folder, folder / ("work/documents" if s.deduplicate else "shards")))
     return blocks
 

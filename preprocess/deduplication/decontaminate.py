@@ -133,8 +133,8 @@ def judge(rows: list[dict[str, Any]], paths: tuple[str, ...], simplified: bool =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     parser.add_argument("--evaluation", action="append", required=True, help="file of an evaluation set; repeatable")
     parser.add_argument("--report", type=Path, help="JSON report (default: the output's name with .contaminated.json)")
     parser.add_argument("--gate", action="store_true", help="fail if a document was dropped")

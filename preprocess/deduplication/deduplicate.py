@@ -91,7 +91,7 @@ def deduplicate_by_similarity(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     parser.add_argument("--by", choices=("similarity", "lines"), default="similarity")
     parser.add_argument("--memory-megabytes", type=int, default=1024, help="memory for matching (default 1024)")

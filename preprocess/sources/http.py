@@ -230,7 +230,7 @@ def fetch(
                 except UserError as error:
                     partial.unlink(missing_ok=True)
                     if not resumed:
-                        answers.append(f"{url}: {str(error).split(': delete')[0]}")
+                        answers.append(f"{url}: {str(error).split('; delete')[0].split(': delete')[0]}")
                         break
                 else:
                     with partial.open("rb") as stream:

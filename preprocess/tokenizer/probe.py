@@ -142,9 +142,12 @@ def ask(readers: tuple[str, ...], python: Path, tokenizer: Path, model: Path) ->
     command += [word for reader in readers for word in ("--reader", reader)]
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DISABLE_VERSION_CHECK": "1",
              "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
-    result = subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, **quiet}, capture_output=True, text=True, timeout=600
-    )
+    try:
+        result = subprocess.run(
+            command, cwd=REPOSITORY, env={**os.environ, **quiet}, capture_output=True, text=True, timeout=600
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"no ids after 10 minutes: run `{' '.join(command)}` to see why") from None
     rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"reader": ')]
     found = {row["reader"]: row.get("ids") for row in rows}
     for reader in readers:

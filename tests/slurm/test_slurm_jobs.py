@@ -370,7 +370,7 @@ def test_preempted_it_saves_and_waits_for_its_turn(cluster, chain, tmp_path):
         wait(lambda: int(shown(cluster, job)["Restarts"]) == 1, 120, lambda: read(log))
     finally:
         call(cluster, "scancel", *jobs)
-    saved = re.search(r"stopped in good order \(checkpoints 0 -> (\d+)\): requeued, restart 1", log.read_text())
+    saved = re.search(r"stopped after saving \(checkpoints 0 -> (\d+)\): requeued, restart 1", log.read_text())
     assert saved and reached(run / "checkpoints") == int(saved[1]) >= 5, log.read_text()
 
 
