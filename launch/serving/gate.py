@@ -1,6 +1,6 @@
 r"""Check that a served model gives the same tokens as Hugging Face `generate`; then sample replies for the scores.
 
-    myllm serve-gate --model runs/poetry-tiny/models/dpo --prompts prompts.json \
+    myllm serve-gate --model runs/poetry-tiny/models/dpo --prompts runs/poetry-tiny/tasks/gate_prompts.json \
         --output runs/poetry-tiny/serve
 
 `--prompts` is JSON: {"completions": ["春", …], "chats": [[{"role": "user", "content": "…"}], …]}. Both sides decode
@@ -204,7 +204,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Check that a served model gives the same greedy tokens as Hugging Face, and sample replies.",
         epilog="example: myllm serve-gate --model runs/poetry-tiny/models/dpo "
-        "--prompts runs/poetry-tiny/prompts.json --output runs/poetry-tiny/serve",
+        "--prompts runs/poetry-tiny/tasks/gate_prompts.json --output runs/poetry-tiny/serve",
     )
     parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeatable")
     parser.add_argument("--prompts", type=Path, required=True, help='JSON: {"completions": […], "chats": […]}')

@@ -197,7 +197,7 @@ def write_card(folder: Path, binned: list[Path] | None = None) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="the output folder of preprocess.corpora.pipeline")
+    parser.add_argument("--folder", type=Path, required=True, help="the output folder of `myllm corpora`")
     parser.add_argument("--binning", type=Path, action="append", default=[], help="PREFIX.binning.json; repeatable")
     arguments = parser.parse_args()
     card = write_card(arguments.folder, arguments.binning)

@@ -8,7 +8,7 @@ characters, so that a web page cannot end a document. For text without such lite
 those of Megatron-LM's `tools/preprocess_data.py --append-eod` (format: `megatron/core/datasets/indexed_dataset.py`):
 ids are uint16 below 65,500 entries, else int32; an empty document adds no sequence but repeats the document index.
 
-With --split only documents of that split are binned, chosen by a hash of their ids as in `preprocess.dataset.split`:
+With --split only documents of that split are binned, chosen by a hash of their ids as in `myllm split`:
 the same shards give train, valid and test without a copy of the corpus.
 
 The input is split into shards, one task each; finished shards are kept in `.PREFIX.shards/` until all are merged. The

@@ -6,7 +6,7 @@
 `--by similarity`, the default, drops a document if an earlier one has the same text (white space ignored), the same id,
 or character 5-grams with a Jaccard similarity of 0.8 or more (`preprocess.deduplication.minhash`). Memory is bounded by
 `--memory-megabytes`; keys are kept in a folder beside the output while it runs. The last stages of
-`preprocess.corpora.pipeline` do the same for many shards.
+`myllm corpora` do the same for many shards.
 
 `--by lines` is for texts of short lines (lyrics, couplets, dialogue): a document is dropped if an earlier one has the
 same text, or if at least half of its lines occur in earlier ones. A line ends at punctuation or a line break and has at

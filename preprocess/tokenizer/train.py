@@ -3,8 +3,8 @@
     myllm tokenizer --input corpus/wiki/train.jsonl.zst --output tokenizer --vocab-size 4608
     myllm tokenizer --style llama2 --input a.jsonl --input b.jsonl --output tokenizer --vocab-size 32000
 
-Special tokens and the ChatML template are defined only here; all later stages read them from the folder. They are in
-the vocabulary from the start, so that embeddings never have to be resized.
+Special tokens are defined here, the ChatML template in chat_template.jinja; all later stages read them from the
+folder. They are in the vocabulary from the start, so that embeddings never have to be resized.
 
 `--style qwen2`: byte-level BPE with Qwen2's normaliser (NFC) and pre-tokenizer (its published tokenizer.json), which
 transformers 5 uses for every `qwen2` model, whatever the folder says. `--style llama2`: BPE over characters with 256
