@@ -3,8 +3,9 @@
     myllm import --model Qwen2-0.5B --output checkpoints/qwen2-0.5b
 
 `myllm pretrain --set pretrained-checkpoint=checkpoints/qwen2-0.5b` (Megatron's `--load`) reads it in any parallel
-layout: `torch_dist` checkpoints are resharded on load. It has weights only, so it is a `release`
-checkpoint: training begins at step 0 with a new optimizer. The checks are those of `converters.export`. Padding rows of the vocabulary are zeros.
+layout: `torch_dist` checkpoints are resharded on load. It has weights only, so it is a `release` checkpoint: training
+begins at step 0 with a new optimizer. The checks are those of `converters.export`. Padding rows of the vocabulary are
+zeros.
 """
 
 from __future__ import annotations
