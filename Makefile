@@ -1,67 +1,70 @@
-# Two commands matter: `make demo` (raw text to a scored chat model, here, on a CPU) and `make test`.
+# Start with `make demo` (from raw text to a scored chat model, on a CPU). `make test` runs the tests.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash -o pipefail
-PYTEST := .venv/bin/python -m pytest -q
+# a worker per core, four at most; a file's tests run in one worker, which makes the file's fixtures once
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+help:  ## print this list
+	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-demo: envs  ## raw text -> scored chat model: runs/poetry-tiny/report.html
+demo: envs  ## run the demo, from raw text to a scored chat model: runs/poetry-tiny/report.html
 	.venv/bin/myllm run poetry-tiny
 
-test: envs env-clients env-lmdeploy  ## every test but Slurm's, a shortened run of the whole pipeline among them
-	$(PYTEST) -m "not slurm"
+test: envs env-clients env-lmdeploy  ## run all tests except Slurm's, including a shortened run of the whole pipeline
+	$(PYTEST) $(SPREAD) -m "not slurm"
 
-test-fast: env-train  ## the tests that take seconds
-	$(PYTEST) -m "not slow and not slurm"
+test-fast: env-train  ## run the fast tests
+	$(PYTEST) $(SPREAD) -m "not slow and not slurm"
 
-test-slurm: envs  ## the tests on a throw-away Slurm (as root it installs Slurm's packages)
+test-slurm: envs  ## run the Slurm tests on a temporary local cluster (as root, installs Slurm's packages)
 	@tests/slurm/install_slurm.sh
 	$(PYTEST) -m slurm
 
-check: env-train  ## lint, types, and which room may import which
+check: env-train  ## check lint, types, and the allowed imports between packages
 	.venv/bin/ruff check .
 	.venv/bin/lint-imports
 	.venv/bin/mypy
 
-bench-converters: env-train  ## conversion of a random qwen2-1.5b against cp: seconds and peak memory (30 GB of disk)
+bench-converters: env-train  ## benchmark conversion of a random qwen2-1.5b against cp: time and peak memory (30 GB of disk)
 	.venv/bin/python -m benchmarks.converters
 
-bench-preprocess: env-train  ## corpus steps, tokenizer and binning against their peers (about 20 minutes)
+bench-preprocess: env-train  ## benchmark corpus steps, tokenizer and binning against their peers (about 20 minutes)
 	.venv/bin/python -m benchmarks.preprocess --output benchmarks/preprocess.md
 	.venv/bin/python -m benchmarks.preprocess_tokens | tee -a benchmarks/preprocess.md
 
-bench-pretrain: env-train  ## launcher against bare Megatron, SDPA against unfused attention: benchmarks/pretrain.md
+bench-pretrain: env-train  ## benchmark the launcher against bare Megatron, SDPA against unfused attention: benchmarks/pretrain.md
 	.venv/bin/python -m benchmarks.pretrain
 
-bench-serve: envs  ## 32 clients for a minute against the demo's model, made if it is not there: benchmarks/serve.md
+bench-serve: envs  ## load test with 32 clients for a minute on the demo's model (made if missing): benchmarks/serve.md
 	.venv/bin/myllm run poetry-tiny --to dpo
 	.venv/bin/python -m benchmarks.serve --output benchmarks/serve.md
 
-# PYTHON=python3 EXTRA=.proof-gpu for a machine without network whose own Python has CUDA's torch; SKIP="part part"
-proof-gpu: $(if $(PYTHON),,env-train)  ## what one GPU shows that a CPU cannot, in 8 minutes: benchmarks/gpu.md (HARDWARE=cpu OUTPUT=folder tries it)
+# PYTHON=python3 EXTRA=.proof-gpu for a machine without a network whose Python has torch for CUDA; SKIP="part part"
+proof-gpu: $(if $(PYTHON),,env-train)  ## run checks and measurements on one GPU, 8 minutes: benchmarks/gpu.md (to test it: HARDWARE=cpu OUTPUT=folder)
 	$(or $(PYTHON),.venv/bin/python) -m benchmarks.gpu_proof --hardware $(or $(HARDWARE),gpu) \
 		$(if $(EXTRA),--extra $(EXTRA)) $(if $(OUTPUT),--output $(OUTPUT)) $(SKIP:%=--skip %)
 
-proof-gpu-wheels: env-train  ## .proof-gpu: the wheels and data that a GPU machine without network must be brought (40 MB)
+proof-gpu-wheels: env-train  ## make .proof-gpu, wheels and data for proof-gpu on a machine without a network (40 MB)
 	.venv/bin/myllm run poetry-tiny --to tasks
 	.venv/bin/python -m benchmarks.gpu_proof.wheels
 
-results: envs  ## every post-training stage with three seeds, on a finished demo: docs/results-poetry-tiny.md
-	.venv/bin/python -m benchmarks.results_poetry_tiny
+results: envs  ## run every post-training stage with three seeds on a finished demo: docs/results-poetry-tiny.md
+	.venv/bin/python -m examples.poetry.results
 
-test-slow: envs  ## the slow tests alone: every stage of training, serving and scoring on the CPU
-	$(PYTEST) -m "slow and not slurm"
+test-slow: envs  ## run only the slow tests: every stage of training, serving and scoring on the CPU
+	$(PYTEST) $(SPREAD) -m "slow and not slurm"
 
-envs: env-train env-eval env-serve env-ppo  ## all environments (about 6 GB)
+envs: env-train env-eval env-serve env-ppo  ## create the environments for training, evaluation, serving and PPO (about 6 GB)
 
-env-train env-eval env-clients env-ppo env-lmeval env-gpu env-gpu-te:  ## one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
+env-train env-eval env-clients env-ppo env-lmeval env-gpu env-gpu-te:  ## create one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
 	@environments/create.sh $(@:env-%=%)
 
-env-serve env-lmdeploy:  ## vLLM, LMDeploy: with CUDA where there is a GPU, else for a CPU (LMDeploy: what can be checked on one)
+env-serve env-lmdeploy:  ## create an environment for vLLM or LMDeploy: for CUDA if there is a GPU, else for the CPU (LMDeploy: only what can be checked there)
 	@environments/create.sh $(@:env-%=%)$(if $(wildcard /dev/nvidiactl),-gpu)
 
-lock: env-train  ## resolve the lock files anew from environments/*.in
+lock: env-train  ## resolve environments/*.in into new lock files
 	@environments/lock.sh
 
 clean:  ## remove environments and built wheels; runs stay

@@ -1,2 +1,3 @@
-"""The ground floor: what the stages share. Files written whole or not at all, errors a user can act on,
-the layout of a run. Standard library only at import; nothing here imports another of the project's packages."""
+"""Code shared by all stages: atomic file writes, errors for the user, the folders of a run, processes, statistics.
+
+Importing it needs only the standard library. It imports none of the project's other packages."""

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one line that names the file and the mend, never a traceback."""
+"""Errors that the user can fix: one line that names the file and the fix, without a traceback."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ EXIT_USER_ERROR = 2
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, in which file, what to do."""
+    """An error that the user can fix. The message is one line: what is wrong, in which file, what to do."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the closest valid name, or an empty string when none is close."""
+    """Return `" (did you mean 'x'?)"` for the closest valid name, or an empty string if none is close."""
     close = get_close_matches(name, [str(v) for v in valid], n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a command's `main` and exit: a `UserError` or a full disk becomes one line on stderr, exit code 2.
+    """Run a command's `main` and exit. A `UserError` or a full disk prints one line on stderr and exits with 2.
 
-    Ctrl-C exits with 130. Any other exception is a bug and keeps its traceback.
+    Ctrl-C exits with 130. Any other exception is a bug and prints its traceback.
     """
     try:
         sys.exit(main() or 0)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, flushed to disk, renamed."""
+"""Read and write files. Writes are atomic: to a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yield a path to write to; it takes the final name only when the block ends without an error."""
+    """Yield a temporary path to write to. It is renamed to `path` only if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
@@ -45,7 +45,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Yield an empty folder to fill; it replaces `path` only when the block ends without an error."""
+    """Yield an empty temporary folder to fill. It replaces `path` only if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
@@ -65,9 +65,9 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 
 def hold_lock(path: Path, taken: str) -> IO[str]:
-    """The lock file, held until it is closed (`with` does); raises UserError(taken) when another process holds it.
+    """Lock a file until it is closed (use `with`). Raises UserError(taken) if another process holds the lock.
 
-    A killed process holds nothing, and programs that the holder starts do not inherit it.
+    Linux releases the lock when the process dies. Programs that the process starts do not inherit it.
     """
     import fcntl
 
@@ -82,12 +82,12 @@ def hold_lock(path: Path, taken: str) -> IO[str]:
 
 
 def only_run(folder: Path) -> IO[str]:
-    """Hold a working folder's lock; raises UserError when another process does."""
+    """Lock a working folder. Raises UserError if another process has locked it."""
     return hold_lock(folder / "lock", f"{folder} is in use by another run of this command: wait for it, or end it")
 
 
 def only_maker(output: Path) -> IO[str]:
-    """Hold the lock beside an output that is being made; raises UserError when another process does."""
+    """Lock an output while it is made, by a file beside it. Raises UserError if another process has locked it."""
     taken = f"{output} is being made by another run of this command: wait for it, end it, or name another folder"
     return hold_lock(output.with_name(f".{output.name}.lock"), taken)
 
@@ -102,7 +102,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Parse a JSON file; raises UserError naming the file when it is missing or broken."""
+    """Parse a JSON file. Raises UserError if it is missing or is not JSON."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -113,20 +113,20 @@ def read_json(path: Path | str) -> Any:
 
 
 def read_yaml(path: Path | str) -> Any:
-    """Parse a YAML file; raises UserError naming the file when it is missing or broken."""
+    """Parse a YAML file. Raises UserError if it is missing or is not YAML."""
     import yaml
 
     path = Path(path)
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
+        raise UserError(f"{path} does not exist: check the path") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def sha256(path: Path | str) -> str:
-    """SHA-256 of a file, or of a folder: every file's name and bytes, in the order of their names."""
+    """SHA-256 of a file, or of a folder: the names and bytes of all its files, in the order of the names."""
     path = Path(path)
     digest = hashlib.sha256()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -140,9 +140,9 @@ def sha256(path: Path | str) -> str:
 
 
 def zstd_pieces(stream: IO[bytes]) -> Iterator[bytes]:
-    """Pieces of the text of a zstd stream of one or more frames; raises EOFError when it is broken or cut off.
+    """Decompress a zstd stream of one or more frames, in pieces. Raises EOFError if it is damaged or truncated.
 
-    zstandard's own `stream_reader` ends at the cut as if the file were whole.
+    zstandard's own `stream_reader` does not report a truncated file.
     """
     import zstandard
 
@@ -157,20 +157,20 @@ def zstd_pieces(stream: IO[bytes]) -> Iterator[bytes]:
     except zstandard.ZstdError as error:
         raise EOFError(str(error)) from None
     if frame is not None:
-        raise EOFError("it is cut off: the last zstd frame does not end")
+        raise EOFError("it is cut off: its last zstd frame is incomplete")
 
 
 def decompressed(path: Path | str) -> Iterator[bytes]:
-    """Pieces of the text of a zstd file; raises UserError when it is broken or cut off."""
+    """Decompress a zstd file, in pieces. Raises UserError if it is damaged or truncated."""
     with open(path, "rb") as stream:
         try:
             yield from zstd_pieces(stream)
         except EOFError as error:
-            raise UserError(f"{path} is not a whole zstd file ({error}): delete it and make it again") from None
+            raise UserError(f"{path} is not a complete zstd file ({error}): delete it and make it again") from None
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines, without their ends, of text that comes in pieces."""
+    """Split text that arrives in pieces into lines, without their line ends."""
     held = b""
     for piece in pieces:
         *whole, held = (held + piece).split(b"\n")
@@ -180,7 +180,7 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
-    """Rows of a `.jsonl` or `.jsonl.zst` file; raises UserError naming file and line when a row is broken."""
+    """Rows of a `.jsonl` or `.jsonl.zst` file. Raises UserError with file and line if a row is not JSON."""
     import orjson
 
     path = Path(path)
@@ -193,11 +193,11 @@ def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
             try:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise UserError(f"{path} line {number} is not JSON ({error}): mend or remove that line") from None
+                raise UserError(f"{path} line {number} is not JSON ({error}): correct or remove that line") from None
 
 
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows to a `.jsonl` or `.jsonl.zst` file, whole or not at all; returns how many."""
+    """Write rows to a `.jsonl` or `.jsonl.zst` file, atomically. Returns the number of rows."""
     import orjson
     import zstandard
 

@@ -1,9 +1,9 @@
-"""Start a program so that it, and all that it starts, ends when the caller ends: even when the caller is killed.
+"""Start a program so that it and its child processes end when the caller ends, even if the caller is killed.
 
-vLLM and OpenCompass start processes of their own. `kill -9` of a stage must leave none of them behind, and a killed
-process can clean nothing up. So the program runs in a session of its own under this small guard, which holds the
-reading end of a pipe. The caller holds the writing end; when it dies in whatever way, the kernel closes the pipe and
-the guard kills the whole session's process group.
+vLLM and OpenCompass start child processes. `kill -9` of a stage must leave none of them running, and a killed process
+cannot clean up. So the program runs in its own session under this small guard, which holds the read end of a pipe. The
+caller holds the write end. When the caller dies for any reason, the kernel closes the pipe and the guard kills the
+session's process group.
 
     from artifacts.guard import Guarded
     with Guarded(["vllm", "serve", …], env=…, log=Path("vllm.log")) as server: …
@@ -26,7 +26,7 @@ GRACE_SECONDS = 10.0
 
 
 class Guarded:
-    """A running program. `log` takes its output (appended); without one it shares the caller's."""
+    """A running program. Its output is appended to `log`, or goes to the caller's output if there is no `log`."""
 
     def __init__(
         self, command: list[str], env: dict[str, str] | None = None, cwd: Path | None = None, log: Path | None = None
@@ -53,14 +53,14 @@ class Guarded:
             os.close(watched)
 
     def poll(self) -> int | None:
-        """Exit status of the program, None while it runs."""
+        """Exit status of the program; None while it runs."""
         return self.process.poll()
 
     def wait(self, timeout: float | None = None) -> int:
         return self.process.wait(timeout)
 
     def stop(self) -> None:
-        """SIGTERM, `GRACE_SECONDS` to end, then SIGKILL to the whole group; returns when all have ended."""
+        """Send SIGTERM, wait up to `GRACE_SECONDS`, then SIGKILL the whole group. Returns when all have ended."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -82,14 +82,14 @@ class Guarded:
 
 
 def _die_with_guard(guard: int) -> None:
-    """In the program, before it starts: die when the guard itself is killed."""
+    """Runs in the program's process before it starts: make it die when the guard is killed."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != guard:
         os._exit(1)
 
 
 def _end_group() -> None:
-    """Kill every process of this session's group but this one, which still has an exit status to give."""
+    """Kill every process of this session's group except this one, which still has to return an exit status."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     me, deadline = os.getpid(), time.monotonic() + 1.0
@@ -103,7 +103,7 @@ def _end_group() -> None:
 
 
 def _group_members(group: int) -> list[int]:
-    """Living processes of a process group but its leader (Linux: /proc/<pid>/stat, fields 3 state and 5 pgrp)."""
+    """Running processes of a process group except its leader (Linux: /proc/<pid>/stat, fields 3 state and 5 pgrp)."""
     members = []
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != group:
@@ -133,7 +133,7 @@ def main() -> int:
     while child.poll() is None:
         readable, _, _ = select.select([pipe], [], [], 0.1)
         if readable:
-            # Nobody writes to the pipe: readable means closed, so the caller is gone. No grace for the orphans.
+            # Nothing is written to the pipe: readable means closed, so the caller is dead. Kill without a grace period.
             os.killpg(0, signal.SIGKILL)
         if stopping_at and time.monotonic() - stopping_at > GRACE_SECONDS:
             child.kill()

@@ -1,4 +1,4 @@
-"""Where things lie: the repository's folders and environments, and the folders of a run."""
+"""Paths: the repository, its environments, the cache, and the folders of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.errors import UserError
+from artifacts.errors import UserError, nearest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -21,7 +21,7 @@ ENVIRONMENTS = {
 
 
 def environment(name: str) -> Path:
-    """Folder of an environment, e.g. `.venv-serve` for `serve`; raises UserError when it was not made yet."""
+    """Folder of an environment, e.g. `.venv-serve` for `serve`. Raises UserError if it does not exist."""
     folder = REPOSITORY / ENVIRONMENTS[name]
     if not (folder / "bin" / "python").exists():
         raise UserError(f"the environment {folder.name} does not exist: run `make env-{name}`")
@@ -29,7 +29,7 @@ def environment(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """What is downloaded once and serves every run: $MYLLM_CACHE, else `myllm` under the user's cache folder."""
+    """Folder for downloads that all runs share: $MYLLM_CACHE, else `myllm` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "myllm"
     return Path(os.environ.get("MYLLM_CACHE", default))
 
@@ -75,3 +75,28 @@ class Run:
     @property
     def manifests(self) -> Path:
         return self.folder / "manifests"
+
+
+def relative(path: Path) -> str:
+    """A path for messages: relative to the repository if it is inside, else absolute."""
+    path = path.resolve()
+    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
+
+
+def yaml_file(name: str, folder: Path, what: str) -> Path:
+    """Find the YAML file of a setting: `name` is a file of `folder` without .yaml, or the path of any .yaml file.
+
+    Raises:
+        UserError: there is no such file; the message gives the closest name in `folder`.
+    """
+    by_path = name.endswith((".yaml", ".yml"))
+    path = Path(name) if by_path else folder / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if by_path:
+        raise UserError(f"{what} {name} does not exist: check the path")
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    raise UserError(
+        f"there is no {what} {name!r}{nearest(name, known)}; {relative(folder)}/ has {', '.join(known)}. "
+        "To use your own file, give its path, ending in .yaml"
+    )

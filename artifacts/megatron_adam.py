@@ -1,7 +1,7 @@
-"""Let Megatron's distributed optimizer resume with torch's own Adam, on any device without Transformer Engine or Apex.
+"""Let Megatron's distributed optimizer resume with torch's Adam, on any device without Transformer Engine or Apex.
 
-It was written against megatron-core 0.19.2 and patches private names, so the version is pinned; that a resumed run
-gives the weights of an undisturbed one is a test.
+It was written against megatron-core 0.19.2 and patches private names, so the version is pinned. A test checks that a
+resumed run gives the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 
 def resume_with_plain_adam() -> None:
-    """Patch megatron-core 0.19.2 where it has neither; elsewhere do nothing. Call before `pretrain()`.
+    """Patch megatron-core 0.19.2 if neither is installed; else do nothing. Call before `pretrain()`.
 
-    The stock code expects a shared step counter in the parameter groups. With torch's Adam it lies in each
-    parameter's state: missing before the first step, not in the checkpoint, and one tensor shared by all after a load.
+    Megatron expects one step counter in the parameter groups. torch's Adam has a counter in each parameter's state,
+    which is missing before the first step, is not in the checkpoint, and after a load is one tensor shared by all.
     """
     import torch
     from megatron.core.optimizer import distrib_optimizer
@@ -31,7 +31,7 @@ def resume_with_plain_adam() -> None:
         if not self.optimizer.state:
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
-                    # torch's fused kernel counts on the parameter's device, its other ones on the CPU
+                    # torch's fused kernel keeps the step on the parameter's device, its other kernels on the CPU
                     device = parameter.device if group.get("fused") or group.get("capturable") else "cpu"
                     self.optimizer.state[parameter] = {
                         "step": torch.tensor(0.0, device=device),
@@ -58,10 +58,10 @@ def resume_with_plain_adam() -> None:
 
 @contextmanager
 def fused_adam(wanted: bool = True) -> Iterator[None]:
-    """While this lasts, torch's AdamW and Adam update all weights in one fused kernel, where `wanted`.
+    """Context in which torch's AdamW and Adam update all weights in one fused kernel, if `wanted`.
 
-    Megatron has no flag for it: without Transformer Engine and Apex, whose Adam is fused, it makes torch's with the
-    default, which goes over the list of weights several times.
+    Megatron has no flag for it. Without Transformer Engine and Apex, whose Adam is fused, it uses torch's default,
+    which goes over the list of weights several times.
     """
     import torch
 

@@ -1,12 +1,13 @@
-"""Make Megatron's "cuda" mean "cpu" on a machine without a GPU. A GPU run never imports this module.
+"""Run Megatron on a machine without a GPU: its "cuda" becomes "cpu". A GPU run never imports this module.
 
     from artifacts import megatron_on_cpu
     megatron_on_cpu.patch_torch()       # before megatron is imported
     megatron_on_cpu.patch_megatron()    # after that, before megatron.training.pretrain()
 
 Megatron-LM asks `torch.cuda` for devices, streams, random states and memory figures, and makes tensors on 'cuda'.
-Every such call is answered for the CPU here; no mathematics is touched. It was written against megatron-core 0.19.2
-and patches private names, so the version is pinned, and equality with one process and with Hugging Face is gated.
+This module replaces every such call by one for the CPU; it changes no mathematics. It was written against megatron-core
+0.19.2 and patches private names, so the version is pinned. Equality with one process is tested, and equality with
+Hugging Face is checked at every export.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-# Modules on the training path that import triton unguarded, and the names that their importers ask of them.
+# Modules on the training path that import triton without a check, and the names that Megatron imports from them.
 TRITON_ONLY = {
     "megatron.core.transformer.moe.ops.paged_stash": (
         "GLOBAL_BLOCK_SIZE",
@@ -49,7 +50,7 @@ ZERO = (
 
 
 def allow_missing_triton() -> None:
-    """Stand in for the modules that need triton, where triton is absent: dense models never call them."""
+    """Replace the modules that need triton by empty ones if triton is not installed; dense models never call them."""
     if importlib.util.find_spec("triton") is not None:
         return
     for name, attributes in TRITON_ONLY.items():
@@ -60,7 +61,7 @@ def allow_missing_triton() -> None:
 
 
 def allow_python_3_11() -> None:
-    """megatron-core 0.19 asks for Python 3.12 for one name only, `typing.override`."""
+    """Add `typing.override`, the only name for which megatron-core 0.19 needs Python 3.12."""
     if not hasattr(typing, "override"):
         from typing_extensions import override
 
@@ -68,12 +69,12 @@ def allow_python_3_11() -> None:
 
 
 def _answer(value: Any = None) -> Callable[..., Any]:
-    """A new function that takes anything and answers `value` (new each time: torch tells them apart by identity)."""
+    """A function that takes any arguments and returns `value`; a new one each time: torch compares their identity."""
     return lambda *args, **kwargs: value
 
 
 class _Stream:
-    """Stands for a CUDA stream or event: a CPU has one queue, so there is nothing to order."""
+    """Replaces a CUDA stream or event. A CPU has one queue, so there is nothing to order."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.device = "cpu"
@@ -95,7 +96,7 @@ class _Stream:
 
 
 class _Properties:
-    """Stands for `torch.cuda.get_device_properties`."""
+    """Replaces the result of `torch.cuda.get_device_properties`."""
 
     major, minor, multi_processor_count = 8, 0, 1
     total_memory = 1 << 34
@@ -109,7 +110,7 @@ def _means_cuda(device: Any) -> bool:
 
 
 def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a tensor factory: device='cuda' becomes the CPU, pinned memory ordinary memory."""
+    """Wrap a tensor factory: device='cuda' becomes the CPU, and pinned memory becomes ordinary memory."""
     import functools
 
     @functools.wraps(function)
@@ -123,10 +124,10 @@ def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def patch_torch() -> None:
-    """Answer `torch.cuda` for the CPU. Call once, before Megatron is imported."""
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's arguments assert it for TP > 1
+    """Patch `torch.cuda` for the CPU. Call once, before Megatron is imported."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron asserts it for TP > 1
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    for module in ("megatron", "torch.distributed"):  # what is missing, and what torch plans: on a CPU both are known
+    for module in ("megatron", "torch.distributed"):  # missing GPU packages and torch deprecations: expected on a CPU
         warnings.filterwarnings("ignore", category=UserWarning, module=module)
     allow_python_3_11()
     allow_missing_triton()
@@ -171,7 +172,7 @@ def patch_torch() -> None:
         return tensor_to(self, *args, **kwargs)
 
     def type_name(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """The optimizer compares names with 'torch.cuda.FloatTensor'."""
+        """Megatron's optimizer compares type names with 'torch.cuda.FloatTensor'."""
         if args or kwargs:
             return tensor_type(self, *args, **kwargs)
         return tensor_type(self).replace("torch.", "torch.cuda.")
@@ -190,7 +191,7 @@ def _patch_random_states() -> None:
 
 
 def _patch_start_up() -> None:
-    """No JIT warm-up, and `initialize_megatron` may do without CUDA."""
+    """Skip the JIT warm-up, and let `initialize_megatron` run without CUDA."""
     import megatron.training.initialize as initialize
     import megatron.training.training as training
 
@@ -207,6 +208,6 @@ def _patch_start_up() -> None:
 
 
 def patch_megatron() -> None:
-    """Patch the names of megatron-core 0.19.2 that ask for CUDA by themselves. Call before `pretrain()`."""
+    """Patch the functions of megatron-core 0.19.2 that need CUDA. Call before `pretrain()`."""
     _patch_random_states()
     _patch_start_up()

@@ -1,8 +1,7 @@
-"""Let Megatron train from its wheel, on a GPU too.
+"""Let Megatron train from its wheel, on a CPU or a GPU.
 
-`initialize_megatron` runs `make` in `megatron/core/datasets`, whose Makefile the wheel leaves out, and ends the process
-when that fails. The wheel has the result, `helpers_cpp`, compiled: to import it is all that is needed. Written against
-megatron-core 0.19.2.
+`initialize_megatron` runs `make` in `megatron/core/datasets` and exits if that fails. The wheel has no Makefile there,
+but has the compiled result, `helpers_cpp`, so importing it is enough. Written against megatron-core 0.19.2.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ from artifacts.errors import UserError
 
 
 def use_compiled_helpers() -> None:
-    """Have Megatron import its dataset helpers instead of compiling them. Call before `pretrain()`."""
+    """Make Megatron import its dataset helpers instead of compiling them. Call before `pretrain()`."""
     from megatron.core.datasets import utils
 
     utils.compile_helpers = import_helpers
 
 
 def import_helpers() -> None:
-    """Raises UserError when the compiled helpers do not fit this Python."""
+    """Import the compiled helpers. Raises UserError if they do not fit this Python."""
     try:
         from megatron.core.datasets import helpers_cpp  # noqa: F401
     except ImportError as error:

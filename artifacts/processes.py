@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, and reach the servers of this machine."""
+"""Helpers for child processes: end with the parent, bypass the proxy, find a free port."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Ask Linux to kill this process when its parent dies: left alone, it would write the files of the next run.
+    """Ask Linux to kill this process when its parent dies; else it could overwrite files of the next run.
 
-    For a child to call: an `initializer` of a pool, or a `preexec_fn`. To Linux the parent is the *thread* that started
-    it. `parent` is the process id it should have: when that one is dead already, the child ends here.
+    Call it in the child: as `initializer` of a pool, or as `preexec_fn`. For Linux the parent is the *thread* that
+    started the child. `parent` is the expected parent process id: if that process is already dead, the child exits.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -24,9 +24,9 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def without_proxy(*hosts: str) -> dict[str, str]:
-    """Environment variables by which these hosts are reached directly, besides those that were so already.
+    """Environment variables that add these hosts to those that are reached without a proxy.
 
-    In both spellings: most libraries read the small one first, and some only the other.
+    Both spellings are set: most libraries read the lower-case one first, and some read only the upper-case one.
     """
     known = [os.environ.get("no_proxy"), os.environ.get("NO_PROXY")]
     value = "*" if "*" in known else ",".join(dict.fromkeys(filter(None, [*known, *hosts])))
@@ -34,7 +34,7 @@ def without_proxy(*hosts: str) -> dict[str, str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
-"""What a stage's process tells the one that started it: how far it is, and what it measured.
+"""Progress and metrics that a stage's process reports to the pipeline.
 
-Progress goes to the log as lines `progress 120/500 poems`; `launch.pipeline.runner` reads the newest one and shows an
-ETA. Metrics go to the JSON file named by $MYLLM_METRICS (nothing is written when a stage is run by hand).
+Progress is printed to the log as lines `progress 120/500 documents`; `launch.pipeline.runner` reads the newest one and
+shows an ETA. Metrics go to the JSON file named by $MYLLM_METRICS. A stage run by hand writes no file.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def report_metrics(**metrics: Any) -> None:
         write_json(path, {**known, **metrics})
 
 
-UNFINISHED = "unfinished"  # the metric by which a stage that exits 0 says that it has more to do
+UNFINISHED = "unfinished"  # metric of a stage that exits with 0 but is not finished
 
 
 def report_unfinished(reason: str) -> None:
-    """Say that the stage stopped in good order before its end (a time limit, SIGTERM): it is not done."""
+    """Report that the stage saved and stopped before its end (time limit, SIGTERM), so it is not done."""
     report_metrics(**{UNFINISHED: reason})
 
 
 def track(items: Iterable[Item], total: int, unit: str, every: float = 1.0) -> Iterator[Item]:
-    """Pass items through, printing a progress line at most once every `every` seconds, and at the end."""
+    """Yield the items, and print a progress line at most once every `every` seconds and at the end."""
     shown = time.monotonic()
     done = 0
     for done, item in enumerate(items, start=1):

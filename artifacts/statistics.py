@@ -1,4 +1,4 @@
-"""How sure a score is."""
+"""Confidence intervals and significance tests for scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Z_95 = 1.959964  # quantile of the normal distribution for a 95 % interval
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share, in percent (Wilson 1927): honest near 0 and 100, where the normal one is not."""
+    """95 % interval of a share, in percent (Wilson 1927). Also right near 0 and 100, unlike the normal interval."""
     if n == 0:
         return 0.0, 100.0
     share = hits / n
@@ -19,7 +19,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean of independent values and its 95 % interval (normal); a single value has none, so it comes three times."""
+    """Mean of independent values, and the ends of its 95 % interval (normal). One value gives (value, value, value)."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
@@ -29,9 +29,13 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of McNemar's test (1947): of the questions that one of two models got right, who got more?
+    """Exact two-sided p-value of McNemar's test (1947), which compares two models on the same questions.
 
-    The questions on which both were right or both wrong say nothing. 1.0 where there is no difference.
+    Args:
+        only_first: questions that only the first model answered correctly.
+        only_second: questions that only the second model answered correctly.
+
+    Questions that both answered correctly, or both incorrectly, do not count. 1.0 if there is no difference.
     """
     n, k = only_first + only_second, min(only_first, only_second)
     if n == 0:
@@ -42,7 +46,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """p-values adjusted for there being several (Holm 1979), in the order given."""
+    """p-values adjusted for multiple tests (Holm 1979), in the given order."""
     adjusted, largest = [1.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
@@ -51,9 +55,9 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def paired_difference(only_first: int, only_second: int, n: int) -> tuple[float, float, float]:
-    """Difference of two shares of the same n questions (second minus first) with its 95 % interval, in points.
+    """Difference of two scores on the same n questions (second minus first) and its 95 % interval, in points.
 
-    The interval is Wald's for paired shares with Agresti and Min's (2005) half question added to each cell.
+    The interval is Wald's for paired shares, with half a question added to each cell (Agresti and Min 2005).
     """
     b, c, total = only_first + 0.5, only_second + 0.5, n + 2.0
     difference = (c - b) / total
@@ -62,9 +66,9 @@ def paired_difference(only_first: int, only_second: int, n: int) -> tuple[float,
 
 
 def ratio_interval(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
-    """Sum / sum over documents with its 95 % interval: a ratio estimator's, linearised (Cochran 1977, 6.4).
+    """Ratio of two sums over documents and its 95 % interval (linearised ratio estimator, Cochran 1977, 6.4).
 
-    Documents are the sample, not their bytes: the bytes of one document are alike.
+    The sample is the documents, not their bytes, because the bytes of one document are not independent.
     """
     n, total = len(numerators), sum(denominators)
     ratio = sum(numerators) / total

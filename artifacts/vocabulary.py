@@ -1,8 +1,8 @@
-"""How Megatron pads a vocabulary: one rule for recipes, converters and estimates."""
+"""Megatron's padded vocabulary size, for recipes, converters and estimates."""
 
 
 def padded_size(size: int, divisible_by: int, tensor_parallel: int) -> int:
-    """Rows of Megatron's embedding: `size` up to a multiple of `divisible_by` x tensor parallel.
+    """Rows of Megatron's embedding: `size` rounded up to a multiple of `divisible_by` x tensor parallel.
 
     Rule: `vocab_size_with_padding` of megatron-core 0.19.2, flag `--make-vocab-size-divisible-by`.
     """

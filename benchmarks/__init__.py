@@ -1,1 +1,1 @@
-"""Speed and memory against a peer in the same run; each program prints its table. Results lie beside as Markdown."""
+"""Benchmarks of speed and memory. Each program also measures a peer and prints a table; the results are in *.md."""

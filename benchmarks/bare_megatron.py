@@ -1,9 +1,9 @@
-"""`megatron.training.pretrain()` with nothing of this project around it: what the launcher's cost is measured against.
+"""Run `megatron.training.pretrain()` without this project's launcher: the baseline for the launcher's overhead.
 
     torchrun --nproc-per-node 2 benchmarks/bare_megatron.py <Megatron's flags>
 
-No look at the data, no watch on the loss. `--mock-data` trains on made-up tokens. What Megatron cannot start without is
-there: the wheel's dataset helpers, and on a machine without a GPU the stand-in for CUDA.
+It neither checks the data nor watches the loss. `--mock-data` trains on made-up tokens. Only the patches that Megatron
+needs to start are applied: the wheel's dataset helpers, and on a machine without a GPU the patch of `torch.cuda`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
 def prepare() -> None:
-    """What Megatron cannot start without here."""
+    """Apply the patches that Megatron needs to start here."""
     from artifacts.megatron_wheel import use_compiled_helpers
 
     if ON_CPU:

@@ -1,12 +1,12 @@
-"""Real clean Chinese prose and planted junk, for judging a filter by what it keeps and what it catches.
+"""Real clean Chinese prose and generated junk, to measure what a filter keeps and what it catches.
 
-Prose: paragraphs of Debian packages (manpages-zh, LibreOffice's help, Debian reference, fortunes-zh), fetched with
-apt-get and cached, and the poems of chinese-poetry. A paragraph of a manual counts as prose when at least half of its
-characters are Chinese, it holds a sentence mark and no roff escape; a page's paragraphs together are one document.
-Sayings and stories of fortunes-zh are documents as they are.
+Prose: paragraphs of Debian packages (manpages-zh, LibreOffice's help, Debian reference, fortunes-zh), downloaded with
+apt-get and cached, and the texts of chinese-poetry. A paragraph of a manual counts as prose if at least half of its
+characters are Chinese and it has a sentence mark and no roff escape. The paragraphs of a page are one document. Each
+saying or story of fortunes-zh is one document.
 """
 
-# ruff: noqa: E501 (samples of junk are lines as they are found)
+# ruff: noqa: E501 (junk samples are kept on one line, as on the web)
 from __future__ import annotations
 
 import glob
@@ -19,14 +19,14 @@ import subprocess
 from pathlib import Path
 
 from artifacts.layout import cache_folder
-from preprocess.extract_poems import documents as poems
+from examples.poetry.extract import documents as poetry
 from preprocess.sources.download import download, source_file
 
 PACKAGES = ("manpages-zh", "libreoffice-help-zh-cn", "libreoffice-help-zh-tw", "fortunes-zh", "debian-reference-zh-cn")
 
 
 def unpacked() -> Path:
-    """The packages' files, fetched once."""
+    """Download and unpack the packages, unless they are in the cache. Returns the folder."""
     folder = cache_folder() / "debian" / "x"
     for package in PACKAGES:
         if (folder / package).exists():
@@ -70,7 +70,7 @@ def _prose(text: str) -> str:
 
 
 def clean_prose() -> dict[str, list[str]]:
-    """Documents by where they come from."""
+    """Documents by source."""
     folder = str(unpacked())
 
     def files(pattern: str) -> list[str]:
@@ -92,19 +92,19 @@ def clean_prose() -> dict[str, list[str]]:
     sayings = re.split(r"\n%\n", re.sub("\x1b\\[[0-9;]*m", "", "\n%\n".join(fortunes)))
     found["fortunes-zh"] = [saying.strip() for saying in sayings]
     download("chinese-poetry")
-    found["chinese-poetry"] = [poem["text"] for poem in poems(source_file("chinese-poetry"), 5000) if poem["text"]]
+    found["chinese-poetry"] = [row["text"] for row in poetry(source_file("chinese-poetry"), 5000) if row["text"]]
     return {name: [document for document in documents if document] for name, documents in found.items()}
 
 
 def long_documents(megabytes: int, characters: int = 700) -> list[str]:
-    """Documents of about `characters` each, from the poems (Traditional), `megabytes` of UTF-8 in all."""
+    """Documents of about `characters` each from chinese-poetry (traditional Chinese), `megabytes` of UTF-8 in total."""
     download("chinese-poetry")
     found: list[str] = []
     waiting: list[str] = []
     size = held = 0
-    for poem in poems(source_file("chinese-poetry")):
-        waiting.append(poem["text"])
-        held += len(poem["text"])
+    for row in poetry(source_file("chinese-poetry")):
+        waiting.append(row["text"])
+        held += len(row["text"])
         if held >= characters:
             found.append("\n".join(waiting))
             size += len(found[-1].encode())
@@ -159,7 +159,7 @@ SHORT = [
 
 
 def planted_junk(prose: list[str], count: int) -> dict[str, list[str]]:
-    """Junk of every kind, `count` documents each. Templates and choices are fixed by a seed."""
+    """Junk documents by kind, `count` of each. The random seed is fixed."""
     rng = random.Random(2024)
 
     def fill(template: str) -> str:

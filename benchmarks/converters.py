@@ -1,10 +1,11 @@
-"""Conversion against `cp` of the same bytes on the same disk, and its peak memory: `make bench-converters`.
+"""Compare conversion with `cp` of the same bytes on the same disk; measure its peak memory: `make bench-converters`.
 
     python -m benchmarks.converters --model qwen2-1.5b
 
-A random model of the published shape is written as a Megatron checkpoint whose vocabulary rows lie in two pieces, as
-two tensor-parallel ranks leave them. Then, in turn: `cp` of it, export to Hugging Face, `cp` of that, import back. Each
-is a process of its own and ends with its bytes on the disk (fsync). The gate's forward passes are not in these times.
+A random model of the published shape is written as a Megatron checkpoint with the vocabulary rows in two pieces, as two
+tensor-parallel ranks save them. Then four steps run in turn: `cp` of it, export to Hugging Face, `cp` of that, import
+back. Each step is a separate process and ends with fsync. The times do not include the forward passes of the parity
+check.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.layout import REPOSITORY
 from artifacts.vocabulary import padded_size
-from converters import checkpoint, export, families, import_hf, plan
+from converters import architectures, checkpoint, export, families, import_hf, plan
 from converters.rules import Shape
 
 SHAPES = {
@@ -31,7 +32,7 @@ SHAPES = {
     "qwen2-1.5b": Shape(28, 1536, 8960, 12, 2, 128, 151936, 32768, 1e6, 1e-6, True, True),
     "llama2-1.1b": Shape(22, 2048, 5632, 32, 4, 64, 32000, 2048, 1e4, 1e-5, False, False),
 }
-RANKS = 2  # pieces that the vocabulary rows lie in
+RANKS = 2  # pieces of the vocabulary rows
 STEPS = (
     ("cp of the checkpoint", "cp", "checkpoint", "copy"),
     ("export to Hugging Face", "export", "checkpoint", "exported"),
@@ -41,7 +42,7 @@ STEPS = (
 
 
 def make_checkpoint(shape: Shape, adapter: Any, folder: Path, dtype: str) -> None:
-    """A random checkpoint; one piece is in memory at a time."""
+    """Write a random checkpoint. One piece is in memory at a time."""
     import torch
 
     padded = padded_size(shape.vocab, import_hf.DIVISIBLE_BY, RANKS)
@@ -79,8 +80,8 @@ def export_weights(source: Path, target: Path) -> None:
     """`converters.export` without tokenizer and forward passes."""
     iteration = checkpoint.latest_iteration(source)
     arguments = checkpoint.arguments(iteration)
-    adapter = families.adapter_of_arguments(arguments)
-    shape = families.shape_of_arguments(arguments, arguments.vocab_size)
+    adapter = architectures.adapter_of_arguments(arguments)
+    shape = families.shape_of_arguments(arguments, arguments.vocab_size, adapter.FLAGS)
     opened = checkpoint.Checkpoint(iteration)
     target.mkdir()
     export.write_weights(opened, adapter, shape, target)
@@ -100,8 +101,8 @@ def import_weights(source: Path, target: Path) -> None:
 
 
 def act(action: str, source: Path, target: Path) -> None:
-    """Do one step and print its seconds and the process's peak resident memory in MB."""
-    import torch  # noqa: F401  # importing it is not the conversion's time
+    """Run one step and print its seconds and the process's peak resident memory in MB."""
+    import torch  # noqa: F401  # do not time the import
 
     began = time.perf_counter()
     {"export": export_weights, "import": import_weights, "cp": copy}[action](source, target)
@@ -121,7 +122,7 @@ def measure(action: str, source: Path, target: Path) -> tuple[float, float]:
 
 
 def table(found: dict[str, list[tuple[float, float]]], sizes: dict[str, int], largest: int) -> str:
-    """Markdown; a conversion's rate is compared to that of the `cp` before it, medians of all rounds."""
+    """Markdown table. A conversion's rate is compared with that of the `cp` before it, by medians of all rounds."""
     lines = ["| step | GB | seconds | of cp's rate | peak memory, MB | bar, MB |", "|---|---|---|---|---|---|"]
     reference = 0.0
     for name, runs in found.items():
@@ -143,7 +144,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/bench-converters"), help="folder on the disk to measure"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions; the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions; the table has the medians")
     parser.add_argument("--action", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.action:
@@ -152,7 +153,7 @@ def main() -> None:
     import torch
 
     shape = SHAPES[asked.model]
-    adapter = families.adapter("qwen2" if shape.qkv_bias else "llama2")
+    adapter = architectures.adapter("qwen2" if shape.qkv_bias else "llama2")
     work: Path = asked.work.resolve()
     shutil.rmtree(work, ignore_errors=True)
     (work / "checkpoint").mkdir(parents=True)
@@ -165,7 +166,7 @@ def main() -> None:
             for name, action, source, target in STEPS:
                 seconds, peak = measure(action, work / source, work / target)
                 if target not in (later for *_, later, _ in STEPS):
-                    shutil.rmtree(work / target)  # what nothing reads would fill the page cache
+                    shutil.rmtree(work / target)  # unused files would fill the page cache
                 found[name].append((seconds, peak))
                 print(f"round {count}/{asked.rounds}: {name}: {seconds:.1f} s, {peak:.0f} MB", flush=True)
         sizes = {

@@ -1,4 +1,4 @@
-"""What a table of measurements says of the machine and the versions that made it."""
+"""Describe the machine and the package versions for a table of measurements."""
 
 from __future__ import annotations
 

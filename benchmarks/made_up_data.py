@@ -1,6 +1,6 @@
-"""A run's folder with a tokenizer and two sources of made-up text, for tests and benchmarks that need some, not which.
+"""Create a run's folder with a tokenizer and two sources of made-up text, for tests and benchmarks that need any text.
 
-Three hundred characters, some much more frequent than others, so that there is something to learn.
+The text has 300 characters, some much more frequent than others, so that there is something to learn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _python(*arguments: str) -> None:
 
 
 def write_texts(folder: Path) -> None:
-    """`a.jsonl`, `b.jsonl`, `valid.jsonl`: documents of 20 to 120 characters."""
+    """Write `a.jsonl`, `b.jsonl` and `valid.jsonl`: documents of 20 to 120 characters."""
     random = np.random.default_rng(0)
     frequency = 1 / np.arange(1, CHARACTERS + 1)
     for name, documents in DOCUMENTS.items():
@@ -40,9 +40,17 @@ def write_texts(folder: Path) -> None:
 
 
 def bin_texts(texts: Path, run: Path, vocabulary: int = VOCABULARY) -> Path:
-    """Tokenizer and blended dataset of a run, through the project's own stages; returns the run's folder."""
+    """Make the tokenizer and the blended dataset of a run with the project's own stages. Returns the run's folder."""
     tokenizer = ("--tokenizer", str(run / "tokenizer"))
-    options = ("--vocab-size", str(vocabulary), "--split-characters", "--output", str(run / "tokenizer"))
+    options = (
+        "--vocab-size",
+        str(vocabulary),
+        "--split-characters",
+        "--environments",
+        "none",
+        "--output",
+        str(run / "tokenizer"),
+    )
     _python("preprocess.tokenizer.train", "--input", str(texts / "a.jsonl"), *options)
     for name in DOCUMENTS:
         output = ("--output-prefix", str(run / "dataset" / name))
@@ -61,8 +69,7 @@ def _made() -> Path:
 
 
 def write_tasks(folder: Path, rows: int = 64) -> None:
-    """Instruction data, requests for GRPO and next-line questions of made-up lines, as `preprocess.poem_tasks` names
-    them."""
+    """Write instruction data, requests for GRPO and multiple-choice questions of made-up lines."""
     random = np.random.default_rng(1)
     folder.mkdir(parents=True)
 
@@ -73,14 +80,14 @@ def write_tasks(folder: Path, rows: int = 64) -> None:
         for part in ("train", "valid"):
             made = [{"instruction": f"续写：{line()}", "input": "", "output": line()} for _ in range(rows)]
             (folder / f"{name}_{part}.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
-    with (folder / "next_line.jsonl").open("w", encoding="utf-8") as stream:
+    with (folder / "questions.jsonl").open("w", encoding="utf-8") as stream:
         for number in range(rows):
             question = {"id": str(number), "context": line(), "choices": [line() for _ in range(4)], "answer": 0}
             stream.write(json.dumps(question, ensure_ascii=False) + "\n")
 
 
 def copy_run(source: Path, folder: Path) -> Path:
-    """A new run's folder with the tokenizer and dataset of another."""
+    """Create a new run's folder with the tokenizer and dataset of another run."""
     folder.mkdir(parents=True)
     for part in ("tokenizer", "dataset"):
         shutil.copytree(source / part, folder / part)
@@ -90,5 +97,5 @@ def copy_run(source: Path, folder: Path) -> Path:
 
 
 def make_run(folder: Path) -> Path:
-    """A new run's folder; the data is made once and copied."""
+    """Create a new run's folder. The data is made once per process and copied."""
     return copy_run(_made(), folder)

@@ -1,6 +1,6 @@
-"""Several trainings of Megatron in one process, one after another: torch and Megatron are started once.
+"""Run several Megatron trainings in one process, one after another, so that torch and Megatron start only once.
 
-Used by the GPU proof and by tests that train many small models; users' trainings have a process each.
+The GPU proof uses it, and tests that train many small models. Users' trainings have one process each.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 
 def pretrain(flags: list[str], datasets: Callable[..., Any], forward_step: Callable[..., Any]) -> None:
-    """`megatron.training.pretrain()` with these flags; whatever Megatron keeps between trainings is destroyed after it.
+    """Run `megatron.training.pretrain()` with these flags, then destroy Megatron's global state.
 
-    A training that Megatron ends early (--exit-interval) is an ordinary end. torch's process groups stay.
+    If Megatron exits early with status 0 (--exit-interval), the function returns normally. torch's process groups stay.
     """
     from megatron.core.enums import ModelType
     from megatron.core.tensor_parallel import random
@@ -34,12 +34,12 @@ def pretrain(flags: list[str], datasets: Callable[..., Any], forward_step: Calla
     finally:
         sys.argv = kept
         training.destroy_global_state()
-        random._CUDA_RNG_STATE_TRACKER_INITIALIZED = False  # CUDA graphs need another kind than the job before
+        random._CUDA_RNG_STATE_TRACKER_INITIALIZED = False  # a job with CUDA graphs needs another kind of tracker
 
 
 @contextmanager
 def output_to(path: str) -> Iterator[None]:
-    """Append this process's standard output and errors to a file, C++'s too."""
+    """Append this process's standard output and standard error to a file, including those of C++ code."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)

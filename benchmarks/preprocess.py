@@ -1,10 +1,10 @@
-"""The corpus steps beside their peers, in one run: `python -m benchmarks.preprocess` (about six minutes, two cores).
+"""Compare the corpus steps with their peers in one run: `python -m benchmarks.preprocess` (six minutes on two cores).
 
     python -m benchmarks.preprocess --output benchmarks/preprocess.md
 
-Speeds are MB of UTF-8 text a second on one core, the median of rounds in which both sides take turns; rensa and numpy
-are kept to one thread. Text: poems of chinese-poetry as documents of about 700 characters (2 kB). Quality: real prose
-and planted junk of `benchmarks.chinese_text`. The dump is made from that prose with the markup of Wikipedia around it.
+Speeds are MB of UTF-8 text per second on one core, medians of rounds in which both sides take turns; rensa and numpy
+use one thread. Text for speed: chinese-poetry in documents of about 700 characters (2 kB). Text for quality: real prose
+and generated junk of `benchmarks.chinese_text`. The Wikipedia dump is that prose with Wikipedia's markup around it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from preprocess.sources.read import find_files  # noqa: E402
 from preprocess.wiki import extract as extract_wiki  # noqa: E402
 
 ROUNDS = 3
-BATCH = 700  # documents, as many as a batch of the pipeline holds
+BATCH = 700  # documents, like a batch of the pipeline
 Row = tuple[str, str, str, str, str]  # step, ours, peer, bar, verdict
 
 
@@ -55,7 +55,7 @@ def speed(megabytes: float, work: Callable[[], Any]) -> float:
 
 
 def side_by_side(*sides: tuple[float, Callable[[], Any]]) -> list[float]:
-    """The median speed of each side; a side is its megabytes and its work. They take turns."""
+    """Median speed of each side in MB/s. A side is (megabytes, work); the sides take turns."""
     found: list[list[float]] = [[] for _ in sides]
     for _ in range(ROUNDS):
         for index, (megabytes, work) in enumerate(sides):
@@ -93,7 +93,7 @@ def filtering(texts: list[str]) -> list[Row]:
     from datatrove.data import Document
     from datatrove.pipeline.filters import gopher_repetition_filter as gopher
 
-    setattr(gopher, "split_into_words", lambda text, language: list(text))  # noqa: B010 (characters for words)
+    setattr(gopher, "split_into_words", lambda text, language: list(text))  # noqa: B010 (use characters as words)
     peer, few = gopher.GopherRepetitionFilter(), texts[:150]
     ours, theirs = side_by_side(
         (size(texts), lambda: in_turn(texts, quality.judge)),
@@ -121,7 +121,7 @@ def signing(texts: list[str]) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         peer = theirs.MinhashDedupSignature(folder)
         hash_bytes = peer._hash_func
-        peer._hash_func = lambda text: hash_bytes(text.encode())  # xxhash 4 takes no strings any more
+        peer._hash_func = lambda text: hash_bytes(text.encode())  # xxhash 4 no longer takes strings
         ours, other, keys = side_by_side(
             (size(texts), lambda: in_turn(texts, lambda part: minhash.signatures(Characters.of(part).without_space()))),
             (size(few), lambda: [peer.get_signature(peer.get_shingles(text)) for text in few]),
@@ -207,7 +207,7 @@ def pairs(texts: list[str], folder: Path) -> list[Row]:
 
 
 def write_dump(path: Path, texts: list[str]) -> float:
-    """A multistream dump of `texts` as articles, and of redirects and templates as Wikipedia has; MB decompressed."""
+    """Write a multistream dump of `texts` as articles, with redirects and templates. Returns its decompressed MB."""
     head = (
         '<mediawiki>\n<siteinfo>\n<base>https://zh.wikipedia.org/wiki/</base>\n<namespaces>\n<namespace key="10">'
         "Template</namespace>\n</namespaces>\n</siteinfo>\n"
@@ -226,7 +226,7 @@ def write_dump(path: Path, texts: list[str]) -> float:
         "[[Category:類{0}]]\n"
     )
     written = len(head)
-    index = path.with_name("index.txt").open("w", encoding="utf-8")  # as it is published beside a dump
+    index = path.with_name("index.txt").open("w", encoding="utf-8")  # Wikipedia publishes one beside each dump
     with index, path.open("wb") as stream:
         stream.write(bz2.compress(head.encode()))
         pages: list[str] = []
@@ -273,7 +273,7 @@ def extraction(prose: dict[str, list[str]], folder: Path) -> list[Row]:
 
 
 def high_water(process: int) -> float:
-    """Peak memory of a process so far, MB. Not ru_maxrss: a child's begins with what its parent held when it forked."""
+    """Peak memory of a process so far, MB. Not ru_maxrss: a child's starts at its parent's value at the fork."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:

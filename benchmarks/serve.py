@@ -1,9 +1,9 @@
-"""The server under load: 32 clients for a minute, every answer counted; against `generate` alone: `make bench-serve`.
+"""Load test of the server with 32 clients for a minute, compared with Hugging Face `generate`: `make bench-serve`.
 
     python -m benchmarks.serve --model runs/poetry-tiny/models/dpo --clients 32 --seconds 60
 
-Each client asks, reads the stream to its end, and asks again. An answer is lost when its stream does
-not end with the server's own [DONE] and token count. The peer is Hugging Face `generate`, the same prompts one
+Each client sends a request, reads the stream to its end, and sends the next one. An answer counts as lost if its stream
+does not end with the server's [DONE] and token count. The peer is Hugging Face `generate` on the same prompts, one
 after another, in the training environment.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import write_text
+from artifacts.files import read_json, write_text
 from artifacts.guard import Guarded
 from artifacts.layout import REPOSITORY
 from artifacts.processes import free_port
@@ -29,14 +29,14 @@ from launch.serving.client import Address, request, stream_reply
 from launch.serving.serve import make_plan, running, wait_until_ready
 
 DEMO = REPOSITORY / "runs" / "poetry-tiny" / "models" / "dpo"
-PROMPTS = ("写一首五绝。", "写一首七律。", "续写下一句：五绝：明月照高楼，", "写一首七绝。", "写一首五律。")
+Chats = list[list[dict[str, str]]]
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 64}
 PEER_SECONDS = 20.0
 
 
 @dataclass
 class Load:
-    """What the clients saw: seconds to the first words and to the last, tokens, and what went wrong."""
+    """Results of the clients: seconds to the first words and to the end of each answer, tokens, errors."""
 
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
@@ -45,18 +45,18 @@ class Load:
     seconds: float = 0.0
 
 
-def one_client(address: Address, number: int, until: float, load: Load) -> None:
-    """Ask until the time is over; the last answer is read to its end."""
+def one_client(address: Address, chats: Chats, number: int, until: float, load: Load) -> None:
+    """Send requests until `until` (time.monotonic()). The last answer is read to its end."""
     turn = number
     while time.monotonic() < until:
-        messages = [{"role": "user", "content": PROMPTS[turn % len(PROMPTS)]}]
+        messages = chats[turn % len(chats)]
         usage: dict[str, int] = {}
         began, first = time.monotonic(), 0.0
         try:
             for _piece in stream_reply(address, messages, {**SAMPLING, "seed": turn}, usage):
                 first = first or time.monotonic() - began
             if not usage.get("completion_tokens"):
-                raise UserError("an answer without an end")
+                raise UserError("the stream ended without a token count")
         except UserError as error:
             load.errors.append(str(error))
             continue
@@ -66,10 +66,10 @@ def one_client(address: Address, number: int, until: float, load: Load) -> None:
         turn += 1000
 
 
-def put_load(address: Address, clients: int, seconds: float) -> Load:
+def put_load(address: Address, chats: Chats, clients: int, seconds: float) -> Load:
     load, began = Load(), time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
-        done = [pool.submit(one_client, address, number, began + seconds, load) for number in range(clients)]
+        done = [pool.submit(one_client, address, chats, number, began + seconds, load) for number in range(clients)]
         while not all(future.done() for future in done):
             time.sleep(1)
             passed = time.monotonic() - began
@@ -86,7 +86,7 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 def memory_mb(server: Guarded) -> int:
-    """Proportional set size of all processes of the server's group, in MB: shared pages are counted once."""
+    """Proportional set size of all processes in the server's group, in MB. Shared pages are counted once."""
     total = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -98,8 +98,8 @@ def memory_mb(server: Guarded) -> int:
     return total // 1024
 
 
-def generate_alone(folder: Path) -> float:
-    """Tokens per second of Hugging Face `generate`, one prompt after another on one thread, after one to warm up."""
+def generate_alone(folder: Path, chats: Chats) -> float:
+    """Tokens per second of Hugging Face `generate`, one prompt at a time on one thread, after one warm-up prompt."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -112,8 +112,7 @@ def generate_alone(folder: Path) -> float:
             tokens, began = 0, time.monotonic()
         if turn > 1 and time.monotonic() - began > PEER_SECONDS:
             break
-        chat = [{"role": "user", "content": PROMPTS[turn % len(PROMPTS)]}]
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(chats[turn % len(chats)], tokenize=False, add_generation_prompt=True)
         inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
         torch.manual_seed(turn)
         with torch.inference_mode():
@@ -123,7 +122,7 @@ def generate_alone(folder: Path) -> float:
 
 
 def table(load: Load, clients: int, peer: float, start: float, memory: tuple[int, int], said: str) -> str:
-    """Markdown; `said` closes it with the versions and how busy the machine was."""
+    """Markdown table, followed by `said`: the versions and the load of the machine."""
     rate = load.tokens / load.seconds
     answered = len(load.whole)
     return "\n".join(
@@ -145,39 +144,46 @@ def table(load: Load, clients: int, peer: float, start: float, memory: tuple[int
     )
 
 
-def measure(folder: Path, clients: int, seconds: float) -> str:
-    """Start a server, load it, ask the peer; raises UserError when an answer was lost."""
+def measure(folder: Path, chats: Chats, clients: int, seconds: float) -> str:
+    """Start a server, run the load test and the peer. Returns the table. Raises UserError if an answer was lost."""
     busy = os.getloadavg()[0]
     plan, log = make_plan(folder, free_port()), Path(tempfile.gettempdir()) / f"bench-serve-{os.getpid()}.log"
     with running(plan, secrets.token_urlsafe(32), log) as (address, server):
         start = wait_until_ready(server, address, log)
         version = request(address, "/version")["version"]
-        put_load(address, clients, min(5.0, seconds))  # warm
+        put_load(address, chats, clients, min(5.0, seconds))  # warm up
         before = memory_mb(server)
-        load = put_load(address, clients, seconds)
+        load = put_load(address, chats, clients, seconds)
         memory = (before, memory_mb(server))
     if load.errors or not load.whole:
-        raise UserError(f"{len(load.errors)} answers were lost, the first: {load.errors[:1]}: read {log}")
+        raise UserError(
+            f"{len(load.errors)} answers were lost, {len(load.whole)} were complete; first error: {load.errors[:1]}. "
+            f"The server's log: {log}"
+        )
     log.unlink()
     said = (
         f"vLLM {version}, float32, eager, one core for its engine. {describe('torch', 'transformers')}. "
         f"Load average of the machine's other programs when it began: {busy:.1f}."
     )
-    return table(load, clients, generate_alone(folder), start, memory, said)
+    return table(load, clients, generate_alone(folder, chats), start, memory, said)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=DEMO, help="model folder (default: the demo's dpo)")
+    parser.add_argument("--model", type=Path, default=DEMO, help="model folder (default: dpo of the demo)")
+    parser.add_argument(
+        "--prompts", type=Path, help="JSON file with `chats` (default: tasks/gate_prompts.json of the run)"
+    )
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
     if arguments.clients < 1 or arguments.seconds <= 0:
-        raise UserError("--clients and --seconds must be above 0")
-    found = measure(arguments.model, arguments.clients, arguments.seconds)
+        raise UserError("--clients must be at least 1 and --seconds above 0")
+    prompts = arguments.prompts or arguments.model.parent.parent / "tasks" / "gate_prompts.json"
+    found = measure(arguments.model, read_json(prompts)["chats"], arguments.clients, arguments.seconds)
     print(found)
     if arguments.output:
         said = f"python -m benchmarks.serve --clients {arguments.clients} --seconds {arguments.seconds:.0f}"

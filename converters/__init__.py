@@ -1,6 +1,6 @@
-"""Megatron checkpoints to Hugging Face folders and back, proved before they are handed on.
+"""Convert Megatron checkpoints to Hugging Face folders and back, with a numerical check of every conversion.
 
-`export` and `import_hf` are the programs. An architecture is one file (`qwen2`, `llama2`): a table of rules from
-`rules` and its `config.json`. `checkpoint` and `safetensors_files` read and write the two formats a tensor at a time,
-`vocabulary` owns the three vocabulary sizes, `parity` is the gate.
+`export` and `import_hf` are the programs. An architecture is one file in `architectures`: a table of rules from
+`rules` and its `config.json`. `checkpoint` and `safetensors_files` read and write the two formats one tensor at a time,
+`vocabulary` computes the three vocabulary sizes, `parity` compares the logits of both sides.
 """

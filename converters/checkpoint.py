@@ -1,8 +1,8 @@
 """Read and write Megatron `torch_dist` checkpoints: any tensor / pipeline / data-parallel layout, on one machine.
 
-The format is PyTorch's distributed checkpoint: `.metadata` tells for every tensor which file holds which piece of it.
-Pieces are read and written one at a time, so memory does not grow with the model; neither Megatron nor a process group
-is needed. The run's arguments are a pickle whose classes are Megatron's: it is read with stand-ins.
+The format is PyTorch's distributed checkpoint: `.metadata` records which file holds which piece of each tensor.
+Pieces are read and written one at a time, so memory does not grow with the model. Neither Megatron nor a process group
+is needed. The run's arguments are a pickle of Megatron's classes; stand-in classes replace them when it is loaded.
 """
 
 from __future__ import annotations
@@ -26,25 +26,30 @@ NOT_WEIGHTS = ("optimizer", "rng_state", "rerun_state", "chained_")
 
 
 def latest_iteration(folder: Path) -> Path:
-    """`iter_NNNNNNN` of a checkpoint folder, or the folder itself when it is one already.
+    """Return the newest `iter_NNNNNNN` of a checkpoint folder, or the folder itself if it already is one.
 
-    Raises UserError when there is none, or when the newest one has no metadata (a save that was cut short).
+    Raises UserError if there is none, or if the newest one has no metadata (an interrupted save).
     """
     if (folder / ".metadata").exists():
         return folder
     tracker = folder / LATEST
     release = folder / RELEASE
     if not tracker.exists():
-        raise UserError(f"{folder} holds no finished checkpoint ({LATEST} is missing): run the stage `pretrain` first")
+        raise UserError(f"{folder} has no finished checkpoint ({LATEST} is missing): run the stage `pretrain` first")
     newest = tracker.read_text().strip()
+    if newest != RELEASE and not newest.isdigit():
+        raise UserError(f"{tracker} holds {newest!r}, not a number: write the number of an iter_NNNNNNN into it")
     iteration = release if newest == RELEASE else folder / f"iter_{int(newest):07d}"
     if not (iteration / ".metadata").exists():
-        raise UserError(f"{iteration} is not a whole torch_dist checkpoint (.metadata is missing): delete it")
+        raise UserError(
+            f"{iteration} is an incomplete torch_dist checkpoint (.metadata is missing): "
+            "give an earlier iter_NNNNNNN folder with --checkpoint"
+        )
     return iteration
 
 
 class _StandIn:
-    """Takes the place of any class of Megatron's while unpickling; keeps its state, does nothing."""
+    """Replaces any Megatron class while unpickling: keeps the state, has no behaviour."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args = args
@@ -61,12 +66,12 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-COMMON = "common_state/shard_0_1"  # where 0.19.2 keeps what is not a tensor; before, it was a file
+COMMON = "common_state/shard_0_1"  # key of the non-tensor state in megatron-core 0.19.2; earlier versions use a file
 LEGACY_COMMON = "common.pt"
 
 
 def arguments(iteration: Path) -> Any:
-    """The run's Megatron arguments, an `argparse.Namespace`; raises UserError when they are missing or damaged."""
+    """Read the run's Megatron arguments, an `argparse.Namespace`. Raises UserError if they are missing or damaged."""
     import torch
     from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, load
     from torch.distributed.checkpoint.api import CheckpointException
@@ -74,7 +79,7 @@ def arguments(iteration: Path) -> Any:
     found: dict[str, io.BytesIO] = {}
 
     class Raw(DefaultLoadPlanner):
-        """Hands over the bytes as they are: the default planner would unpickle them, and so import Megatron."""
+        """Returns the raw bytes: the default planner would unpickle them, which imports Megatron."""
 
         def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
             value.seek(0)
@@ -86,7 +91,7 @@ def arguments(iteration: Path) -> Any:
         source: Any = iteration / LEGACY_COMMON
         if not source.exists():
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it should be
+                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # intended here
                 reader = FileSystemReader(str(iteration))
                 load({COMMON: io.BytesIO()}, storage_reader=reader, planner=Raw(), no_dist=True)
             source = found[COMMON]
@@ -95,7 +100,7 @@ def arguments(iteration: Path) -> Any:
     except (CheckpointException, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"{iteration}: the run's arguments cannot be read ({reason}): the checkpoint is damaged, use an earlier one"
+            f"{iteration} is damaged: cannot read the run's arguments ({reason}). Use an earlier checkpoint"
         ) from None
 
 
@@ -103,12 +108,12 @@ LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
 
 
 def _mapped(file: BinaryIO, offset: int, length: int, meta: Any) -> Any:
-    """A piece as pages of the file itself, so that nothing is copied; None where its bytes do not lie there plainly.
+    """Memory-map a piece without copying it; None if the file does not store its values as one contiguous block.
 
     Args:
-        offset: where the piece begins in the file; it is what `torch.save` wrote, a zip file that is not compressed.
-        length: its bytes.
-        meta: the piece's tensor without numbers.
+        offset: where the piece begins in the file. A piece is what `torch.save` writes: an uncompressed zip file.
+        length: size of the piece in bytes.
+        meta: the piece's tensor on the meta device (shape and dtype only).
     """
     import torch
 
@@ -125,14 +130,14 @@ def _mapped(file: BinaryIO, offset: int, length: int, meta: Any) -> Any:
 
 
 class Checkpoint:
-    """The model's weights in a `torch_dist` checkpoint, read a tensor at a time.
+    """The model's weights in a `torch_dist` checkpoint, read one tensor at a time.
 
-    Weights of layers are stored stacked, `[layers, ...]`, in pieces: one for each layer and rank, whatever the layout
-    was. Only the pieces that a request needs are read.
+    Weights of layers are stored stacked, `[layers, ...]`, in one piece per layer and rank, for any parallel layout.
+    Only the pieces that a request needs are read.
 
     Attributes:
-        shapes: sizes by Megatron's name; optimizer and random states are left out.
-        dtype: torch's name of the weights' type, e.g. "float32".
+        shapes: sizes by Megatron's name, without optimizer and random states.
+        dtype: torch's name of the weights' dtype, e.g. "float32".
     """
 
     def __init__(self, iteration: Path) -> None:
@@ -152,7 +157,10 @@ class Checkpoint:
         self.shapes = {name: tuple(value.size) for name, value in self.tensors.items()}
         dtypes = {str(value.properties.dtype).removeprefix("torch.") for value in self.tensors.values()}
         if len(dtypes) > 1:
-            raise UserError(f"{iteration} mixes {', '.join(sorted(dtypes))} weights: export wants one type")
+            raise UserError(
+                f"{iteration} mixes {', '.join(sorted(dtypes))} weights, and export needs one dtype: "
+                "use a checkpoint saved in one dtype"
+            )
         self.dtype = dtypes.pop() if dtypes else "float32"
 
     def _piece(self, name: str, chunk: Any) -> Any:
@@ -165,7 +173,7 @@ class Checkpoint:
         try:
             with path.open("rb") as file:
                 view: Any = _create_file_view(file, where.offset, where.length)
-                piece = torch.load(view, map_location="meta", weights_only=True)  # its size: no number is read
+                piece = torch.load(view, map_location="meta", weights_only=True)  # shape and dtype only
                 data = _mapped(file, where.offset, where.length, piece)
                 if data is None:
                     view.seek(0)
@@ -175,13 +183,16 @@ class Checkpoint:
             raise UserError(f"{path} is missing: copy the checkpoint again, or use an earlier one") from None
         except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{path} is cut or damaged at {name} ({reason}): use an earlier checkpoint") from None
+            raise UserError(f"{path} is truncated or damaged at {name} ({reason}): use an earlier checkpoint") from None
         if tuple(piece.shape) != tuple(chunk.sizes):
-            raise UserError(f"{path}: {name} is {tuple(piece.shape)}, the metadata say {tuple(chunk.sizes)}")
+            raise UserError(
+                f"{path}: {name} has shape {tuple(piece.shape)}, .metadata says {tuple(chunk.sizes)}: "
+                "use an earlier checkpoint"
+            )
         return piece
 
     def read(self, name: str, layer: int | None = None) -> Any:
-        """A tensor whole, or `layer` of a stacked one without its first dimension; merged from its pieces."""
+        """Read a whole tensor, or one `layer` of a stacked one (without the first dimension)."""
         import torch
 
         size = list(self.shapes[name])
@@ -198,24 +209,24 @@ class Checkpoint:
             piece = self._piece(name, chunk)
             inner = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, chunk.offsets, strict=True))
             if [b - a for a, b in zip(low, high, strict=True)] == size:
-                result = piece[inner]  # one piece holds it all: no copy
+                result = piece[inner]  # one piece holds everything: no copy
                 break
             if result is None:
                 result = torch.empty(size, dtype=piece.dtype)
             outer = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, begin, strict=True))
             result[outer] = piece[inner]
         if result is None:
-            raise UserError(f"{self.iteration} holds nothing of {name} {begin}: use an earlier checkpoint")
+            raise UserError(f"{self.iteration} has no data of {name} at {begin}: use an earlier checkpoint")
         return result if layer is None else result[0]
 
 
 class Writer:
-    """Write a `torch_dist` checkpoint that `pretrain` starts from, a piece at a time; a context manager.
+    """Write a `torch_dist` checkpoint that `pretrain` can load, one piece at a time; a context manager.
 
     Args:
-        iteration: folder to fill, by Megatron's name for a checkpoint without training state: `release`.
-        shapes: sizes of all tensors by Megatron's name, stacked ones with their layers first.
-        dtype: torch's name of the weights' type.
+        iteration: folder to create; Megatron's name for a checkpoint without training state is `release`.
+        shapes: sizes of all tensors by Megatron's name; stacked tensors have the layers first.
+        dtype: torch's name of the weights' dtype.
     """
 
     FILE = "__0_0.distcp"
@@ -227,7 +238,7 @@ class Writer:
         iteration.mkdir(parents=True)
         self.file = (iteration / self.FILE).open("wb")
         self.checksums = _torch().serialization.get_crc32_options()
-        _torch().serialization.set_crc32_options(False)  # torch never reads them, and they take most of the time
+        _torch().serialization.set_crc32_options(False)  # torch never reads checksums, and they take most of the time
         properties = TensorProperties(dtype=getattr(_torch(), dtype))
         self.metadata: dict[str, Any] = {
             name: TensorStorageMetadata(properties=properties, size=_torch().Size(size), chunks=[])
@@ -243,20 +254,20 @@ class Writer:
         self.storage[index] = _StorageInfo(self.FILE, begin, self.file.tell() - begin)
 
     def write(self, name: str, tensor: Any, layer: int | None = None, row: int = 0) -> None:
-        """Add a tensor, one `layer` of a stacked one, or the rows of one from `row` on."""
+        """Add a whole tensor, one `layer` of a stacked one, or some rows of one, starting at `row`."""
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
         if layer is not None:
             tensor = tensor[None]
         if tensor.untyped_storage().nbytes() != tensor.nbytes:
-            tensor = tensor.clone()  # a view would be saved with all of its storage
+            tensor = tensor.clone()  # torch.save would write a view's whole storage
         offsets = _torch().Size([layer if layer is not None else row] + [0] * (tensor.dim() - 1))
         chunks = self.metadata[name].chunks
         chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=tensor.shape))
         self._append(MetadataIndex(name, offsets, len(chunks) - 1), tensor.contiguous())
 
     def write_object(self, name: str, value: Any) -> None:
-        """Add what is no tensor, e.g. `common_state/shard_0_1`."""
+        """Add an object that is not a tensor, e.g. `common_state/shard_0_1`."""
         from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
         self.metadata[name] = BytesStorageMetadata()

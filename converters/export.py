@@ -1,13 +1,14 @@
-"""A Megatron checkpoint to a Hugging Face folder, handed on only when it is proved equal.
+"""Convert a Megatron checkpoint to a Hugging Face folder and check that both give the same logits.
 
     myllm export --checkpoint runs/poetry-tiny/checkpoints --tokenizer runs/poetry-tiny/tokenizer \\
         --output runs/poetry-tiny/models/base
 
-Any `torch_dist` checkpoint of a Qwen2 or Llama 2 model: any tensor, pipeline or data parallel layout, local or
-Transformer Engine layers. The gate, in this order: strict key sets and shapes; exact round trip (converting each weight
-back differs by 0); fp32 logits of Megatron's own forward against Hugging Face's on fixed prompts (max difference <=
-1e-4, argmax agreement 100 %). `parity.json` beside the weights holds the figures; a gate that fails leaves it as
-`<output>.parity-failed.json`, exits non-zero and makes no output folder. `--dtype bfloat16` is gated in fp32 first.
+Takes any `torch_dist` checkpoint of a Qwen2 or Llama 2 model: any tensor, pipeline or data parallel layout, local or
+Transformer Engine layers. Three checks run in this order: names and shapes match exactly; every weight converts back
+bit for bit; on fixed prompts the fp32 logits of Megatron's forward and of Hugging Face's differ by at most 1e-4 and
+have the same argmax everywhere. The figures are in `parity.json` in the output folder. If a check fails, no output
+folder is made and the exit code is non-zero; the logits' figures go to `<output>.parity-failed.json`. With
+`--dtype bfloat16` the checks run in fp32, before the cast.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import atomic_folder, read_json, write_json
 from artifacts.stage import report_metrics, track
-from converters import checkpoint, families, parity, plan, safetensors_files, vocabulary
+from converters import architectures, checkpoint, families, parity, plan, safetensors_files, vocabulary
 from converters.rules import VOCABULARY_ROWS, Shape
 
 REQUIRED = ("tokenizer.json", "tokenizer_config.json")
@@ -30,17 +31,19 @@ EVIDENCE = "parity.json"
 
 
 def tokenizer_ids(folder: Path) -> dict[str, Any]:
-    """`size`, `end` and `begin` (or None) of a tokenizer folder; raises UserError when it is not whole."""
+    """Read `size` and the ids `end` and `begin` (or None) of a tokenizer. Raises UserError if a file is unusable."""
     from tokenizers import Tokenizer
 
     missing = [name for name in REQUIRED if not (folder / name).exists()]
     if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)}: make it with `myllm tokenizer`")
+        raise UserError(f"{folder} has no {', '.join(missing)}: make the tokenizer with `myllm tokenizer`")
     configuration = read_json(folder / "tokenizer_config.json")
     try:
         ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True)
     except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer ({error}): make it again") from None
+        raise UserError(
+            f"{folder / 'tokenizer.json'} is not a tokenizer ({error}): make it again with `myllm tokenizer`"
+        ) from None
 
     def special(key: str) -> int | None:
         token = configuration.get(key)
@@ -48,14 +51,17 @@ def tokenizer_ids(folder: Path) -> dict[str, Any]:
 
     end = special("eos_token")
     if end is None:
-        raise UserError(f"{folder / 'tokenizer_config.json'} names no eos_token that the tokenizer has")
+        raise UserError(
+            f"{folder / 'tokenizer_config.json'}: eos_token is missing, or is not in the vocabulary. "
+            "Set it to a token of tokenizer.json"
+        )
     return {"size": max(ids.values()) + 1, "end": end, "begin": special("bos_token")}
 
 
 def write_weights(source: checkpoint.Checkpoint, adapter: Any, shape: Shape, folder: Path) -> int:
-    """Convert every weight, proving that each comes back bit for bit; returns the number of parameters.
+    """Convert every weight and check that it converts back bit for bit. Returns the number of parameters.
 
-    One weight is in memory at a time. Raises UserError when a weight does not come back.
+    One weight is in memory at a time. Raises UserError if a weight does not convert back.
     """
     import torch
 
@@ -74,7 +80,10 @@ def write_weights(source: checkpoint.Checkpoint, adapter: Any, shape: Shape, fol
                 parts = piece.rule.split(tensor, shape)
                 back = piece.rule.join(parts, shape)
                 if back is not tensor and not torch.equal(back, tensor):
-                    raise UserError(f"converting {piece.megatron} there and back changes it: the adapter is wrong")
+                    raise UserError(
+                        f"{piece.megatron} does not convert back to the same values: "
+                        f"this is a bug in {adapter.__name__}"
+                    )
             for name, part in zip(piece.hugging_face, parts, strict=True):
                 writer.write(name, part)
                 count += part.numel()
@@ -82,7 +91,7 @@ def write_weights(source: checkpoint.Checkpoint, adapter: Any, shape: Shape, fol
 
 
 def write_description(folder: Path, adapter: Any, shape: Shape, ids: dict[str, Any], dtype: str) -> None:
-    """`config.json` and `generation_config.json` as transformers 4.57, 5.x, vLLM and LMDeploy read them."""
+    """Write `config.json` and `generation_config.json` for transformers 4.57 and 5.x, vLLM and LMDeploy."""
     tokens = {"bos_token_id": ids["begin"], "eos_token_id": ids["end"], "pad_token_id": ids["end"]}
     described = {"architectures": [adapter.ARCHITECTURE], "model_type": adapter.MODEL_TYPE, "torch_dtype": dtype}
     write_json(folder / "config.json", {**described, **adapter.config(shape), **tokens})
@@ -91,7 +100,7 @@ def write_description(folder: Path, adapter: Any, shape: Shape, ids: dict[str, A
 
 
 def cast(folder: Path, adapter: Any, shape: Shape, dtype: str) -> None:
-    """Rewrite the folder's weights in another type, a tensor at a time."""
+    """Rewrite the folder's weights in another dtype, one tensor at a time."""
     stored = safetensors_files.contents(folder)
     aside = folder / "cast"
     aside.mkdir()
@@ -106,9 +115,11 @@ def cast(folder: Path, adapter: Any, shape: Shape, dtype: str) -> None:
 
 
 def check_output(output: Path) -> None:
-    """Raise UserError when the output folder holds something that this program did not make."""
+    """Raise UserError if the output folder has files that no conversion made."""
+    if output.is_file():
+        raise UserError(f"{output} is a file: give the folder to make with --output")
     if output.exists() and any(output.iterdir()) and not (output / EVIDENCE).exists():
-        raise UserError(f"{output} is not empty, and no conversion made it: give another --output, or empty it")
+        raise UserError(f"{output} has files that no conversion made: give another --output, or delete them")
 
 
 def export(
@@ -119,12 +130,15 @@ def export(
     architecture: str | None = None,
     vocab_size: int | None = None,
 ) -> dict[str, Any]:
-    """Convert, prove, and put the folder in place; returns the parity figures. Raises UserError when a gate fails.
+    """Convert a checkpoint, check the result and write `output`. Returns the figures of `parity.compare`.
 
     Args:
-        dtype: torch's name of the type to write; None keeps the checkpoint's.
-        architecture: "qwen2" or "llama2"; None chooses by the bias on query, key and value.
-        vocab_size: rows to keep, for a model with more rows than its tokenizer has tokens.
+        dtype: torch's name of the dtype to write; None keeps the checkpoint's.
+        architecture: a module of `converters.architectures`; None chooses by the run's flags.
+        vocab_size: embedding rows to keep, for a model with more rows than its tokenizer has tokens.
+
+    Raises:
+        UserError: an input is unusable, or a check fails; no output folder is made.
     """
     check_output(output)
     iteration = checkpoint.latest_iteration(checkpoint_folder)
@@ -133,8 +147,8 @@ def export(
         arguments.vocab_size = vocab_size
     ids = tokenizer_ids(tokenizer)
     sizes = vocabulary.of_checkpoint(arguments, ids["size"])
-    adapter = families.adapter_of_arguments(arguments, architecture)
-    shape = families.shape_of_arguments(arguments, sizes.hugging_face)
+    adapter = architectures.adapter_of_arguments(arguments, architecture)
+    shape = families.shape_of_arguments(arguments, sizes.hugging_face, adapter.FLAGS)
     source = checkpoint.Checkpoint(iteration)
     plan.check_keys(source.shapes, plan.megatron_shapes(adapter, shape, sizes.padded), str(iteration))
     failed = output.with_name(output.name + ".parity-failed.json")
@@ -169,13 +183,15 @@ def export(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="folder that Megatron saved to, or one iter_NNNNNNN"
+        "--checkpoint", type=Path, required=True, help="Megatron's checkpoint folder, or one iter_NNNNNNN in it"
     )
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer it was trained with")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="tokenizer folder that the model was trained with"
+    )
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face folder to make")
-    parser.add_argument("--dtype", choices=safetensors_files.NAMES, help="type to write (default: the checkpoint's)")
-    parser.add_argument("--architecture", choices=families.ADAPTERS, help="default: by the bias on query, key, value")
-    parser.add_argument("--vocab-size", type=int, help="rows to keep, where a model has more rows than tokens")
+    parser.add_argument("--dtype", choices=safetensors_files.NAMES, help="dtype to write (default: the checkpoint's)")
+    parser.add_argument("--architecture", choices=architectures.names(), help="default: chosen by the run's flags")
+    parser.add_argument("--vocab-size", type=int, help="embedding rows to keep, for a model with more rows than tokens")
     given = parser.parse_args()
     made = export(given.checkpoint, given.tokenizer, given.output, given.dtype, given.architecture, given.vocab_size)
     report_metrics(**made)

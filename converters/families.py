@@ -1,58 +1,41 @@
-"""What the architectures share, and the choice among them: shapes from Megatron's arguments and from `config.json`.
-
-A third architecture is one more file beside `qwen2` and `llama2`, with the same six names, and a line in `ADAPTERS`.
-"""
+"""Code shared by the architectures: convert Megatron's arguments and `config.json` to a `Shape` and back."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from artifacts.errors import UserError, nearest
+from artifacts.errors import UserError
 from converters.rules import Shape
 
-ADAPTERS = ("qwen2", "llama2")
 ROPE_THETA = 10000.0  # transformers' default where config.json says nothing
 
-# flags of a Megatron run and the value that every adapter here needs
+# flags of a Megatron run, and the values that every adapter here needs
 WANTED = {"normalization": "RMSNorm", "position_embedding_type": "rope", "swiglu": True, "add_bias_linear": False}
-# flags that change the forward pass in ways that neither Hugging Face class has; absent or false is right
+# flags that change the forward pass; an error unless the architecture has them in its FLAGS
 UNWANTED = ("qk_layernorm", "multi_latent_attention", "num_experts", "apply_layernorm_1p", "use_rope_scaling",
             "window_size", "rotary_interleaved")  # fmt: skip
 
 
-def adapter(name: str) -> Any:
-    """The module of an architecture; UserError for an unknown one."""
-    if name not in ADAPTERS:
-        raise UserError(f"there is no adapter {name!r}{nearest(name, ADAPTERS)}; there are {', '.join(ADAPTERS)}")
-    return importlib.import_module(f"converters.{name}")
+def shape_of_arguments(arguments: Any, vocab: int, flags: dict[str, Any] | None = None) -> Shape:
+    """The shape of a Megatron run; `flags` are the architecture's FLAGS.
 
-
-def adapter_of_arguments(arguments: Any, wanted: str | None = None) -> Any:
-    """The architecture a Megatron run trained: `wanted`, else by its bias, the one thing they differ in."""
-    return adapter(wanted or ("qwen2" if arguments.add_qkv_bias else "llama2"))
-
-
-def adapter_of_config(config: dict[str, Any]) -> Any:
-    """The architecture of a Hugging Face folder by its `model_type`; UserError when there is none for it."""
-    known = {adapter(name).MODEL_TYPE: name for name in ADAPTERS}
-    found = config.get("model_type")
-    if found not in known:
-        raise UserError(f"config.json says model_type {found!r}; there are adapters for {', '.join(sorted(known))}")
-    return adapter(known[found])
-
-
-def shape_of_arguments(arguments: Any, vocab: int) -> Shape:
-    """The shape of a Megatron run; UserError naming the flag when it is no model of these families."""
-    for flag, value in WANTED.items():
-        found = getattr(arguments, flag, None)
+    Raises:
+        UserError: a flag of the run changes the forward pass in a way that the Hugging Face class does not support.
+    """
+    allowed = flags or {}
+    for flag, general in WANTED.items():
+        found, value = getattr(arguments, flag, None), allowed.get(flag, general)
         if found != value:
-            raise UserError(f"the checkpoint is no Qwen2 or Llama2: --{flag.replace('_', '-')} is {found}, not {value}")
+            raise UserError(
+                f"the checkpoint was trained with --{flag.replace('_', '-')} = {found}; export supports only {value}"
+            )
     for flag in UNWANTED:
-        if getattr(arguments, flag, None):
-            raise UserError(f"the checkpoint uses --{flag.replace('_', '-')}, which Qwen2 and Llama2 have not")
+        if getattr(arguments, flag, None) and flag not in allowed:
+            raise UserError(
+                f"the checkpoint was trained with --{flag.replace('_', '-')}, which its Hugging Face class lacks"
+            )
     if getattr(arguments, "rotary_percent", 1.0) != 1.0:
-        raise UserError("the checkpoint uses --rotary-percent, which Qwen2 and Llama2 have not")
+        raise UserError("the checkpoint was trained with --rotary-percent, which its Hugging Face class lacks")
     return Shape(
         layers=arguments.num_layers,
         hidden=arguments.hidden_size,
@@ -70,7 +53,7 @@ def shape_of_arguments(arguments: Any, vocab: int) -> Shape:
 
 
 def megatron_arguments(shape: Shape, padded: int, divisible_by: int, tensor_parallel: int) -> dict[str, Any]:
-    """The inverse of `shape_of_arguments`: what a checkpoint made from a Hugging Face folder says of itself."""
+    """The inverse of `shape_of_arguments`: Megatron arguments of a checkpoint made from a Hugging Face folder."""
     return {
         **WANTED,
         "num_layers": shape.layers,
@@ -96,8 +79,8 @@ def megatron_arguments(shape: Shape, padded: int, divisible_by: int, tensor_para
 
 
 def decoder_config(shape: Shape) -> dict[str, Any]:
-    """`config.json` as both families write it. `rope_theta` stands in both places: transformers 4.57 reads the one,
-    5.x the other."""
+    """Keys of `config.json` that both families share. transformers 4.57 reads `rope_theta` at the top level, 5.x in
+    `rope_parameters`, so both are written."""
     return {
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
@@ -119,10 +102,10 @@ def decoder_config(shape: Shape) -> dict[str, Any]:
 
 
 def shape_of_config(config: dict[str, Any], qkv_bias: bool, unset: dict[str, Any]) -> Shape:
-    """The shape that a `config.json` tells; UserError for a missing key and for what Megatron cannot express."""
+    """Read a `config.json` into a Shape. Raises UserError for a missing key or a setting that Megatron lacks."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise UserError(f"config.json scales its rotary embeddings ({rope}), which Megatron's GPT model does not")
+        raise UserError(f"config.json scales its rotary embeddings ({rope}), which the import does not support")
     for key, value in {"hidden_act": "silu", **unset}.items():
         if config.get(key, value) != value:
             raise UserError(f"config.json has {key} = {config[key]!r}; only {value!r} can be imported")
@@ -143,4 +126,4 @@ def shape_of_config(config: dict[str, Any], qkv_bias: bool, unset: dict[str, Any
             qkv_bias=qkv_bias,
         )
     except KeyError as error:
-        raise UserError(f"config.json lacks {error.args[0]}: it is not whole") from None
+        raise UserError(f"config.json has no {error.args[0]}: download the file again") from None

@@ -1,10 +1,11 @@
-"""A Hugging Face folder to a Megatron checkpoint that pretraining continues from, proved equal before it is handed on.
+"""Convert a Hugging Face folder to a Megatron checkpoint for continued pretraining, and check that the logits match.
 
     myllm import --model Qwen2-0.5B --output checkpoints/qwen2-0.5b
 
-Then `--load checkpoints/qwen2-0.5b` in Megatron, with any layout: `torch_dist` checkpoints are cut anew when they are
-loaded. Weights only, so the checkpoint is a `release` and training begins at step 0 with a new optimizer. The gate is
-that of `converters.export`. Added vocabulary rows are zeros.
+`myllm pretrain --set pretrained-checkpoint=checkpoints/qwen2-0.5b` (Megatron's `--load`) reads it in any parallel
+layout: `torch_dist` checkpoints are resharded on load. It has weights only, so it is a `release` checkpoint: training
+begins at step 0 with a new optimizer. The checks are those of `converters.export`. Padding rows of the vocabulary are
+zeros.
 """
 
 from __future__ import annotations
@@ -17,40 +18,43 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import atomic_folder, read_json, write_json
 from artifacts.stage import report_metrics, track
 from artifacts.vocabulary import padded_size
-from converters import checkpoint, families, parity, plan, safetensors_files
+from converters import architectures, checkpoint, families, parity, plan, safetensors_files
 from converters.export import EVIDENCE, check_output
 from converters.rules import VOCABULARY_ROWS, Shape
 
 DIVISIBLE_BY = 128  # Megatron's default of --make-vocab-size-divisible-by
 CHECKPOINT_VERSION = 3.0
-# Modules that keep a state of their own in `torch_dist` (Transformer Engine's fp8 scales); none is needed here, but a
-# load asks for them. Names: `sharded_state_dict` of local and Transformer Engine layers, megatron-core 0.19.2.
+# Modules with an extra state in `torch_dist` (Transformer Engine's fp8 scales). Megatron's load requires the keys; the
+# values are not needed. Names: `sharded_state_dict` of local and Transformer Engine layers, megatron-core 0.19.2.
 EXTRA_STATES = ("self_attention.linear_qkv", "self_attention.linear_proj", "self_attention.core_attention",
                 "mlp.linear_fc1", "mlp.linear_fc2")  # fmt: skip
 EXTRA_STATES_MODEL = ("decoder.final_layernorm", "output_layer")
 
 
 def check_weights(stored: dict[str, safetensors_files.Stored], adapter: Any, shape: Shape, folder: Path) -> str:
-    """The weights' one dtype; UserError when weights are missing, foreign, misshapen, or of several types."""
+    """Return the weights' dtype. Raises UserError for missing or extra weights, wrong shapes or mixed dtypes."""
     import torch
 
     wanted = dict(plan.hugging_face_entries(adapter, shape))
     if shape.tied and "lm_head.weight" in stored:
         head, embedding = (safetensors_files.read(stored[n]) for n in ("lm_head.weight", "model.embed_tokens.weight"))
         if not torch.equal(head, embedding):
-            raise UserError(f"{folder} ties its embeddings, and holds an lm_head.weight that differs from them")
+            raise UserError(
+                f"{folder}: config.json ties the embeddings, but lm_head.weight and model.embed_tokens.weight differ: "
+                "set tie_word_embeddings to false, or remove lm_head.weight if it is not used"
+            )
         del stored["lm_head.weight"]
     plan.check_keys({name: tensor.shape for name, tensor in stored.items()}, wanted, str(folder))
     dtypes = sorted({tensor.dtype for tensor in stored.values()})
     if len(dtypes) > 1:
-        raise UserError(f"{folder} mixes {' and '.join(dtypes)} weights: save it in one type")
+        raise UserError(f"{folder} mixes {' and '.join(dtypes)} weights: save the model in one dtype")
     return dtypes[0]
 
 
 def write_weights(
     stored: dict[str, safetensors_files.Stored], adapter: Any, shape: Shape, padded: int, writer: checkpoint.Writer
 ) -> None:
-    """Convert every weight, proving that each comes back bit for bit. One weight is in memory at a time."""
+    """Convert every weight and check that it converts back bit for bit. One weight is in memory at a time."""
     import torch
 
     todo = list(plan.pieces(adapter, shape))
@@ -58,12 +62,17 @@ def write_weights(
         parts = [safetensors_files.read(stored[name]) for name in piece.hugging_face]
         if piece.megatron is None:
             if any(part.any() for part in parts):
-                raise UserError(f"{piece.hugging_face[0]} is not zero, and Megatron's model has no place for it")
+                raise UserError(
+                    f"{piece.hugging_face[0]} is not zero, and Megatron's model has no such bias: "
+                    "this model cannot be imported"
+                )
             continue
         tensor = piece.rule.join(parts, shape)
         back = piece.rule.split(tensor, shape)
         if not all(a is b or torch.equal(a, b) for a, b in zip(back, parts, strict=True)):
-            raise UserError(f"converting {piece.hugging_face[0]} there and back changes it: the adapter is wrong")
+            raise UserError(
+                f"{piece.hugging_face[0]} does not convert back to the same values: this is a bug in {adapter.__name__}"
+            )
         writer.write(piece.megatron, tensor, piece.layer)
         if piece.megatron in VOCABULARY_ROWS and padded > shape.vocab:
             rows = torch.zeros((padded - shape.vocab, *tensor.shape[1:]), dtype=tensor.dtype)
@@ -73,15 +82,18 @@ def write_weights(
 def import_folder(
     model: Path, output: Path, divisible_by: int = DIVISIBLE_BY, tensor_parallel: int = 1
 ) -> dict[str, Any]:
-    """Convert, prove, and put the checkpoint in place; returns the parity figures. Raises UserError when a gate fails.
+    """Convert a Hugging Face folder, check the result and write `output`. Returns the figures of `parity.compare`.
 
     Args:
-        divisible_by: Megatron's --make-vocab-size-divisible-by in the run to come.
-        tensor_parallel: its tensor-model-parallel-size, which the padding depends on too.
+        divisible_by: Megatron's --make-vocab-size-divisible-by of the run that will load the checkpoint.
+        tensor_parallel: --tensor-model-parallel-size of that run; the padding depends on it too.
+
+    Raises:
+        UserError: an input is unusable, or a check fails; no output folder is made.
     """
     check_output(output)
     config = read_json(model / "config.json")
-    adapter = families.adapter_of_config(config)
+    adapter = architectures.adapter_of_config(config)
     shape = adapter.shape_of(config)
     stored = safetensors_files.contents(model)
     dtype = check_weights(stored, adapter, shape, model)
@@ -126,8 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder: config.json and safetensors")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint folder to make")
-    parser.add_argument("--divisible-by", type=int, default=DIVISIBLE_BY, help="--make-vocab-size-divisible-by to come")
-    parser.add_argument("--tensor-parallel", type=int, default=1, help="tensor parallel size of the run to come")
+    parser.add_argument(
+        "--divisible-by", type=int, default=DIVISIBLE_BY, help="--make-vocab-size-divisible-by of the run"
+    )
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="tensor parallel size of the run")
     given = parser.parse_args()
     report_metrics(**import_folder(given.model, given.output, given.divisible_by, given.tensor_parallel))
 

@@ -1,9 +1,9 @@
-"""Logits of Megatron's own forward pass, for the parity gate: one process, fp32, no training stack.
+"""Compute the logits of Megatron's own forward pass for the parity check: one process, fp32, no training stack.
 
     python -m converters.megatron_forward CHECKPOINT/iter_0000100 prompts.json logits.pt
 
-The model is Megatron's `GPTModel` built from the checkpoint's own arguments (local layer spec); the weights are read by
-Megatron's own `dist_checkpointing`, so that nothing of the conversion is shared with what it is compared to.
+The model is Megatron's `GPTModel`, built from the arguments in the checkpoint (local layer spec). Megatron's own
+`dist_checkpointing` reads the weights, so this side of the comparison uses none of the conversion code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from converters.checkpoint import arguments as read_arguments
 
 
 def build(arguments: Any, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> Any:
-    """This rank's part of the run's model, in fp32 and evaluation mode; Megatron's parallel state is set up."""
+    """Build this rank's part of the run's model, in fp32 and evaluation mode. Needs Megatron's parallel state."""
     import torch
     import torch.nn.functional as F
     from megatron.core import parallel_state
@@ -85,10 +85,10 @@ def main() -> None:
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(0)
-    model = build(arguments).cuda()  # made on the CPU; where the stand-in for CUDA is, it stays there
+    model = build(arguments).cuda()  # built on the CPU; without a GPU, megatron_on_cpu makes .cuda() a no-op
     wanted = model.state_dict().keys()
     loaded = dist_checkpointing.load(model.sharded_state_dict(), str(iteration))
-    # what is not a tensor (arguments, schedules) comes along whatever was asked for
+    # dist_checkpointing.load also returns non-tensors (arguments, schedules), whatever was requested
     model.load_state_dict({key: value for key, value in loaded.items() if key in wanted}, strict=True)
     logits = []
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""The gate: logits of Megatron's own forward against Hugging Face's, in fp32, on fixed prompts.
+"""The parity check: compare the fp32 logits of Megatron's own forward and of Hugging Face's on fixed prompts.
 
-The two forwards share nothing but the prompts: Megatron reads its checkpoint by its own `dist_checkpointing`, in a
-process of its own (`converters.megatron_forward`), transformers reads the folder.
+The two forwards share only the prompts. Megatron reads its checkpoint with its own `dist_checkpointing`, in a separate
+process (`converters.megatron_forward`); transformers reads the Hugging Face folder.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ PROMPTS = (
     "　 \t𠮷🙂",
     "一",
 )
-RANDOM_PROMPTS = 6  # of random ids, for every model; the only ones for a folder without a tokenizer
+RANDOM_PROMPTS = 6  # of random token ids; a folder without a tokenizer is checked with these only
 RANDOM_TOKENS = 24
 
 
 def prompt_ids(folder: Path, vocab: int, positions: int) -> list[list[int]]:
-    """Token ids of the prompts by the folder's `tokenizer.json`, where it has one, and some drawn at random."""
+    """Token ids of PROMPTS by the folder's `tokenizer.json`, if there is one, and of the random prompts."""
     prompts: list[list[int]] = []
     if (folder / "tokenizer.json").exists():
         from tokenizers import Tokenizer
@@ -47,20 +47,20 @@ def prompt_ids(folder: Path, vocab: int, positions: int) -> list[list[int]]:
 
 
 def hugging_face_logits(folder: Path, prompts: list[list[int]]) -> list[Any]:
-    """fp32 logits `[tokens, vocabulary]` of each prompt; raises UserError on a missing or unexpected weight."""
+    """fp32 logits `[tokens, vocabulary]` of each prompt. Raises UserError for a missing or unexpected weight."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if wrong:
-        raise UserError(f"transformers does not load {folder} as it is: {wrong[:3]}")
+        raise UserError(f"{folder}: transformers finds missing, unexpected or misshapen weights: {wrong[:3]}")
     with torch.no_grad():
         return [model(torch.tensor([ids])).logits[0] for ids in prompts]
 
 
 def megatron_logits(iteration: Path, prompts: list[list[int]]) -> list[Any]:
-    """The same `[tokens, padded vocabulary]` from Megatron's own forward."""
+    """fp32 logits `[tokens, padded vocabulary]` of each prompt from Megatron's own forward."""
     import torch
 
     with tempfile.TemporaryDirectory(prefix="parity-") as work:
@@ -73,16 +73,16 @@ def megatron_logits(iteration: Path, prompts: list[list[int]]) -> list[Any]:
         if result.returncode != 0:
             print(result.stdout + result.stderr, flush=True)
             last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"Megatron's own forward of {iteration} failed: {last}")
+            raise UserError(f"Megatron's forward of {iteration} failed: {last}. Its output is above")
         loaded: list[Any] = torch.load(answers)
         return loaded
 
 
 def compare(megatron: list[Any], hugging_face: list[Any]) -> dict[str, Any]:
-    """The parity figures over all positions; `passed` says whether the gate opens. Raises UserError on NaN.
+    """Compute the parity figures over all positions. Raises UserError if a logit is NaN or infinite.
 
-    Megatron's logits may have more columns, the padding: they are left out of the difference and the divergence, but
-    the argmax is taken over all of them, and their share of probability is reported.
+    Megatron's logits may have extra columns for the padding. The difference and the divergence exclude them, the argmax
+    includes them, and their total probability is reported.
 
     Returns:
         max_abs_diff, argmax_agreement (percent), kl (mean, nats), padding_probability (mean), prompts, positions,
@@ -102,7 +102,7 @@ def compare(megatron: list[Any], hugging_face: list[Any]) -> dict[str, Any]:
         padding += theirs.softmax(-1)[:, vocab:].sum().item()
         positions += len(ours)
         if not torch.isfinite(theirs).all() or not torch.isfinite(ours).all():
-            raise UserError("the logits are not finite: the model diverged, look at the loss curve")
+            raise UserError("the logits are not finite, so the model diverged: look at the loss curve")
     agreement = 100.0 * agree / positions
     return {
         "max_abs_diff": difference,
@@ -119,5 +119,5 @@ def compare(megatron: list[Any], hugging_face: list[Any]) -> dict[str, Any]:
 def refusal(parity: dict[str, Any], evidence: Path) -> UserError:
     return UserError(
         f"the converted model differs from the original: max difference {parity['max_abs_diff']:.2e}, argmax agreement "
-        f"{parity['argmax_agreement']:.2f} %; see {evidence}"
+        f"{parity['argmax_agreement']:.2f} %. All figures: {evidence}"
     )

@@ -1,4 +1,4 @@
-"""What a conversion does, in order: every piece of a model, by both names. Export and import walk the same plan."""
+"""The list of weights to convert, in order, with both names of each. Export and import use the same list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAYER_PREFIX = "decoder.layers."
 
 @dataclass(frozen=True)
 class Piece:
-    """One rule applied once: to the whole model (`layer` is None) or to one layer of a stacked tensor."""
+    """One application of a rule: to a weight of the model (`layer` is None) or to one layer of a stacked weight."""
 
     rule: Rule
     layer: int | None
@@ -23,7 +23,7 @@ class Piece:
 
 
 def pieces(adapter: Any, shape: Shape) -> Iterator[Piece]:
-    """All pieces: embedding first, then layer by layer, so that a reader of either side goes forward."""
+    """All pieces: the weights outside the layers first, then layer by layer, so that files are read sequentially."""
     for rule in adapter.model_rules(shape):
         yield Piece(rule, None, rule.megatron, rule.hugging_face)
     for layer in range(shape.layers):
@@ -33,7 +33,7 @@ def pieces(adapter: Any, shape: Shape) -> Iterator[Piece]:
 
 
 def megatron_shapes(adapter: Any, shape: Shape, padded: int) -> dict[str, Dimensions]:
-    """The strict set of a checkpoint's weights with their sizes, vocabulary rows padded."""
+    """Names and sizes of all weights that a checkpoint must have, with padded vocabulary rows."""
     found: dict[str, Dimensions] = {}
     for rule in adapter.model_rules(shape):
         size = rule.megatron_shape(shape)
@@ -45,7 +45,7 @@ def megatron_shapes(adapter: Any, shape: Shape, padded: int) -> dict[str, Dimens
 
 
 def hugging_face_entries(adapter: Any, shape: Shape) -> list[tuple[str, Dimensions]]:
-    """The strict list of a Hugging Face folder's weights with their sizes, in the order of `pieces`."""
+    """Names and sizes of all weights that a Hugging Face folder must have, in the order of `pieces`."""
     entries: list[tuple[str, Dimensions]] = []
     for piece in pieces(adapter, shape):
         entries += zip(piece.hugging_face, piece.rule.hugging_face_shapes(shape), strict=True)
@@ -53,11 +53,13 @@ def hugging_face_entries(adapter: Any, shape: Shape) -> list[tuple[str, Dimensio
 
 
 def check_keys(found: dict[str, Dimensions], wanted: dict[str, Dimensions], where: str) -> None:
-    """Raise UserError when `where` lacks a weight, holds one too many, or one of another shape."""
+    """Raise UserError if `where` has a missing weight, an extra weight or a weight of another shape."""
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
-        some = [f"{kind} {', '.join(names[:3])}" for kind, names in (("lacks", missing), ("has also", extra)) if names]
-        raise UserError(f"{where} does not hold the weights that its own description says: it {' and '.join(some)}")
+        some = [f"{kind} {', '.join(names[:3])}" for kind, names in (("lacks", missing), ("also has", extra)) if names]
+        raise UserError(f"{where}: the weights do not match the model's configuration: it {' and '.join(some)}")
     for key, shape in wanted.items():
         if tuple(found[key]) != tuple(shape):
-            raise UserError(f"{where}: {key} is {tuple(found[key])}, its own description says {tuple(shape)}")
+            raise UserError(
+                f"{where}: {key} has shape {tuple(found[key])}, the model's configuration gives {tuple(shape)}"
+            )

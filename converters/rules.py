@@ -1,7 +1,7 @@
-"""How single weights differ between Megatron and Hugging Face: the rules that an architecture's table is made of.
+"""Rules that convert single weights between Megatron and Hugging Face. An architecture is a table of these rules.
 
-Every rule turns one Megatron tensor into some Hugging Face tensors (`split`) and back (`join`), without arithmetic, so
-that there and back again is exact. Rotary embeddings need no rule: both sides rotate halves.
+Every rule turns one Megatron tensor into one or more Hugging Face tensors (`split`) and back (`join`) without
+arithmetic, so a round trip is exact. Rotary embeddings need no rule: both sides rotate halves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Dimensions = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's shape, in the field's names; `vocab` is Hugging Face's row count, without padding."""
+    """The shape of a decoder. `vocab` is Hugging Face's number of rows, without padding."""
 
     layers: int
     hidden: int
@@ -40,9 +40,9 @@ class Shape:
 
 
 class Rule:
-    """One weight of Megatron's (`megatron`) and the weights of Hugging Face's that hold the same numbers.
+    """One Megatron weight (`megatron`) and the Hugging Face weights with the same values (`hugging_face`).
 
-    Names are relative to `decoder.layers.` and `model.layers.N.` in a layer's rules, and whole in the model's.
+    In a layer's rules, names are relative to `decoder.layers.` and `model.layers.N.`; in the model's they are complete.
     """
 
     megatron: str | None
@@ -55,7 +55,7 @@ class Rule:
         raise NotImplementedError
 
     def split(self, tensor: Any, shape: Shape) -> list[Any]:
-        """Hugging Face's tensors, in the order of `hugging_face`; views where they can be."""
+        """Hugging Face's tensors, in the order of `hugging_face`; views where possible."""
         raise NotImplementedError
 
     def join(self, tensors: Sequence[Any], shape: Shape) -> Any:
@@ -90,9 +90,9 @@ class Same(Rule):
 
 @dataclass(frozen=True)
 class GroupedQKV(Rule):
-    """Megatron keeps query, key and value in one matrix, by key-value head: its query heads, its key, its value.
+    """Megatron stores query, key and value in one matrix: for each key-value head its query heads, its key, its value.
 
-    Shape [groups x (heads / groups + 2) x head_dim, hidden], or without the last for a bias (`kind`). Source:
+    Shape [groups x (heads / groups + 2) x head_dim, hidden]; a bias (`kind`) has no `hidden` dimension. Source:
     `SelfAttention.get_query_key_value_tensors` in megatron/core/transformer/attention.py.
     """
 
@@ -131,7 +131,7 @@ class GroupedQKV(Rule):
 
 @dataclass(frozen=True)
 class GateUp(Rule):
-    """SwiGLU's two matrices, which Megatron keeps in one: the gate's rows, then the other's (arXiv 2002.05202)."""
+    """Megatron stores SwiGLU's two matrices in one: the rows of gate, then of up (arXiv 2002.05202)."""
 
     megatron: str = "mlp.linear_fc1.weight"
     hugging_face: tuple[str, ...] = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
@@ -153,7 +153,8 @@ class GateUp(Rule):
 
 @dataclass(frozen=True)
 class Zeros(Rule):
-    """A bias that Hugging Face's class always has and this Megatron model has not: zeros, refused when they are not."""
+    """A bias that Hugging Face's class always has and this Megatron model lacks. Export writes zeros; import requires
+    zeros."""
 
     name: str
     dimension: str
@@ -175,7 +176,7 @@ UNTIED = Same("output_layer.weight", "lm_head.weight", ("vocab", "hidden"))
 VOCABULARY_ROWS = ("embedding.word_embeddings.weight", "output_layer.weight")  # Megatron pads these
 
 LAYER = (
-    # norms carry Transformer Engine's names from either layer spec (`sharded_state_dict_keys_map`)
+    # norms have Transformer Engine's names under both layer specs (`sharded_state_dict_keys_map`)
     Same("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight", ("hidden",)),
     GroupedQKV("weight"),
     Same("self_attention.linear_proj.weight", "self_attn.o_proj.weight", ("hidden", "query")),

@@ -1,7 +1,7 @@
-"""Hugging Face weight folders, a tensor at a time: safetensors, sharded, read and written in constant memory.
+"""Read and write Hugging Face's safetensors folders, sharded or not, one tensor at a time in constant memory.
 
-The library's own `save_file` wants a whole shard in memory, and its reader maps whole files. The format is: 8 bytes
-with the header's length (little endian), a JSON header {name: {dtype, shape, data_offsets}}, then the numbers.
+The library's `save_file` needs a whole shard in memory, and its reader maps whole files. The format is: 8 bytes
+with the header's length (little endian), a JSON header {name: {dtype, shape, data_offsets}}, then the values.
 Source: github.com/huggingface/safetensors, "Format".
 """
 
@@ -20,8 +20,8 @@ from artifacts.files import read_json, write_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5 * 10**9  # as transformers shards by default
-ALIGNMENT = 8  # of the header's end, as the library pads it
+SHARD_BYTES = 5 * 10**9  # transformers' default
+ALIGNMENT = 8  # of the header's end, like the library's
 
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # torch's and safetensors' names of a dtype
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -30,7 +30,7 @@ Entry = tuple[str, tuple[int, ...]]
 
 
 def _shards(entries: list[Entry], itemsize: int, limit: int) -> list[list[Entry]]:
-    """Entries in their order, cut where a shard would grow past `limit` bytes; every shard holds at least one."""
+    """Split the entries, in order, into shards of at most `limit` bytes; every shard has at least one entry."""
     shards: list[list[Entry]] = [[]]
     size = 0
     for name, shape in entries:
@@ -44,11 +44,11 @@ def _shards(entries: list[Entry], itemsize: int, limit: int) -> list[list[Entry]
 
 
 class Writer:
-    """Write tensors of one dtype in the order announced; a context manager.
+    """Write tensors of one dtype in the order of `entries`; a context manager.
 
     Args:
-        folder: gets `model.safetensors`, or shards and their index.
-        entries: (name, shape) of every tensor, in the order in which `write` is called.
+        folder: where `model.safetensors`, or the shards and their index, are written.
+        entries: (name, shape) of every tensor, in the order of the calls of `write`.
         dtype: torch's name, e.g. "float32"; tensors are cast to it.
     """
 
@@ -76,12 +76,12 @@ class Writer:
         return file
 
     def write(self, name: str, tensor: Any) -> None:
-        """Append a tensor; ValueError when it is not the one that is due."""
+        """Append a tensor. Raises ValueError if it is not the next one of `entries`."""
         import torch
 
         number, due, shape = self.queue.pop(0)
         if (name, tuple(tensor.shape)) != (due, shape):
-            raise ValueError(f"{due} {shape} is due, not {name} {tuple(tensor.shape)}")
+            raise ValueError(f"expected {due} {shape}, got {name} {tuple(tensor.shape)}")
         if self.open is None or self.open[0] != number:
             if self.open is not None:
                 self.open[1].close()
@@ -98,7 +98,7 @@ class Writer:
         if kind is not None:
             return
         if self.queue:
-            raise ValueError(f"{len(self.queue)} tensors were announced and not written, the first {self.queue[0][1]}")
+            raise ValueError(f"{len(self.queue)} tensors of `entries` were not written, the first {self.queue[0][1]}")
         if len(self.shards) > 1:
             total = sum(prod(shape) for shard in self.shards for _, shape in shard) * BYTES[self.dtype]
             names = {name: self._path(number).name for number, shard in enumerate(self.shards) for name, _ in shard}
@@ -107,7 +107,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies: bytes `begin` to `end` of a file."""
+    """Where a tensor is stored: bytes `begin` to `end` of a file."""
 
     path: Path
     dtype: str
@@ -125,24 +125,27 @@ def _header(path: Path) -> dict[str, Stored]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: fetch the folder again") from None
+        raise UserError(f"{path} is missing: download or export the model again") from None
     except (ValueError, struct.error) as error:
-        raise UserError(f"{path} is not a safetensors file ({error}): fetch it again") from None
+        raise UserError(f"{path} is not a safetensors file ({error}): download or export it again") from None
     header.pop("__metadata__", None)
     torch_names = {short: name for name, short in NAMES.items()}
     found = {}
     for name, entry in header.items():
         if entry["dtype"] not in torch_names:
-            raise UserError(f"{path}: {name} is {entry['dtype']}; weights must be {', '.join(sorted(torch_names))}")
+            raise UserError(
+                f"{path}: {name} has dtype {entry['dtype']}, and only {', '.join(sorted(torch_names))} are supported: "
+                "save the model in one of them"
+            )
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         if end > size:
-            raise UserError(f"{path} is cut: it ends within {name}; fetch it again")
+            raise UserError(f"{path} is truncated: it ends within {name}. Download or export it again")
         found[name] = Stored(path, torch_names[entry["dtype"]], tuple(entry["shape"]), begin, end)
     return found
 
 
 def contents(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a folder by name; UserError when there are none, or when a shard is missing or cut."""
+    """All tensors of a folder by name. Raises UserError if there are none, or if a shard is missing or truncated."""
     if (folder / INDEX).exists():
         names = read_json(folder / INDEX)["weight_map"]
         found = {
@@ -150,18 +153,20 @@ def contents(folder: Path) -> dict[str, Stored]:
         }
         missing = sorted(set(names) - set(found))
         if missing:
-            raise UserError(f"{folder / names[missing[0]]} lacks {missing[0]}, which the index says it holds")
+            raise UserError(
+                f"{folder / names[missing[0]]} has no {missing[0]}, but {INDEX} lists it: download or export it again"
+            )
         return found
     if not (folder / SINGLE).exists():
-        other = " (pytorch_model.bin is a pickle and is not read: save it as safetensors)" * bool(
+        other = ". It has a .bin pickle, which is not supported: save the model as safetensors" * bool(
             list(folder.glob("*.bin"))
         )
-        raise UserError(f"{folder} holds no {SINGLE} and no {INDEX}{other}")
+        raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}{other}")
     return _header(folder / SINGLE)
 
 
 def read(stored: Stored) -> Any:
-    """One tensor, read into memory of its own; UserError when the file ends early."""
+    """Read one tensor into new memory. Raises UserError if the file is truncated."""
     import torch
 
     buffer = torch.empty(stored.end - stored.begin, dtype=torch.uint8)
@@ -171,6 +176,6 @@ def read(stored: Stored) -> Any:
         while view:
             count = file.readinto(view)
             if not count:
-                raise UserError(f"{stored.path} is cut: fetch it again")
+                raise UserError(f"{stored.path} is truncated: download or export it again")
             view = view[count:]
     return buffer.view(getattr(torch, stored.dtype)).view(stored.shape)

@@ -1,7 +1,7 @@
-"""The three sizes of a vocabulary, in one place: the tokenizer's, Megatron's padded one, and Hugging Face's.
+"""The three sizes of a vocabulary: the tokenizer's, Megatron's padded one, and Hugging Face's.
 
-Megatron pads the embedding so that it divides over tensor-parallel ranks. The added rows are no tokens: an export cuts
-them, since a model that keeps them can emit ids that decode to nothing; an import puts them back.
+Megatron pads the embedding so that it divides over tensor-parallel ranks. The added rows are not tokens. Export removes
+them, because a model that keeps them can emit ids that decode to nothing; import adds them again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from artifacts.vocabulary import padded_size
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`tokenizer` <= `hugging_face` <= `padded`; the rows between the last two are padding."""
+    """`tokenizer` <= `hugging_face` <= `padded`. Rows from `hugging_face` to `padded` are padding."""
 
     tokenizer: int
     hugging_face: int
@@ -23,24 +23,24 @@ class Vocabulary:
 
 
 def of_checkpoint(arguments: Any, tokenizer: int) -> Vocabulary:
-    """Sizes of a Megatron run exported with a tokenizer of so many tokens.
+    """Vocabulary sizes of a Megatron run that is exported with a tokenizer of `tokenizer` tokens.
 
-    A run that names its `--vocab-size` (an imported model has more rows than tokens) keeps that size; else the
-    tokenizer's counts. Raises UserError when the rows to be cut are not just padding: the tokenizer is another one.
+    If the run sets `--vocab-size` (an imported model has more rows than tokens), that size is kept, else the
+    tokenizer's. Raises UserError if the rows to remove are not just padding: then the tokenizer is not the run's.
     """
     size = getattr(arguments, "vocab_size", None) or tokenizer
     padded = arguments.padded_vocab_size
     if tokenizer > size or size > padded:
         raise UserError(
             f"the tokenizer has {tokenizer} tokens, the checkpoint's embedding {min(size, padded)} rows: "
-            "it belongs to another model"
+            "give the tokenizer that the model was trained with"
         )
     divisible_by, tensor_parallel = arguments.make_vocab_size_divisible_by, arguments.tensor_model_parallel_size
     wanted = padded_size(size, divisible_by, tensor_parallel)
     if padded != wanted:
         raise UserError(
-            f"the checkpoint's embedding has {padded} rows, and padding {size} tokens (divisible by {divisible_by}, "
-            f"tensor parallel {tensor_parallel}) gives {wanted}: the tokenizer belongs to another model, or give the "
-            "model's own size with --vocab-size"
+            f"the checkpoint's embedding has {padded} rows, but {size} tokens padded (divisible by {divisible_by}, "
+            f"tensor parallel {tensor_parallel}) give {wanted}: give the tokenizer that the model was trained with, or "
+            "the model's size with --vocab-size"
         )
     return Vocabulary(tokenizer, size, padded)

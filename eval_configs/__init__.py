@@ -1,1 +1,1 @@
-"""OpenCompass configs of the project, and the classes that they name. Run by `launch.scoring.evaluate`."""
+"""The project's OpenCompass configs, and the classes that they use. `launch.scoring.evaluate` runs them."""

@@ -1,6 +1,6 @@
-"""Suite `api_gen`: a served model, by OpenAI's protocol: the sets of `chat_gen`, so that serving can be compared.
+"""Suite `api_gen`: the sets of `chat_gen` on a served model, by OpenAI's protocol, to compare serving with local runs.
 
-`OpenAISDK` is behind it, not `OpenAI`: that one asks for ever when a server answers with HTTP 500.
+It uses OpenCompass's `OpenAISDK`, because its `OpenAI` retries for ever if a server answers with HTTP 500.
 """
 
 from mmengine.config import read_base

@@ -1,4 +1,4 @@
-"""Suite `base_gen`: base models that write their answer after five examples."""
+"""Suite `base_gen`: base models generate their answer after five examples."""
 
 from mmengine.config import read_base
 

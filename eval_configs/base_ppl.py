@@ -1,4 +1,4 @@
-"""Suite `base_ppl`: the headline of base models, by perplexity: no answer has to be parsed."""
+"""Suite `base_ppl`: the main scores of base models, by perplexity, so no generated answer has to be parsed."""
 
 from mmengine.config import read_base
 

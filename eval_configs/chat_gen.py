@@ -1,4 +1,4 @@
-"""Suite `chat_gen`: chat models, through their own template; they can only be asked to write."""
+"""Suite `chat_gen`: chat models generate their answer, through their own chat template."""
 
 from mmengine.config import read_base
 

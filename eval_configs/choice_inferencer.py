@@ -1,9 +1,9 @@
-"""The inferencer of the next-line set: the likeliest choice is the answer, by the summed loss of the whole text.
+"""The inferencer for question files: the answer is the choice with the smallest summed loss of the whole text.
 
 OpenCompass's `PPLInferencer` compares the mean loss over all tokens of prompt and choice. With choices of equal length
-in characters that is not quite a comparison of likelihoods: a rare character takes two or three byte tokens where a
-common one takes one, and the mean rewards the longer token sequence. The sum has no such slant: the prompt is the
-same for the choices, so the smallest sum is the choice with the largest P(choice | prompt).
+in characters the mean is biased: a rare character is two or three byte tokens, a common one is one token, and the mean
+favours the longer token sequence. The sum has no such bias. The prompt is the same for all choices, so the smallest
+sum belongs to the choice with the largest P(choice | prompt).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from eval_configs.models import summed_loss
 
 
 class _Summed:
-    """A model whose perplexity of a text is its summed loss; all else is the model's own."""
+    """Wraps a model: the perplexity of a text is its summed loss. Everything else is forwarded to the model."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -26,7 +26,7 @@ class _Summed:
 
     def get_ppl_from_template(self, templates: list[str], mask_length: list[int] | None = None) -> Any:
         if mask_length is not None:
-            raise ValueError("whole texts are scored: normalizing_str is not supported")
+            raise ValueError("normalizing_str is not supported: the whole text is scored. Remove it from the config")
         return summed_loss(self._model, templates)
 
 

@@ -1,7 +1,7 @@
-"""The model classes that the suites name: OpenCompass's own Hugging Face ones, with what they leave unsaid.
+"""The model classes of the suites: subclasses of OpenCompass's models.
 
-Both say in the log how many texts were longer than the model takes (OpenCompass cuts such texts on the left and goes
-on) and can score a text by its summed loss, which `eval_configs.choice_inferencer` asks for.
+The two Hugging Face classes log how many texts are longer than the model's context (OpenCompass truncates them on the
+left without a message). `summed_loss` scores a text for `eval_configs.choice_inferencer`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from opencompass.models.huggingface_above_v4_33 import _convert_base_messages, _
 
 
 def tell_cut(tokenizer: Any, texts: list[str], longest: int) -> None:
-    """Print `cut N of M texts to L tokens` when some are longer; `launch.scoring.results` reads it from the log."""
+    """Print `cut N of M texts to L tokens` if some are longer. `launch.scoring.results` reads it from the log."""
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     cut = sum(length > longest for length in lengths)
     if cut:
@@ -23,16 +23,18 @@ def tell_cut(tokenizer: Any, texts: list[str], longest: int) -> None:
 
 
 def summed_loss(model: Any, texts: list[str]) -> Any:
-    """Summed negative log-likelihood of each text in nats after its first token, a float32 array [len(texts)].
+    """Summed negative log-likelihood in nats of each text, without its first token: a float32 array [len(texts)].
 
-    Special tokens written in a text (ChatML's) become their ids, and none is added: the text is scored as it stands.
-    Raises ValueError when a text is longer than `max_seq_len`.
+    Special tokens written in a text (e.g. ChatML's) become their ids; no other special token is added.
+    Raises ValueError if a text is longer than `max_seq_len`.
     """
     options = dict(add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
     tokens = model.tokenizer(texts, **options)
     ids, attention = (tokens[name].to(model.model.device) for name in ("input_ids", "attention_mask"))
     if model.max_seq_len and ids.shape[1] > model.max_seq_len:
-        raise ValueError(f"a text of {ids.shape[1]} tokens is longer than the model's {model.max_seq_len}")
+        raise ValueError(
+            f"a text has {ids.shape[1]} tokens, the model takes {model.max_seq_len}: shorten the questions"
+        )
     with torch.inference_mode():
         logits = model.model(input_ids=ids, attention_mask=attention).logits[:, :-1].float()
         labels = ids[:, 1:]
@@ -41,10 +43,10 @@ def summed_loss(model: Any, texts: list[str]) -> Any:
 
 
 class ServedModel(OpenAISDK):  # type: ignore[misc]
-    """A served model. `max_seq_len` is the longest prompt, as everywhere in these suites.
+    """A served model. `max_seq_len` is the longest prompt in tokens, as for the other classes.
 
-    OpenAISDK takes its own `max_seq_len` for prompt, answer and 100 tokens in reserve, and refuses a prompt that leaves
-    no room for them; but examples are left out only until a prompt is no longer than the same number.
+    OpenAISDK's `max_seq_len` covers the prompt, the answer and 100 reserved tokens, and it rejects a longer prompt. But
+    OpenCompass drops examples only until the prompt alone fits into it, so the answer and the reserve are added.
     """
 
     RESERVE = 100  # opencompass/models/openai_api.py, _preprocess_messages
@@ -54,7 +56,7 @@ class ServedModel(OpenAISDK):  # type: ignore[misc]
 
 
 class BaseModel(HuggingFaceBaseModel):  # type: ignore[misc]  # OpenCompass has no types
-    """A base model: the parts of a prompt are joined as they are."""
+    """A base model: the parts of a prompt are concatenated."""
 
     def get_ppl(self, inputs: list[Any], mask_length: list[int] | None = None) -> Any:
         tell_cut(self.tokenizer, _convert_base_messages(inputs), self.max_seq_len)
@@ -66,7 +68,7 @@ class BaseModel(HuggingFaceBaseModel):  # type: ignore[misc]  # OpenCompass has 
 
 
 class ChatModel(HuggingFacewithChatTemplate):  # type: ignore[misc]
-    """A chat model: prompts become turns of the model's own chat template."""
+    """A chat model: the parts of a prompt become turns of the model's chat template."""
 
     def generate(self, inputs: list[Any], max_out_len: int, **more: Any) -> list[str]:
         texts = [

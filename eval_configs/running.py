@@ -1,7 +1,7 @@
 """How OpenCompass runs a suite: all sets of a model in one process, on this machine.
 
-Alone, each of the 119 subjects of C-Eval and CMMLU would get a process of its own, 8 to 15 s each. `opencompass CONFIG
---slurm -p PARTITION` puts its own partitioner and runner in the place of these.
+By default each of the 119 subjects of C-Eval and CMMLU gets its own process, 8 to 15 s each. `opencompass CONFIG
+--slurm -p PARTITION` replaces the partitioner and the runner given here.
 """
 
 from opencompass.partitioners import NaivePartitioner

@@ -1,7 +1,7 @@
-"""The sets by generation: the model writes, and the first capital letter of what it wrote is its answer.
+"""The sets by generation: the model generates text, and the first capital letter of the text is its answer.
 
-Stock configs of OpenCompass, with `-gen` behind their names and paths that do not depend on the working folder.
-C-Eval and CMMLU with five examples; `cmmlu_gen` itself is another protocol (no example, chain of thought).
+These are OpenCompass's stock configs, with `-gen` after their names and paths that do not depend on the working folder.
+C-Eval and CMMLU have five examples. OpenCompass's `cmmlu_gen` has another protocol (no examples, chain of thought).
 """
 
 from mmengine.config import read_base

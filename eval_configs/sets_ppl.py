@@ -1,7 +1,7 @@
-"""The sets by perplexity: of the answers, each put after the question, the one with the lowest mean loss is taken.
+"""The sets by perplexity: each choice is put after the question, and the one with the lowest mean loss is the answer.
 
-Stock configs of OpenCompass, with `-ppl` behind their names (a ppl and a gen config of a set share one, and would take
-each other's results) and paths that do not depend on the working folder. Why these sets: eval_configs/sets.yaml.
+These are OpenCompass's stock configs, with `-ppl` after their names and paths that do not depend on the working folder.
+The stock names are the same for ppl and gen, which would mix up their results. Why these sets: eval_configs/sets.yaml.
 """
 
 from mmengine.config import read_base

@@ -1,10 +1,10 @@
-"""Tiny sets in the stock layouts, for checks of the plumbing: original, trivially simple, by code. Marked as smoke.
+"""Generate tiny, trivially simple sets in the formats of the real ones, to check that the evaluation runs.
 
     .venv/bin/python -m eval_configs.smoke_data --output /tmp/smoke            # the five subjects of `smoke_cpu`
     .venv-eval/bin/python -m eval_configs.smoke_data --output /tmp/smoke --whole   # every set of the suites, in small
 
-Point $COMPASS_DATA_CACHE at the folder. Nothing is learnt from a score on these; `myllm eval` marks such a score by the
-file SMOKE that lies beside the sets. The same call gives the same bytes.
+Set $COMPASS_DATA_CACHE to the folder. A score on these sets says nothing about a model: `myllm eval` marks it as smoke
+if the file SMOKE is beside the sets. The output is deterministic.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ PLACES = {
     "利马": "秘鲁",
     "奥斯陆": "挪威",
 }
-DEV, VAL = 5, 12  # rows of a subject: examples for the prompt, and questions
-WHOLE_VAL = 2  # the same where every subject of the exams is made
+DEV, VAL = 5, 12  # rows per subject: examples for the prompt, and questions
+WHOLE_VAL = 2  # questions per subject with --whole
 
 Question = tuple[str, str, list[str]]  # text, right answer, all answers of the subject
 
@@ -92,7 +92,7 @@ def write_table(file: Path, header: list[str], rows: Iterable[list[Any]]) -> Non
 
 
 def exam_rows(questions: list[Question], count: int, seed: str) -> list[list[str]]:
-    """`count` rows: question, four choices, the letter of the right one."""
+    """`count` rows: question, four choices, the letter of the correct choice."""
     chance = random.Random(seed)
     rows = []
     for text, right, answers in chance.sample(questions, count):
@@ -103,7 +103,7 @@ def exam_rows(questions: list[Question], count: int, seed: str) -> list[list[str
 
 
 def write_ceval(root: Path, subjects: dict[str, Callable[[], list[Question]]], val: int = VAL) -> int:
-    """`data/ceval/formal_ceval/{dev,val,test}/<subject>_<split>.csv`; returns the number of questions that count."""
+    """Write `data/ceval/formal_ceval/{dev,val,test}/<subject>_<split>.csv`. Returns the number of scored questions."""
     for subject, questions in subjects.items():
         rows = [[*row, ""] for row in exam_rows(questions(), DEV + val + 1, f"0 {subject}")]
         splits = {"dev": rows[:DEV], "val": rows[DEV : DEV + val], "test": rows[DEV + val :]}
@@ -114,7 +114,7 @@ def write_ceval(root: Path, subjects: dict[str, Callable[[], list[Question]]], v
 
 
 def write_cmmlu(root: Path, subjects: dict[str, Callable[[], list[Question]]], val: int = VAL) -> int:
-    """`data/cmmlu/{dev,test}/<subject>.csv`, seven columns; returns the number of questions that count."""
+    """Write `data/cmmlu/{dev,test}/<subject>.csv`, seven columns. Returns the number of scored questions."""
     for subject, questions in subjects.items():
         rows = exam_rows(questions(), DEV + val, f"1 {subject}")
         for split, part in {"dev": rows[:DEV], "test": rows[DEV:]}.items():
@@ -125,7 +125,7 @@ def write_cmmlu(root: Path, subjects: dict[str, Callable[[], list[Question]]], v
 
 
 def write_c3(root: Path) -> int:
-    """`data/CLUE/C3/dev_0.json`: dialogues with two to four choices, as C3 has them."""
+    """Write `data/CLUE/C3/dev_0.json`: dialogues with two to four choices, as in C3."""
     chance = random.Random("c3")
     rows: list[Any] = []
     for number, (city, country) in enumerate(PLACES.items()):
@@ -141,7 +141,7 @@ def write_c3(root: Path) -> int:
 
 
 def write_chid(root: Path) -> int:
-    """`data/FewCLUE/chid/{dev_few_all,test_public}.json`: JSON lines, seven idioms each."""
+    """Write `data/FewCLUE/chid/{dev_few_all,test_public}.json`: JSON lines, seven idioms each."""
     chance = random.Random("chid")
     lines = []
     for number, (idiom, sentence) in enumerate(IDIOMS.items()):
@@ -157,7 +157,7 @@ def write_chid(root: Path) -> int:
 
 
 def write_xstory_cloze(root: Path) -> int:
-    """`data/xstory_cloze/zh_{train,eval}.jsonl`: four sentences, two endings."""
+    """Write `data/xstory_cloze/zh_{train,eval}.jsonl`: four sentences, two endings."""
     chance = random.Random("story")
     lines = []
     for number, (city, country) in enumerate(PLACES.items()):
@@ -177,21 +177,21 @@ def write_xstory_cloze(root: Path) -> int:
 
 
 def mark(root: Path) -> None:
-    """Say, beside the sets, what they are; refuses a folder that holds real ones."""
+    """Write the file SMOKE beside the sets. Raises UserError if the folder has real sets."""
     if (root / "data").exists() and not (root / MARK).exists():
-        raise UserError(f"{root / 'data'} holds sets that are not smoke: give --output another folder")
+        raise UserError(f"{root / 'data'} has sets that are not smoke: give another folder with --output")
     root.mkdir(parents=True, exist_ok=True)
     (root / MARK).write_text("Made by eval_configs.smoke_data. Scores on these sets say nothing about a model.\n")
 
 
 def write_smoke(root: Path) -> int:
-    """The five subjects of `smoke_cpu`; returns the number of questions that count."""
+    """Write the five subjects of `smoke_cpu`. Returns the number of scored questions."""
     mark(root)
     return write_ceval(root, CEVAL) + write_cmmlu(root, CMMLU)
 
 
 def write_whole(root: Path) -> int:
-    """Every set that the suites ask, with all subjects of the exams; needs mmengine and OpenCompass's configs."""
+    """Write every set of the suites, with all subjects of the exams. Needs mmengine and OpenCompass's configs."""
     from mmengine.config import Config
 
     mark(root)
@@ -211,9 +211,9 @@ def write_whole(root: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="for $COMPASS_DATA_CACHE")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; set $COMPASS_DATA_CACHE to it")
     parser.add_argument(
-        "--whole", action="store_true", help="every set of the suites (run it with .venv-eval/bin/python)"
+        "--whole", action="store_true", help="write every set of the suites (needs .venv-eval/bin/python)"
     )
     arguments = parser.parse_args()
     count = write_whole(arguments.output) if arguments.whole else write_smoke(arguments.output)

@@ -1,10 +1,10 @@
-"""AutoGen with the served model: a team of two, a poet who writes and an editor who answers, turn by turn.
+"""AutoGen with the served model: a poet and an editor take turns.
 
     myllm serve runs/poetry-tiny/models/dpo &                        # another terminal
-    .venv-clients/bin/python examples/autogen_team.py --server http://127.0.0.1:8000 写一首五绝。
+    .venv-clients/bin/python examples/autogen_team.py --server http://127.0.0.1:8000 写一首诗。
 
-The key comes from $MYLLM_API_KEY or the file that `myllm serve` left. Each agent sees the last two messages: a tiny
-model has room for no more. Needs `make env-clients`.
+The key comes from $MYLLM_API_KEY or the key file of `myllm serve`. Each agent sees the last two messages, because the
+context of a tiny model is short. Needs `make env-clients`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from server import Address, parser, reach, run_main
 
 ROLES = {"poet": "你是诗人。", "editor": "你是编辑，续写下一句。"}
-# AutoGen knows the models of its vendors; of any other it must be told what it can do.
+# AutoGen knows the abilities of its vendors' models only; for other models they must be given.
 MODEL_INFO = {
     "vision": False,
     "function_calling": False,
@@ -27,7 +27,7 @@ MODEL_INFO = {
 
 
 def client(address: Address, tokens: int) -> Any:
-    """AutoGen's OpenAI client, pointed at the local server."""
+    """AutoGen's OpenAI client, connected to the local server."""
     from autogen_ext.models.openai import OpenAIChatCompletionClient
 
     return OpenAIChatCompletionClient(
@@ -42,7 +42,7 @@ def client(address: Address, tokens: int) -> Any:
 
 
 async def discuss(address: Address, task: str, turns: int, tokens: int) -> list[tuple[str, str]]:
-    """Let the team work on a task for so many turns; who said what."""
+    """Run the team on a task for `turns` messages. Returns (speaker, text) of every message."""
     from autogen_agentchat.agents import AssistantAgent
     from autogen_agentchat.conditions import MaxMessageTermination
     from autogen_agentchat.teams import RoundRobinGroupChat
@@ -72,9 +72,9 @@ def talk(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     made = parser(__doc__)
-    made.add_argument("task")
-    made.add_argument("--turns", type=int, default=4, help="messages of the agents (default: %(default)s)")
-    made.add_argument("--max-tokens", type=int, default=48, help="longest message (default: %(default)s)")
+    made.add_argument("task", help="first message to the team")
+    made.add_argument("--turns", type=int, default=4, help="number of messages from the agents (default: %(default)s)")
+    made.add_argument("--max-tokens", type=int, default=48, help="most tokens of a message (default: %(default)s)")
     talk(made.parse_args())
 
 

@@ -1,11 +1,11 @@
-"""LangChain with the served model: a chain that remembers, and answers from a folder of texts (BM25, all offline).
+"""LangChain with the served model: a chat with memory, and answers from a folder of texts (BM25, offline).
 
     myllm serve runs/poetry-tiny/models/dpo &                        # another terminal
-    .venv-clients/bin/python examples/langchain_chat.py --server http://127.0.0.1:8000 写一首五绝。 再写一首。
-    .venv-clients/bin/python examples/langchain_chat.py --folder examples/notes 王维写过什么？
+    .venv-clients/bin/python examples/langchain_chat.py --server http://127.0.0.1:8000 写一首诗。 再写一首。
+    .venv-clients/bin/python examples/langchain_chat.py --folder examples/poetry/notes 王维写过什么？
 
-The key comes from $MYLLM_API_KEY or the file that `myllm serve` left. Each question is a turn of one conversation. The
-retriever compares pairs of characters, which Chinese needs no word splitting for, and a local model could replace it.
+The key comes from $MYLLM_API_KEY or the key file of `myllm serve`. The questions are turns of one conversation. The
+retriever compares pairs of characters, so Chinese needs no word segmentation; a local embedding model could replace it.
 Needs `make env-clients`.
 """
 
@@ -19,11 +19,11 @@ from server import Address, parser, reach, run_main
 
 from artifacts.errors import UserError
 
-CHARACTERS = 160  # of retrieved text in a prompt, and of memory: a tiny model has room for little more
+CHARACTERS = 160  # limit for retrieved text in a prompt and for memory: the context of a tiny model is short
 
 
 def chat_model(address: Address, tokens: int) -> Any:
-    """LangChain's OpenAI client, pointed at the local server."""
+    """LangChain's OpenAI client, connected to the local server."""
     from langchain_openai import ChatOpenAI
 
     return ChatOpenAI(
@@ -37,13 +37,13 @@ def chat_model(address: Address, tokens: int) -> Any:
 
 
 def remembering(address: Address, tokens: int) -> Any:
-    """A chain with memory (LangGraph's): the model, given the conversation so far, cut to what it can hold."""
+    """A chain with LangGraph's memory: the model gets the conversation so far, cut to the last `CHARACTERS`."""
     from langchain_core.messages import trim_messages
     from langgraph.checkpoint.memory import InMemorySaver
     from langgraph.graph import START, MessagesState, StateGraph
 
     def characters(messages: list[Any]) -> int:
-        """Counted in characters: LangChain's own counter would download a vocabulary of another model."""
+        """Count characters: LangChain's own token counter would download another model's vocabulary."""
         return sum(len(str(message.content)) for message in messages)
 
     cut = trim_messages(max_tokens=CHARACTERS, token_counter=characters, strategy="last", start_on="human")
@@ -59,13 +59,13 @@ def remembering(address: Address, tokens: int) -> Any:
 
 
 def pairs(text: str) -> list[str]:
-    """Neighbouring characters, as terms."""
+    """Pairs of neighbouring characters, as search terms."""
     signs = [sign for sign in text if sign.isalnum()]
     return ["".join(two) for two in zip(signs, signs[1:], strict=False)] or signs
 
 
 def retriever(folder: Path, best: int = 2) -> Any:
-    """BM25 over the paragraphs of a folder's .txt and .md files; raises UserError when it holds none."""
+    """BM25 over the paragraphs of a folder's .txt and .md files. Raises UserError if there are none."""
     from langchain_core.callbacks import CallbackManagerForRetrieverRun
     from langchain_core.documents import Document
     from langchain_core.retrievers import BaseRetriever
@@ -78,7 +78,7 @@ def retriever(folder: Path, best: int = 2) -> Any:
         if part.strip()
     ]
     if not paragraphs:
-        raise UserError(f"--folder {folder} holds no text in .txt or .md files")
+        raise UserError(f"--folder {folder} has no text in .txt or .md files: give a folder that has some")
     index = BM25Okapi([pairs(document.page_content) for document in paragraphs])
 
     class Paragraphs(BaseRetriever):
@@ -91,7 +91,7 @@ def retriever(folder: Path, best: int = 2) -> Any:
 
 
 def answer_from(address: Address, folder: Path, tokens: int) -> Any:
-    """A retrieval chain: the best paragraphs, cut to the model's room, before the question."""
+    """A retrieval chain: the prompt is the best paragraphs, cut to `CHARACTERS`, and the question."""
     from langchain_core.output_parsers import StrOutputParser
     from langchain_core.prompts import ChatPromptTemplate
     from langchain_core.runnables import RunnablePassthrough
@@ -125,9 +125,9 @@ def talk(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     made = parser(__doc__)
-    made.add_argument("questions", nargs="+")
+    made.add_argument("questions", nargs="+", help="questions, in order")
     made.add_argument("--folder", type=Path, help="answer from the texts of this folder")
-    made.add_argument("--max-tokens", type=int, default=64, help="longest reply (default: %(default)s)")
+    made.add_argument("--max-tokens", type=int, default=64, help="most tokens of a reply (default: %(default)s)")
     talk(made.parse_args())
 
 

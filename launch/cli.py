@@ -1,17 +1,18 @@
-"""From raw text to a scored chat model: every step by one command.
+"""Build a chat model from raw text: one command for each step, or for the whole pipeline.
 
-myllm run poetry-tiny                         # the whole pipeline here; again: only what is missing
-myllm run poetry-tiny --from sft --to score   # some of its stages
+myllm run poetry-tiny                         # run the whole pipeline; run it again to resume
+myllm run poetry-tiny --from sft --to score   # run some of its stages
 myllm run poetry-tiny --dry-run               # print the commands, run nothing
-myllm submit poetry-tiny --site mine          # the same stages as a chain of Slurm jobs
+myllm submit poetry-tiny --site mine          # run the same stages as a chain of Slurm jobs
 
-`myllm COMMAND --help` explains a command, with an example.
+`myllm COMMAND --help` explains a command and gives an example.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,25 +25,36 @@ from artifacts.layout import REPOSITORY, Run
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its work is in `module`, as `add_arguments(parser)` and `run(arguments)`, or here."""
+    """A subcommand. `module` defines `add_arguments(parser)` and `run(arguments)`; without it, they are given here."""
 
     help: str
     module: str | None = None
-    parses: bool = False  # the module's `main()` reads sys.argv by itself
+    parses: bool = False  # the module has a `main()` that parses sys.argv itself
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
     run: Callable[[argparse.Namespace], int | None] | None = None
-    example: str = ""  # else the module's docstring is shown
+    example: str = ""  # shown by --help when there is no module; else the module's docstring is shown
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pipeline", help="a file of launch/pipelines/")
-    parser.add_argument("--from", dest="first", metavar="STAGE", help="first stage")
-    parser.add_argument("--to", dest="last", metavar="STAGE", help="last stage")
+    parser.add_argument("pipeline", help="name of a file in launch/pipelines/, without .yaml")
+    parser.add_argument("--from", dest="first", metavar="STAGE", help="first stage to run (default: the first)")
+    parser.add_argument("--to", dest="last", metavar="STAGE", help="last stage to run (default: the last)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="replace one of the pipeline's values"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace one of the pipeline's `values`; repeatable",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
-    parser.add_argument("--run-folder", type=Path, help="by default runs/<pipeline>")
+    parser.add_argument("--run-folder", type=Path, help="folder of the run (default runs/<pipeline>)")
+
+
+def own_modules(pipeline: str) -> None:
+    """Let the stages of a pipeline that was given by its path import the modules beside it."""
+    if pipeline.endswith((".yaml", ".yml")):
+        beside = str(Path(pipeline).resolve().parent)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [beside, os.environ.get("PYTHONPATH")]))
 
 
 def run_here(given: argparse.Namespace) -> None:
@@ -50,8 +62,9 @@ def run_here(given: argparse.Namespace) -> None:
     from launch.pipeline.gpu_notice import notice
     from launch.pipeline.runner import run_pipeline
 
-    run = Run(given.run_folder or REPOSITORY / "runs" / given.pipeline)
+    run = Run(given.run_folder or REPOSITORY / "runs" / Path(given.pipeline).stem)
     pipeline = load_pipeline(given.pipeline, run.folder, given.set)
+    own_modules(given.pipeline)
     stages = pipeline.between(given.first, given.last)
     if not given.dry_run and (line := notice(pipeline, stages)):
         print(line, flush=True)
@@ -60,9 +73,18 @@ def run_here(given: argparse.Namespace) -> None:
 
 def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
     add_pipeline_arguments(parser)
-    parser.add_argument("--site", required=True, help="a file of site/, or FILE.sh: partition, account, limits")
     parser.add_argument(
-        "--after", action="append", type=int, default=[], metavar="JOB", help="wait for this job's success; repeatable"
+        "--site",
+        required=True,
+        help="site file with partition, account and limits: a name in site/, or a path that ends in .sh",
+    )
+    parser.add_argument(
+        "--after",
+        action="append",
+        type=int,
+        default=[],
+        metavar="JOB",
+        help="start only after this job has succeeded; repeatable",
     )
 
 
@@ -71,20 +93,21 @@ def submit(given: argparse.Namespace) -> None:
     from launch.slurm.site import read_site
     from launch.slurm.submit import submit_pipeline
 
-    run = Run(given.run_folder or REPOSITORY / "runs" / given.pipeline)
+    run = Run(given.run_folder or REPOSITORY / "runs" / Path(given.pipeline).stem)
     pipeline = load_pipeline(given.pipeline, run.folder, given.set)
+    own_modules(given.pipeline)
     stages = pipeline.between(given.first, given.last)
     jobs = submit_pipeline(pipeline, run, stages, read_site(given.site), given.after, given.dry_run)
     if jobs:
-        print(f"{len(jobs)} jobs; myllm status {run.folder} shows them, myllm cancel {run.folder} ends them")
+        print(f"{len(jobs)} jobs: see them with `myllm status {run.folder}`, cancel: `myllm cancel {run.folder}`")
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="name under runs/, or a folder")
+    parser.add_argument("run", help="name of a run in runs/, or its folder")
 
 
 def find_run(name: str) -> Run:
-    """A run by name or folder; raises UserError, naming the nearest, when there is none."""
+    """A run by name or folder. Raises UserError, which names the nearest run, if it does not exist."""
     from artifacts.errors import nearest
 
     for folder in (REPOSITORY / "runs" / name, Path(name)):
@@ -103,7 +126,7 @@ def show_status(given: argparse.Namespace) -> None:
     jobs, unknown = {}, ""
     try:
         jobs = states(run)
-    except UserError as error:  # away from the cluster what is done can be told all the same
+    except UserError as error:  # away from the cluster, still show which stages are done
         unknown = str(error)
     for stage in read_json(run.folder / "pipeline.json")["stages"]:
         manifest = read_manifest(run, stage)
@@ -113,14 +136,14 @@ def show_status(given: argparse.Namespace) -> None:
             line = f"{stage:<12} {manifest.status:<7} {manifest.seconds:7.1f} s  {manifest.peak_memory_mb:7.0f} MB"
         print(f"{line:<44} {describe(*jobs[stage])}" if stage in jobs else line)
     if unknown:
-        print(f"states of its jobs: {unknown}")
+        print(f"Slurm states unknown: {unknown}")
 
 
 def cancel(given: argparse.Namespace) -> None:
     from launch.slurm.submit import cancel_run
 
     ended = cancel_run(find_run(given.run))
-    print(f"cancelled {', '.join(map(str, ended))}" if ended else "no job of this run waits or runs")
+    print(f"cancelled {', '.join(map(str, ended))}" if ended else "this run has no pending or running job")
 
 
 def report(given: argparse.Namespace) -> None:
@@ -130,10 +153,14 @@ def report(given: argparse.Namespace) -> None:
 
 
 def add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="JSON list or JSON lines")
-    parser.add_argument("--output-folder", type=Path, required=True, help="gets NAME_train.json and NAME_valid.json")
-    parser.add_argument("--share", type=float, default=0.02, help="of the questions that are held out (default 0.02)")
-    parser.add_argument("--drop-faulty", action="store_true", help="leave out faulty and repeated rows, and say which")
+    parser.add_argument("file", type=Path, help="the data file: a JSON list or JSON lines")
+    parser.add_argument(
+        "--output-folder", type=Path, required=True, help="folder for NAME_train.json and NAME_valid.json"
+    )
+    parser.add_argument("--share", type=float, default=0.02, help="share of the questions to hold out (default 0.02)")
+    parser.add_argument(
+        "--drop-faulty", action="store_true", help="drop faulty and repeated rows, and list them in NAME_dropped.json"
+    )
 
 
 def split_data(given: argparse.Namespace) -> None:
@@ -143,25 +170,25 @@ def split_data(given: argparse.Namespace) -> None:
     name = f"{given.output_folder}/{given.file.stem}"
     print(f"{name}_train.json: {train:,} rows, _valid.json: {valid:,} rows")
     if dropped:
-        print(f"{name}_dropped.json: {dropped:,} rows that were left out, with the fault of each")
+        print(f"{name}_dropped.json: {dropped:,} dropped rows, each with its fault")
 
 
 GROUPS: dict[str, dict[str, Command]] = {
     "a whole run": {
         "run": Command(
-            "run a pipeline's stages",
+            "run the stages of a pipeline",
             add_arguments=add_pipeline_arguments,
             run=run_here,
             example="myllm run poetry-tiny --to sft",
         ),
         "submit": Command(
-            "submit a pipeline's stages to Slurm",
+            "submit the stages of a pipeline to Slurm",
             add_arguments=add_submit_arguments,
             run=submit,
             example="myllm submit poetry-tiny --site mine --from pretrain",
         ),
         "status": Command(
-            "what is done of a run, and what its Slurm jobs do",
+            "show which stages of a run are done, and its Slurm jobs",
             add_arguments=add_run_argument,
             run=show_status,
             example="myllm status poetry-tiny",
@@ -172,83 +199,95 @@ GROUPS: dict[str, dict[str, Command]] = {
             run=cancel,
             example="myllm cancel poetry-tiny",
         ),
-        "samples": Command("what each model of a run writes when asked the same", "launch.report.samples", parses=True),
+        "samples": Command("let each model of a run answer the same prompts", "launch.report.samples", parses=True),
         "report": Command(
-            "write report.html and report.json",
+            "write report.html and report.json of a run",
             add_arguments=add_run_argument,
             run=report,
             example="myllm report poetry-tiny",
         ),
     },
     "text": {
-        "download": Command("fetch a source or an evaluation set", "preprocess.sources.download", parses=True),
-        "extract-wiki": Command("a MediaWiki dump to documents", "preprocess.wiki.extract", parses=True),
+        "download": Command("download a corpus or an evaluation set", "preprocess.sources.download", parses=True),
+        "extract-wiki": Command("extract documents from a MediaWiki dump", "preprocess.wiki.extract", parses=True),
         "corpora": Command(
-            "raw files to clean, deduplicated shards, in one go", "preprocess.corpora.pipeline", parses=True
+            "turn raw files into clean, deduplicated shards", "preprocess.corpora.pipeline", parses=True
         ),
-        "simplify": Command("Traditional to Simplified Chinese", "preprocess.cleaning.simplify", parses=True),
-        "clean": Command("drop documents that are not worth training on", "preprocess.cleaning.clean", parses=True),
+        "simplify": Command(
+            "convert Traditional Chinese to Simplified Chinese", "preprocess.cleaning.simplify", parses=True
+        ),
+        "clean": Command("drop documents of low quality", "preprocess.cleaning.clean", parses=True),
         "mask": Command("mask mail addresses, phone and identity numbers", "preprocess.cleaning.privacy", parses=True),
-        "deduplicate": Command(
-            "drop documents that are there already", "preprocess.deduplication.deduplicate", parses=True
-        ),
+        "deduplicate": Command("drop duplicate documents", "preprocess.deduplication.deduplicate", parses=True),
         "decontaminate": Command(
-            "drop documents that hold evaluation questions", "preprocess.deduplication.decontaminate", parses=True
+            "drop documents that contain evaluation questions", "preprocess.deduplication.decontaminate", parses=True
         ),
-        "split": Command("divide documents into train, valid and test", "preprocess.dataset.split", parses=True),
-        "data-card": Command("what the corpus steps did, as a page", "preprocess.corpora.data_card", parses=True),
+        "split": Command("split documents into train, valid and test", "preprocess.dataset.split", parses=True),
+        "data-card": Command("write a page on what the corpus steps did", "preprocess.corpora.data_card", parses=True),
     },
     "tokenizer and datasets": {
         "tokenizer": Command(
-            "train a tokenizer, and prove it in every later tool", "preprocess.tokenizer.train", parses=True
+            "train a tokenizer, and check it in every later tool", "preprocess.tokenizer.train", parses=True
         ),
-        "tokenizer-gate": Command("prove a tokenizer in every later tool", "preprocess.tokenizer.probe", parses=True),
-        "binning": Command("documents to a Megatron indexed dataset", "preprocess.dataset.binning", parses=True),
-        "blend": Command("datasets and their shares for a pretraining", "preprocess.dataset.blend", parses=True),
+        "tokenizer-gate": Command("check a tokenizer in every later tool", "preprocess.tokenizer.probe", parses=True),
+        "binning": Command(
+            "convert documents to a Megatron indexed dataset", "preprocess.dataset.binning", parses=True
+        ),
+        "blend": Command(
+            "choose the pretraining datasets and the share of each", "preprocess.dataset.blend", parses=True
+        ),
     },
     "pretraining": {
-        "estimate": Command("parameters, memory, hours and cost of a pretraining", "launch.pretraining.estimate"),
-        "pretrain": Command("pretrain with Megatron-LM by a recipe", "launch.pretraining.pretrain", parses=True),
-        "export": Command("a Megatron checkpoint to a Hugging Face folder", "converters.export", parses=True),
-        "import": Command("a Hugging Face folder to a Megatron checkpoint", "converters.import_hf", parses=True),
+        "estimate": Command(
+            "estimate parameters, memory, hours and cost of pretraining", "launch.pretraining.estimate"
+        ),
+        "pretrain": Command("pretrain with Megatron-LM from a recipe", "launch.pretraining.pretrain", parses=True),
+        "export": Command("convert a Megatron checkpoint to a Hugging Face folder", "converters.export", parses=True),
+        "import": Command(
+            "convert a Hugging Face folder to a Megatron checkpoint", "converters.import_hf", parses=True
+        ),
     },
     "post-training": {
         "lint-data": Command("check instruction, preference or KTO data", "launch.instructions.lint"),
         "split-data": Command(
-            "divide a data file into train and held out",
+            "split a data file into training and held-out rows",
             add_arguments=add_split_arguments,
             run=split_data,
             example="myllm split-data alpaca_zh.json --output-folder data --share 0.02",
         ),
-        "posttrain": Command("fine-tune, reward model, DPO, KTO, PPO, GRPO, merge", "launch.posttraining.posttrain"),
+        "posttrain": Command("run SFT, reward model, DPO, KTO, PPO, GRPO or merge", "launch.posttraining.posttrain"),
         "pair-accuracy": Command(
-            "how often a model prefers the chosen answer", "launch.preferences.pair_accuracy", parses=True
+            "measure how often a model prefers the chosen answer", "launch.preferences.pair_accuracy", parses=True
         ),
-        "answer-rewards": Command("rewards of a model's answers", "launch.preferences.answer_rewards", parses=True),
+        "answer-rewards": Command(
+            "measure the rewards of a model's answers", "launch.preferences.answer_rewards", parses=True
+        ),
         "judged-pairs": Command(
-            "preference pairs out of a model's own answers", "launch.preferences.judged_pairs", parses=True
+            "make preference pairs from a model's own answers", "launch.preferences.judged_pairs", parses=True
         ),
     },
     "serving": {
         "serve": Command("serve a model folder with vLLM or LMDeploy", "launch.serving.serve"),
         "serve-gate": Command(
-            "prove that the served model answers as Hugging Face's", "launch.serving.gate", parses=True
+            "check that the served model gives Hugging Face's tokens", "launch.serving.gate", parses=True
         ),
         "chat": Command("chat in the terminal, with a server or a model folder", "launch.chat.terminal"),
-        "chat-page": Command("chat in the browser, several models side by side", "launch.chat.page"),
+        "chat-page": Command("chat in the browser, with several models side by side", "launch.chat.page"),
     },
     "scoring": {
         "eval": Command("score models with OpenCompass", "launch.scoring.evaluate", parses=True),
-        "bits-per-byte": Command("perplexity of held-out text, whatever the tokenizer", "launch.scoring.bits_per_byte"),
-        "calibrate": Command("the same questions by a second harness", "launch.scoring.calibrate"),
-        "compare": Command("models side by side, with paired significance", "launch.scoring.compare"),
+        "bits-per-byte": Command(
+            "measure perplexity of held-out text per byte, for any tokenizer", "launch.scoring.bits_per_byte"
+        ),
+        "calibrate": Command("score the same questions with a second harness", "launch.scoring.calibrate"),
+        "compare": Command("compare models, with paired significance", "launch.scoring.compare"),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def overview() -> str:
-    """The commands by group, a line each."""
+    """The commands by group, one line each."""
     lines = []
     for group, commands in GROUPS.items():
         lines += [f"{group}:", *(f"  {name:<15} {command.help}" for name, command in commands.items()), ""]
@@ -256,7 +295,7 @@ def overview() -> str:
 
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
-    """The command's parser; only the chosen subcommand's module is imported, and only its arguments are known."""
+    """The parser of `myllm`. Only the chosen subcommand's module is imported, and only its arguments are added."""
     top = argparse.ArgumentParser(
         prog="myllm",
         description=__doc__,

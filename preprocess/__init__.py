@@ -1,1 +1,1 @@
-"""Corpora: from what publishers offer to Megatron indexed datasets, one small program per step."""
+"""Turn published corpora into Megatron indexed datasets, with one small program per step."""

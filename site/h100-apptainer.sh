@@ -1,5 +1,5 @@
-# Worked example: nodes of eight H100, InfiniBand, an account that pays, Apptainer images, requeueing forbidden.
-# Written after the documentation of such sites; not run on one.
+# Example: nodes with eight H100, InfiniBand, an account to charge, Apptainer images, requeueing forbidden.
+# Written from the documentation of such sites; not run on one.
 # shellcheck shell=bash disable=SC2034
 MYLLM_SITE=$(realpath "${BASH_SOURCE[0]}") && export MYLLM_SITE
 export SBATCH_PARTITION=h100
@@ -21,7 +21,7 @@ export MYLLM_PREFLIGHT=yes
 export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 export MYLLM_CACHE=/scratch/$USER/myllm
 MYLLM_CONTAINER="apptainer exec --nv --bind /scratch --bind $PWD /scratch/$USER/myllm-gpu.sif"
-export MYLLM_ENVIRONMENTS=/opt/myllm   # in the image, which does not hold what serves and scores: submit --to dpo
+export MYLLM_ENVIRONMENTS=/opt/myllm   # in the image; it has no environments for serving and scoring, so submit with --to dpo
 
 site_setup() {
   module purge

@@ -1,5 +1,5 @@
-# Worked example: a small CPU partition without accounting, as the tests' throw-away cluster is
-# (tests/slurm_cluster.py: `python tests/slurm_cluster.py` starts one).
+# Example: a small CPU partition without accounting, like the temporary cluster of the tests
+# (`python tests/slurm_cluster.py` starts one).
 # shellcheck shell=bash disable=SC2034
 MYLLM_SITE=$(realpath "${BASH_SOURCE[0]}") && export MYLLM_SITE
 export SBATCH_PARTITION=batch
@@ -10,8 +10,8 @@ declare -A OPTIONS=(
 )
 export MYLLM_RESTARTS=3
 export MYLLM_PREFLIGHT=yes
-export MYLLM_PREFLIGHT_OPTIONS="--slow-share 0.1 --min-disk-gb 1"   # its nodes share two cores
-export OMP_NUM_THREADS=1   # its nodes share two cores
+export MYLLM_PREFLIGHT_OPTIONS="--slow-share 0.1 --min-disk-gb 1"   # the nodes share two cores
+export OMP_NUM_THREADS=1   # the same
 site_setup() {
   :
 }

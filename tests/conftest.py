@@ -1,7 +1,20 @@
-"""What several test files share."""
+"""What several test files share, and the order in which files are given to pytest-xdist's workers."""
 
 import pytest
 from slurm_cluster import slurm_cluster
+
+# The files that take longest come first, so that no worker is left with one at the end (`--no-loadscope-reorder`).
+LONGEST = (
+    "test_pipeline.py", "test_training.py", "test_gpu_proof.py", "test_evaluate_opencompass.py", "test_converters.py",
+    "test_serve.py", "test_posttrain_ppo.py", "test_posttrain_parallel.py", "test_slurm.py", "test_posttrain_llama2.py",
+    "test_served_flags.py", "test_posttrain_sft.py", "test_serve_live.py", "test_contributing.py",
+    "test_posttrain_preferences.py", "test_tokenizer.py", "test_grpo.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

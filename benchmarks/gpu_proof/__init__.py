@@ -1,13 +1,13 @@
-"""What one GPU shows that a CPU cannot: `make proof-gpu`, at most eight minutes, no network.
+"""Checks and measurements that need a GPU: `make proof-gpu`, at most eight minutes, no network.
 
     python -m benchmarks.gpu_proof                       # on a GPU, in the .venv of `make env-gpu`
-    python -m benchmarks.gpu_proof --hardware cpu        # every part with tiny shapes on a CPU: the tests do this
-    python3 -m benchmarks.gpu_proof --extra .proof-gpu   # with a Python that has its own CUDA torch; the folder is
-                                                         # made by `make proof-gpu-wheels` where there is a network
+    python -m benchmarks.gpu_proof --hardware cpu        # every part with tiny shapes on a CPU, as in the tests
+    python3 -m benchmarks.gpu_proof --extra .proof-gpu   # with a Python that has its own CUDA torch; make the folder
+                                                         # with `make proof-gpu-wheels` on a machine with a network
 
-`__main__` runs the parts in order, each in processes of its own and within its own time limit. A part gives rows;
-each row is written to `gpu.json` and `gpu.md` as soon as it is known, so a run that is cut short keeps what it has.
+`__main__` runs the parts in order, each in separate processes and with its own time limit. A part yields rows. Each row
+is written to `gpu.json` and `gpu.md` at once, so an interrupted run keeps its rows.
 
-To add a part: a module with `run(proof, deadline)` that yields rows, one line in `__main__.PARTS`, and its table in
-`results.py`.
+To add a part, write a function `part(proof, deadline)` that yields rows, add it to `parts` and LIMITS in `__main__`,
+and add its table to SECTIONS in `results.py`.
 """

@@ -1,7 +1,7 @@
-"""Run the proof: see the package's docstring.
+"""Run the GPU proof. See the docstring of the package.
 
 python -m benchmarks.gpu_proof --skip learning --skip posttraining
-python -m benchmarks.gpu_proof --hardware cpu --output OUT    # tiny shapes, to try the script
+python -m benchmarks.gpu_proof --hardware cpu --output OUT    # tiny shapes, to test the program
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from benchmarks.gpu_proof import wheels
 
-ALL_IN = 480  # seconds
+ALL_IN = 480  # seconds, for all parts
 LIMITS = {"machine": 40, "speed": 110, "levers": 130, "fidelity": 75, "learning": 165, "posttraining": 90}  # on a GPU
-LIMIT_ON_CPU = 300  # of each part
+LIMIT_ON_CPU = 300  # seconds, for each part
 
 
 def options() -> argparse.Namespace:
@@ -29,14 +29,14 @@ def options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--hardware", choices=("gpu", "cpu"), default="gpu", help="default gpu")
-    parser.add_argument("--skip", action="append", default=[], choices=LIMITS, help="leave a part out; may be repeated")
-    parser.add_argument("--extra", type=Path, help="folder of `make proof-gpu-wheels`: wheels to install, and data")
-    parser.add_argument("--run", type=Path, help="a run with tokenizer/, dataset/, tasks/ (default runs/poetry-tiny)")
+    parser.add_argument("--skip", action="append", default=[], choices=LIMITS, help="leave out a part; may be repeated")
+    parser.add_argument("--extra", type=Path, help="folder of `make proof-gpu-wheels`, with wheels to install and data")
+    parser.add_argument("--run", type=Path, help="run with tokenizer/, dataset/, tasks/ (default runs/poetry-tiny)")
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder for gpu.md, gpu.json and logs (default: benchmarks/, logs in /tmp; with --hardware cpu, whose "
-        "figures mean nothing, runs/gpu-proof-cpu)",
+        help="folder for gpu.md, gpu.json and logs (default: benchmarks/, with logs in /tmp; with --hardware cpu "
+        "runs/gpu-proof-cpu, because its figures mean nothing)",
     )
     given = parser.parse_args()
     if given.hardware == "cpu" and given.output is None:
@@ -70,9 +70,7 @@ def main() -> int:
     on_gpu = given.hardware == "gpu"
     name = gpu_name() if on_gpu else ""
     if on_gpu and not name:
-        raise UserError(
-            "this machine has no NVIDIA GPU that nvidia-smi lists: --hardware cpu tries every part on a CPU"
-        )
+        raise UserError("nvidia-smi lists no GPU on this machine. To test every part on a CPU, add --hardware cpu")
     proof = Proof(on_gpu, work, data(given, work), machine.card_of(name), site, site_posttraining)
     results = Results(given.output or wheels.REPOSITORY / "benchmarks", shlex.join(["make", "proof-gpu"]))
     print(f"logs: {work}", flush=True)
@@ -85,26 +83,26 @@ def main() -> int:
         print(f"== {part}: at most {max(limit, 0):.0f} s", flush=True)
         try:
             if limit < 5:
-                raise UserError(f"no time was left: {ALL_IN} s in all")
+                raise UserError(f"the limit of {ALL_IN} s for all parts is used up: leave out other parts with --skip")
             for row in find(proof, begun + limit):
                 results.add(part, row)
-                failed += not row["ok"] and part != "levers"  # that a lever does not work is a finding
+                failed += not row["ok"] and part != "levers"  # a lever that fails is a result, not a failure
                 print(f"   {time.monotonic() - begun:5.1f} s  {told(row)}", flush=True)
-        except Exception as error:  # a GPU is there for minutes: the other parts go on, whatever went wrong
+        except Exception as error:  # GPU time is scarce: run the other parts whatever failed
             failed += 1
             if not isinstance(error, UserError):
                 traceback.print_exc()
             told_why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             results.add(part, {"ok": False, "failed": told_why})
-            print(f"   {time.monotonic() - begun:5.1f} s  not done: {told_why}", flush=True)
+            print(f"   {time.monotonic() - begun:5.1f} s  failed: {told_why}", flush=True)
         results.seconds[part] = round(time.monotonic() - begun, 1)
         results.write()
-    print(f"{results.folder / 'gpu.md'}: {time.monotonic() - started:.0f} s, {failed} rows are not as they should be")
+    print(f"{results.folder / 'gpu.md'}: {time.monotonic() - started:.0f} s, {failed} failures")
     return 1 if failed else 0
 
 
 def gpu_name() -> str:
-    """The first GPU as its driver calls it, or ""."""
+    """The driver's name of the first GPU, or an empty string."""
     import shutil
     import subprocess
 
@@ -115,9 +113,9 @@ def gpu_name() -> str:
 
 
 def data(given: argparse.Namespace, work: Path) -> Path | None:
-    """The run whose text is trained on: --run, else what was brought along, else the demo's; None: there is none.
+    """The run with the training text: --run, else the data in --extra, else the demo's run; None if there is none.
 
-    On a CPU made-up text serves where there is no other.
+    On a CPU without any of them, made-up text is used.
     """
     packed = given.extra / "data.tar.xz" if given.extra else None
     if given.run is None and packed and packed.exists():
@@ -135,7 +133,7 @@ def data(given: argparse.Namespace, work: Path) -> Path | None:
 
 
 def told(row: dict[str, object]) -> str:
-    """A row on one line, without curves and profiles."""
+    """A row as one line of text, without curves and profiles."""
     shown = {key: value for key, value in row.items() if not isinstance(value, list | dict) and value is not None}
     return ", ".join(f"{key} {value}" for key, value in shown.items())
 

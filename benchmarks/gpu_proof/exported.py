@@ -1,10 +1,10 @@
-"""Ask an exported model on the device, without OpenCompass; a line of JSON says what was found.
+"""Check an exported model on the device, without OpenCompass. Prints the result as a line of JSON.
 
     python -m benchmarks.gpu_proof.exported logits MODEL
-    python -m benchmarks.gpu_proof.exported next-line MODEL QUESTIONS.jsonl [LIMIT]
+    python -m benchmarks.gpu_proof.exported questions MODEL QUESTIONS.jsonl [LIMIT]
 
-`logits`: bfloat16 against float32 on the parity gate's prompts. `next-line`: which of four lines follows, by the summed
-loss of the whole text, as `eval_configs.choice_inferencer` has it; the same questions as the demo's, chance 25 %.
+`logits` compares bfloat16 with float32 on the prompts of the parity check. `questions` scores multiple-choice questions
+by the summed loss of the whole text, as `eval_configs.choice_inferencer` does; chance is 25 %.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def logits(model: Path) -> dict[str, Any]:
-    """Largest difference of the logits, agreement of the argmax (percent), mean divergence in nats."""
+    """Largest difference of the logits, agreement of the argmax (percent) and mean KL divergence (nats)."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -36,13 +36,13 @@ def logits(model: Path) -> dict[str, Any]:
     return {"device": device, **{key: figures[key] for key in kept}}
 
 
-def next_line(model: Path, questions: Path, limit: int = 0) -> dict[str, Any]:
+def accuracy(model: Path, questions: Path, limit: int = 0) -> dict[str, Any]:
     """Accuracy in percent with its 95 % interval (Wilson)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from artifacts.statistics import wilson
-    from eval_configs.next_line_data import LETTERS, load_rows
+    from eval_configs.questions_data import LETTERS, load_rows
     from launch.scoring.bits_per_byte import nats_of
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,7 +65,7 @@ def main() -> None:
     if what == "logits":
         found = logits(Path(model))
     else:
-        found = next_line(Path(model), Path(more[0]), int(more[1]) if more[1:] else 0)
+        found = accuracy(Path(model), Path(more[0]), int(more[1]) if more[1:] else 0)
     print(json.dumps({"found": found}), flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Part `machine`: what is there, and which attention kernel runs for the recipes' shapes.
+"""Part `machine`: the GPU and the versions, its peak rates, and which attention kernel runs for the recipes' shapes.
 
-python -m benchmarks.gpu_proof.machine     # a line of JSON for each row
+python -m benchmarks.gpu_proof.machine     # prints one line of JSON per row
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHAPES = {
 TINY = {"qwen2-tiny": (4, 4, 2, 32, 128)}
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 SQUARE = 8192
-CARDS = (  # words of the driver's name -> launch/pretraining/gpus.yaml, the more special first
+CARDS = (  # pattern of the driver's name -> name in launch/pretraining/gpus.yaml; more specific ones first
     (r"H100.*PCIe", "h100-pcie"), (r"H100", "h100-80gb"), (r"H200", "h200-141gb"), (r"H800", "h800-80gb"),
     (r"H20\b", "h20-96gb"), (r"A100.*40GB", "a100-40gb"), (r"A100", "a100-80gb"), (r"A800", "a800-80gb"),
     (r"L40S", "l40s-48gb"), (r"A10\b", "a10-24gb"), (r"4090", "rtx4090-24gb"), (r"3090", "rtx3090-24gb"),
@@ -33,7 +33,7 @@ CARDS = (  # words of the driver's name -> launch/pretraining/gpus.yaml, the mor
 
 
 def card_of(name: str) -> str | None:
-    """The gpus.yaml name of a GPU that its driver calls e.g. "NVIDIA H100 80GB HBM3"; None: unknown."""
+    """The name in gpus.yaml of a GPU, from its driver's name, e.g. "NVIDIA H100 80GB HBM3"; None if unknown."""
     return next((card for words, card in CARDS if re.search(words, name)), None)
 
 
@@ -55,7 +55,7 @@ def driver() -> str:
 
 
 def milliseconds(function: Callable[[], Any], on_gpu: bool, repeats: int) -> float:
-    """Mean of `repeats` calls after one that does not count."""
+    """Mean of `repeats` calls, after one warm-up call."""
     import torch
 
     function()
@@ -70,7 +70,7 @@ def milliseconds(function: Callable[[], Any], on_gpu: bool, repeats: int) -> flo
 
 
 def ceilings(on_gpu: bool) -> Row:
-    """The rate of one large matrix product in bf16 and of a copy: what a training can reach at most."""
+    """The rates of one large bf16 matrix product and of a copy: upper limits for a training."""
     import torch
 
     device, size = ("cuda", SQUARE) if on_gpu else ("cpu", 512)
@@ -88,7 +88,7 @@ def ceilings(on_gpu: bool) -> Row:
 
 
 def attention(name: str, shape: tuple[int, ...], on_gpu: bool) -> Row:
-    """Forward and backward as `launch.pretraining.attention` calls it: the kernel chosen, each one's time."""
+    """Forward and backward as in `launch.pretraining.attention`: the kernel that PyTorch chose, and each one's time."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -97,9 +97,7 @@ def attention(name: str, shape: tuple[int, ...], on_gpu: bool) -> Row:
 
     def tensor(count: int) -> Any:
         made = torch.randn(length, batch, count, width, device=device, dtype=torch.bfloat16)
-        return made.permute(
-            1, 2, 0, 3
-        ).requires_grad_()  # Megatron's order, as launch.pretraining.attention hands it on
+        return made.permute(1, 2, 0, 3).requires_grad_()  # Megatron's memory layout, as in launch.pretraining.attention
 
     query, key, value = tensor(heads), tensor(groups), tensor(groups)
 
@@ -136,7 +134,7 @@ def attention(name: str, shape: tuple[int, ...], on_gpu: bool) -> Row:
 
 
 def machine(proof: Proof, deadline: float) -> Iterator[Row]:
-    """The GPU and versions, two ceilings, and a row for each attention shape."""
+    """Yield the GPU and versions, the two peak rates, and a row for each attention shape."""
     log = proof.work / "machine.log"
     for line in lines(proof, "-m", "benchmarks.gpu_proof.machine", log=log, deadline=deadline):
         if line.startswith('{"what"'):

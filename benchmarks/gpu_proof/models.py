@@ -1,7 +1,7 @@
-"""Parts `fidelity`, `learning` and `posttraining`: what is trained is right, learns, and can be post-trained.
+"""Parts `fidelity`, `learning` and `posttraining`: check that GPU training is correct, learns, and can be post-trained.
 
-All three go through the project's own commands, as a user's run does: `launch.pretraining.pretrain`,
-`converters.export`, `launch.posttraining.posttrain`.
+All three use the project's own commands, as a user's run does: `launch.pretraining.pretrain`, `converters.export`,
+`launch.posttraining.posttrain`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ VALID_ROWS, ROWS_ON_CPU = 32, 200
 SHORT_ANSWERS = (
     "per_device_train_batch_size=8", "num_generations=4", "max_completion_length=12", "per_device_eval_batch_size=32"
 )  # fmt: skip
-NEXT_LINE_BAR = 55.0  # percent, of the learning part on a GPU
+NEXT_LINE_BAR = 55.0  # percent; target accuracy of the part `learning` on a GPU
 SAME_START = ("bf16=true", "use-cpu-initialization=true", "log-interval=1", "eval-iters=0", "eval-interval=100000")
-# poetry-tiny's recipe, its shape 20 times as large: 30.4M parameters with the demo's vocabulary of 4,096
+# poetry-tiny's recipe with a model 20 times as large: 30.4M parameters with the demo's vocabulary of 4,096
 LARGER = ("num-layers=9", "hidden-size=512", "ffn-hidden-size=1536", "num-attention-heads=8", "num-query-groups=4")
-# 57M tokens: five times through the demo's poems, in steps of 16,384 tokens
+# 57M tokens: five epochs of the demo's corpus, in steps of 16,384 tokens
 LEARNING = (
     "global-batch-size=128", "micro-batch-size=128", "train-iters=3500", "lr=2.0e-3", "min-lr=2.0e-5",
     "eval-interval=500", "eval-iters=10", "save-interval=3500", "log-interval=50", "exit-duration-in-mins=2",
@@ -38,29 +38,29 @@ LEARNING_ON_CPU = ("train-iters=12", "save-interval=12", "eval-interval=6", "eva
 
 
 def data_of(proof: Proof) -> Path:
-    """The run whose text is trained on; raises UserError, with the mend, where there is none."""
+    """The run with the training text. Raises UserError if there is none."""
     if proof.data is None:
         raise UserError(
-            "there is no text to train on: `myllm run poetry-tiny --to tasks` makes it, or bring it with --extra "
-            "(make proof-gpu-wheels)"
+            "there is no training text: make it with `myllm run poetry-tiny --to tasks`, or pass a folder made by "
+            "`make proof-gpu-wheels` with --extra"
         )
     return proof.data
 
 
 def hardware_of(proof: Proof) -> tuple[str, tuple[str, ...]]:
-    """The hardware file for a single process of this machine, and the keys that make it one."""
+    """The hardware file for one process on this machine, and the keys to replace in it."""
     return ("gpu-1-80gb", ()) if proof.on_gpu else ("cpu", ONE_PROCESS)
 
 
 def pretraining(run: Path, hardware: str, *keys: str) -> list[str]:
-    """Arguments of python: the demo's recipe with other hardware and keys."""
+    """Arguments of Python that train the demo's recipe with other hardware and keys."""
     sets = [part for key in keys for part in ("--set", key)]
     fixed = ["--model", "qwen2-tiny", "--training", "demo", "--hardware", hardware, "--run", str(run)]
     return ["-m", "launch.pretraining.pretrain", *fixed, *sets]
 
 
 def export(proof: Proof, run: Path, deadline: float) -> dict[str, Any]:
-    """Convert a run's checkpoint through the gate; returns its parity figures."""
+    """Export a run's checkpoint with the parity check. Returns the parity figures."""
     model = run / "models" / "base"
     arguments = ["-m", "converters.export", "--checkpoint", str(run / "checkpoints"), "--tokenizer"]
     log = run / "export.log"
@@ -69,7 +69,7 @@ def export(proof: Proof, run: Path, deadline: float) -> dict[str, Any]:
 
 
 def asked(proof: Proof, *arguments: str, log: Path, deadline: float) -> dict[str, Any]:
-    """What `benchmarks.gpu_proof.exported` found."""
+    """Run `benchmarks.gpu_proof.exported` and return its result."""
     found: dict[str, Any] = {}
     for line in lines(proof, "-m", "benchmarks.gpu_proof.exported", *arguments, log=log, deadline=deadline):
         if line.startswith('{"found"'):
@@ -78,9 +78,9 @@ def asked(proof: Proof, *arguments: str, log: Path, deadline: float) -> dict[str
 
 
 def fidelity(proof: Proof, deadline: float) -> Iterator[Row]:
-    """The same steps in bf16 on the device and on the CPU; then the device's checkpoint through the gate.
+    """Train the same steps in bf16 on the device and on the CPU; then export the device's checkpoint.
 
-    Without a GPU both are the CPU's, with other micro batches, so that the sums are in another order there too.
+    Without a GPU both run on the CPU, with different micro batches, so that sums are in a different order there too.
     """
     data, folder = data_of(proof), proof.work / "fidelity"
     device, reference = training_folder(data, folder / "device"), training_folder(data, folder / "cpu")
@@ -115,7 +115,7 @@ def fidelity(proof: Proof, deadline: float) -> Iterator[Row]:
 
 
 def learning(proof: Proof, deadline: float) -> Iterator[Row]:
-    """A larger model than the demo's on real poems, exported through the gate and asked the demo's questions."""
+    """Train a larger model on the demo's corpus, export it with the parity check, score it on the demo's questions."""
     data, folder = data_of(proof), proof.work / "learning"
     run, (hardware, more) = training_folder(data, folder / "run"), hardware_of(proof)
     keys = (*LARGER, *LEARNING) if proof.on_gpu else LEARNING_ON_CPU
@@ -134,8 +134,8 @@ def learning(proof: Proof, deadline: float) -> Iterator[Row]:
     model = run / "models" / "base"
     proof.facts["model"] = model
     limit = [] if proof.on_gpu else ["40"]
-    questions = str(data / "tasks" / "next_line.jsonl")
-    found = asked(proof, "next-line", str(model), questions, *limit, log=folder / "next_line.log", deadline=deadline)
+    questions = str(next((data / "tasks").glob("*.jsonl")))
+    found = asked(proof, "questions", str(model), questions, *limit, log=folder / "questions.log", deadline=deadline)
     yield {
         "what": "next line",
         "ok": found["accuracy"] >= NEXT_LINE_BAR if proof.on_gpu else True,
@@ -147,10 +147,10 @@ def learning(proof: Proof, deadline: float) -> Iterator[Row]:
 
 
 def posttraining(proof: Proof, deadline: float) -> Iterator[Row]:
-    """LoRA SFT in bf16 by LLaMA-Factory, its merge gate, a step of GRPO by TRL."""
+    """Run LoRA SFT in bf16 by LLaMA-Factory, the merge with its check, and one step of GRPO by TRL."""
     data, folder = data_of(proof), proof.work / "posttraining"
     if (base := proof.facts.get("model")) is None:
-        raise UserError("no model was exported before: leave neither fidelity nor learning out")
+        raise UserError("there is no exported model: run the part fidelity or learning too, without --skip")
     hardware = "gpu-1" if proof.on_gpu else "cpu"
     steps, answers = (100, ()) if proof.on_gpu else (3, SHORT_ANSWERS)
     tasks = ("--data", str(few_rows(data / "tasks", folder / "tasks", proof.on_gpu)), "--hardware", hardware)
@@ -180,7 +180,7 @@ def posttraining(proof: Proof, deadline: float) -> Iterator[Row]:
 
 
 def few_rows(tasks: Path, folder: Path, on_gpu: bool) -> Path:
-    """The tasks with short held-out files: an evaluation by generation is not what the part is about."""
+    """Copy the tasks with short validation files, because evaluation by generation takes long. Returns `folder`."""
     folder.mkdir(parents=True)
     for path in (*tasks.glob("sft_*.json"), *tasks.glob("rl_*.json")):
         rows = read_json(path)
@@ -190,7 +190,7 @@ def few_rows(tasks: Path, folder: Path, on_gpu: bool) -> Path:
 
 
 def parameters_of(model: Path) -> int:
-    """Parameters of a Hugging Face folder, from its files' headers."""
+    """Number of parameters of a Hugging Face folder, from the headers of its files."""
     from safetensors import safe_open
 
     total = 0

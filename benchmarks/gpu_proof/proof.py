@@ -1,4 +1,4 @@
-"""What every part of the proof is given, and how it runs its processes within its time."""
+"""The settings that every part of the proof gets, and functions that run its processes within the time limit."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ Row = dict[str, Any]
 class Proof:
     """One run of the proof."""
 
-    on_gpu: bool  # False: tiny shapes on a CPU, to try every part
+    on_gpu: bool  # False: tiny shapes on a CPU, to test every part
     work: Path  # logs, runs and models of the parts
-    data: Path | None  # a run's folder with tokenizer/, dataset/ and tasks/; None where there is none
-    card: (
-        str | None
-    )  # a name of launch/pretraining/gpus.yaml, whose peak MFU is measured against; None: unknown, or a CPU
-    site: Path | None = None  # installed wheels; None: the environment has everything
+    data: Path | None  # a run's folder with tokenizer/, dataset/ and tasks/; None if there is none
+    card: str | None  # name in launch/pretraining/gpus.yaml, whose peak MFU refers to; None: unknown, or a CPU
+    site: Path | None = None  # folder of installed wheels; None: the environment has everything
     site_posttraining: Path | None = None
-    facts: dict[str, Any] = field(default_factory=dict)  # what one part found and another needs
+    facts: dict[str, Any] = field(default_factory=dict)  # results that later parts need
 
     def environment(self, posttraining: bool = False, hide_gpu: bool = False) -> dict[str, str]:
         """Environment variables of a part's process."""
@@ -48,12 +46,12 @@ class Proof:
         if hide_gpu:
             added["CUDA_VISIBLE_DEVICES"] = ""
         if hide_gpu or not self.on_gpu:
-            added["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # several threads spin on few cores
+            added["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # more threads would spin on few cores
         return {**os.environ, **added}
 
 
 def training_folder(data: Path, folder: Path) -> Path:
-    """A new run's folder that reads the tokenizer and datasets of another; returns `folder`."""
+    """Create a new run's folder with links to the tokenizer and datasets of another run. Returns `folder`."""
     (folder / "dataset").mkdir(parents=True)
     (folder / "tokenizer").symlink_to((data / "tokenizer").resolve())
     for path in (data / "dataset").resolve().iterdir():
@@ -68,7 +66,7 @@ def training_folder(data: Path, folder: Path) -> Path:
 
 
 class TimeLimit(UserError):
-    """A process was ended because its part's time was over."""
+    """A process was killed at its part's time limit."""
 
 
 def _start(command: list[str], log: Path, environment: dict[str, str], output: Any) -> subprocess.Popen[str]:
@@ -76,7 +74,7 @@ def _start(command: list[str], log: Path, environment: dict[str, str], output: A
     me = os.getpid()
 
     def alone() -> None:
-        os.setsid()  # so that all it starts can be ended with it
+        os.setsid()  # so that its child processes can be killed with it
         die_with_parent(me)
 
     with log.open("ab") as stream:
@@ -114,11 +112,11 @@ def finish(process: subprocess.Popen[str], log: Path, deadline: float) -> None:
     """Wait for a started process.
 
     Args:
-        deadline: `time.monotonic()` at which it is killed, with all that it started.
+        deadline: `time.monotonic()` at which the process and its child processes are killed.
 
     Raises:
         TimeLimit: it was killed.
-        UserError: it failed; the message has the line of its output that tells most.
+        UserError: it failed; the message has the last error line of its log.
     """
     try:
         code = process.wait(max(0.1, deadline - time.monotonic()))
@@ -133,12 +131,12 @@ def finish(process: subprocess.Popen[str], log: Path, deadline: float) -> None:
 
 
 def call(proof: Proof, *arguments: str, log: Path, deadline: float, **how: bool) -> None:
-    """Run `python ARGUMENTS` to its end; raises as `finish` does."""
+    """Run `python ARGUMENTS` to its end. Raises as `finish` does."""
     finish(start(proof, *arguments, log=log, **how), log, deadline)
 
 
 def lines(proof: Proof, *arguments: str, log: Path, deadline: float, **how: bool) -> Iterator[str]:
-    """Run `python ARGUMENTS` and give each line of its standard output as it comes; raises as `finish` does."""
+    """Run `python ARGUMENTS` and yield each line of its standard output as it arrives. Raises as `finish` does."""
     import selectors
 
     process = _start([sys.executable, *arguments], log, proof.environment(**how), subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""What the proof found, written to `gpu.json` and `gpu.md` after every row."""
+"""The results of the proof, written to `gpu.json` and `gpu.md` after every row."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from artifacts.files import write_json, write_text
 from artifacts.layout import REPOSITORY
 from benchmarks.gpu_proof.proof import Row
 
-MFU_BAR = 45.0  # percent, of local layers with PyTorch's attention
+MFU_BAR = 45.0  # percent; target for local layers with PyTorch's attention
 
 
 class Results:
-    """Rows in the order in which they were found."""
+    """Rows in the order in which they were added."""
 
     def __init__(self, folder: Path, command: str) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class Results:
 
 
 def commit() -> str:
-    """The checkout's revision; "unknown" where git or its folder is not there."""
+    """The git revision of the repository; "unknown" if git or its folder is missing."""
     asked = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
@@ -51,12 +51,12 @@ def commit() -> str:
 
 
 def page(results: Results) -> str:
-    """The Markdown page: a section for each part that has rows."""
+    """The Markdown page, with a section for each part that has rows."""
     machine, made = results.machine, results.made
     lines = [
         "# One GPU: measured\n",
-        f"Made by `{made['command']}` at {made['commit']}, {made['date']}. Rows stand here as they were measured, in "
-        "one run; a part that failed says so.\n",
+        f"Made by `{made['command']}` at {made['commit']}, {made['date']}. All rows were measured in one run; "
+        "parts that failed are marked.\n",
     ]
     if machine:
         lines.append(
@@ -117,9 +117,9 @@ def of_speed(rows: list[Row]) -> list[str]:
         lines += [f"One profiled step of {row['model']}, {profile['step_ms']:.0f} ms:\n"]
         share = 100 / profile["step_ms"]
         lines += table(["kind", "ms", "share"], [[kind, ms, f"{ms * share:.1f} %"] for kind, ms in kinds if ms])
-        lines += table(["dearest kernels", "ms"], [[f"`{name}`", ms] for ms, name in profile["kernels"][:6]])
+        lines += table(["slowest kernels", "ms"], [[f"`{name}`", ms] for ms, name in profile["kernels"][:6]])
     low = [row for row in rows if row["ok"] and (row["mfu_percent"] or MFU_BAR) < MFU_BAR]
-    lines += [f"{row['model']} stays below the bar of {MFU_BAR} %: see its profile.\n" for row in low]
+    lines += [f"{row['model']} is below the target of {MFU_BAR} % MFU: see its profile.\n" for row in low]
     return lines
 
 
@@ -140,7 +140,7 @@ def of_levers(rows: list[Row]) -> list[str]:
 
 
 def of_facts(rows: list[Row]) -> list[str]:
-    """Parts whose rows are a few figures each; a list of numbers is a curve and is left to gpu.json."""
+    """The table of a part whose rows have a few figures each. Lists are curves, which are only in gpu.json."""
     hidden = ("part", "what", "ok")
     cells = []
     for row in rows:

@@ -1,7 +1,7 @@
-"""Parts `speed` and `levers`: the recipes as they ship, then one change at a time, then the good ones together.
+"""Parts `speed` and `levers`: measure the shipped recipes, then one change at a time, then the useful changes together.
 
-Bare Megatron on made-up tokens. MFU is measured against the card's dense bf16 peak (launch/pretraining/gpus.yaml), with
-the FLOPs that `myllm estimate` counts (recomputed activations and padding excluded).
+The trainings are bare Megatron on made-up tokens. MFU is relative to the card's dense bf16 peak
+(launch/pretraining/gpus.yaml), with the FLOPs of `myllm estimate` (without recomputed activations and padding).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from launch.pretraining.training_log import read_history
 
 @dataclass(frozen=True)
 class Scale:
-    """What is trained on a kind of machine."""
+    """What to train on a kind of machine."""
 
     models: tuple[str, ...]
     training: str
     hardware: str
-    steps: int  # of a row of `speed`
-    lever_steps: int
-    fixed: tuple[str, ...]  # keys replaced in every row: a step small enough for the time there is
+    steps: int  # per row of `speed`
+    lever_steps: int  # per row of `levers`
+    fixed: tuple[str, ...]  # keys replaced in every row, so that a step is short enough for the time limit
 
 
 GPU = Scale(("qwen2-0.5b", "llama2-1.1b"), "zh-10b", "gpu-1-80gb", 30, 14, ("global-batch-size=32",))
 ONE_PROCESS = ("nproc-per-node=1", "pipeline-model-parallel-size=1", "decoder-first-pipeline-num-layers=null")
 CPU = Scale(("qwen2-tiny", "llama2-tiny"), "demo", "cpu", 6, 4, ONE_PROCESS)
 ALWAYS = ("log-interval=1", "save-interval=100000", "eval-iters=0", "lr-warmup-fraction=null", "lr-warmup-iters=2")
-GAIN = 0.99  # a lever whose step takes at most this share of the base's goes into the combination
+GAIN = 0.99  # a lever joins the combination if its step takes at most this share of the recipe's step
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Lever:
     keys: tuple[str, ...] = ()
     fused_adam: bool = False
     compile_layers: bool = False
-    only_one_of: str = ""  # of levers with the same word the fastest goes into the combination
+    only_one_of: str = ""  # of levers with the same word, only the fastest joins the combination
 
 
 def levers_for(scale: Scale) -> list[Lever]:
-    """The levers of a scale, cheapest risk first."""
+    """The levers of a scale, the least risky first."""
     recipe = load_recipe(scale.models[0], scale.training, scale.hardware)
     micro = whole(recipe, "micro-batch-size")
     fused_loss = get(recipe, "cross-entropy-loss-fusion") is not None
@@ -82,10 +82,10 @@ def job_of(recipe: Recipe, model: str, lever: Lever, log: Path, profile_step: in
 
 
 def measured(proof: Proof, part: str, jobs: list[Job], deadline: float) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Run the jobs in one process; where it dies of one, in a new process for the rest. Gives what each found.
+    """Run the jobs in one process and yield the result of each. If a job kills the process, a new one runs the rest.
 
     Raises:
-        TimeLimit: the part's time was over; the jobs done until then were given.
+        TimeLimit: the part's time limit was reached; the results of finished jobs were yielded before.
     """
     left = list(jobs)
     while left:
@@ -98,7 +98,7 @@ def measured(proof: Proof, part: str, jobs: list[Job], deadline: float) -> Itera
                     yield left.pop(0), json.loads(line)
             if len(left) < before:
                 continue
-            reason = "the process ended without a word"
+            reason = "it ended without a message"
         except UserError as error:
             if type(error) is not UserError or not left:
                 raise
@@ -108,7 +108,7 @@ def measured(proof: Proof, part: str, jobs: list[Job], deadline: float) -> Itera
 
 
 def step_facts(recipe: Recipe, job: Job, found: dict[str, Any], steps: int, card: str | None) -> Row:
-    """Median step of the second half, and what follows from it; `ok` is False where the training failed."""
+    """Median step of the second half of the training, and rates from it. `ok` is False if the training failed."""
     if "error" in found:
         return {"ok": False, "error": found["error"]}
     history = read_history(Path(job.log))
@@ -137,7 +137,7 @@ def step_facts(recipe: Recipe, job: Job, found: dict[str, Any], steps: int, card
 
 
 def speed(proof: Proof, deadline: float) -> Iterator[Row]:
-    """A row for each model: tokens/s, TFLOP/s, MFU, memory, and the profile of one step."""
+    """Yield a row for each model: tokens/s, TFLOP/s, MFU, memory, and the profile of one step."""
     scale = GPU if proof.on_gpu else CPU
     keys = (*scale.fixed, *ALWAYS, f"train-iters={scale.steps}")
     jobs, recipes = [], {}
@@ -155,7 +155,7 @@ def speed(proof: Proof, deadline: float) -> Iterator[Row]:
 
 
 def levers(proof: Proof, deadline: float) -> Iterator[Row]:
-    """The smaller model with one change at a time, each as a ratio to the unchanged recipe in the same process."""
+    """Train the smaller model with one change at a time; ratios refer to the unchanged recipe in the same process."""
     scale = GPU if proof.on_gpu else CPU
     model, keys = scale.models[0], (*scale.fixed, *ALWAYS, f"train-iters={scale.lever_steps}")
 
@@ -185,7 +185,7 @@ def levers(proof: Proof, deadline: float) -> Iterator[Row]:
 
 
 def combined(gains: list[Lever]) -> Lever:
-    """All levers that gained, of those that exclude each other the first."""
+    """Combine the levers; of those that exclude each other, use only the first."""
     kept: list[Lever] = []
     for lever in gains:
         if not lever.only_one_of or lever.only_one_of not in [other.only_one_of for other in kept]:

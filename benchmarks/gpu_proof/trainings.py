@@ -1,10 +1,10 @@
-"""Several short trainings in one process: the start of Python, torch, CUDA and Megatron is paid once.
+"""Run several short trainings in one process, so that Python, torch, CUDA and Megatron start only once.
 
     python -m benchmarks.gpu_proof.trainings JOBS.json
 
 JOBS.json is a list of `Job`s as objects. Each is trained by stock `megatron.training.pretrain()` on made-up tokens
-(`benchmarks.bare_megatron`), its output in a log of its own; then a line of JSON says how it went: `{"name",
-"memory_gb", "left_gb", "profile", "seconds"}`, or `{"name", "error"}`. One that fails does not stop the next.
+(`benchmarks.bare_megatron`) and has its own log. After each job its result is printed as a line of JSON: `{"name",
+"memory_gb", "left_gb", "profile", "seconds"}`, or `{"name", "error"}`. The next job runs even if one fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.one_process import output_to, pretrain
 
-# Kernels by the words in their names, first match counts. Names are those of cuBLAS, cuDNN, PyTorch and Inductor.
+# Kinds of kernels by words in their names; the first match counts. Names are from cuBLAS, cuDNN, PyTorch and Inductor.
 KINDS = (
     ("communication", ("nccl",)),
     ("attention", ("flash", "fmha", "sdpa", "attention")),
@@ -42,23 +42,23 @@ class Job:
     name: str
     flags: list[str]  # Megatron's
     log: str  # file for its output
-    profile_step: int = 0  # the step whose kernels are counted; 0: none
-    fused_adam: bool = False  # torch's fused kernel
-    compile_layers: bool = False  # each transformer layer through torch.compile
+    profile_step: int = 0  # the step to profile; 0: none
+    fused_adam: bool = False  # use torch's fused kernel
+    compile_layers: bool = False  # compile each transformer layer with torch.compile
 
 
 def kind_of(kernel: str) -> str:
-    """What a GPU kernel (or a CPU operator) is for, by its name."""
+    """The kind of a GPU kernel (or a CPU operator), from its name."""
     low = kernel.lower()
     return next((kind for kind, words in KINDS if any(word in low for word in words)), "other")
 
 
 def summed(events: Any, wall_ms: float, on_gpu: bool) -> dict[str, Any]:
-    """Milliseconds of a profiled step by kind, the dearest kernels, and the time in which no kernel ran.
+    """Milliseconds of a profiled step by kind, the slowest kernels, and the time in which no kernel ran.
 
     Args:
         events: `torch.profiler.profile.key_averages()`.
-        wall_ms: the whole step's.
+        wall_ms: duration of the whole step.
     """
     kinds: dict[str, float] = {}
     kernels: list[tuple[float, str]] = []
@@ -80,7 +80,7 @@ def summed(events: Any, wall_ms: float, on_gpu: bool) -> dict[str, Any]:
 
 
 def watched(train_step: Callable[..., Any], step: int, found: dict[str, Any], on_gpu: bool) -> Callable[..., Any]:
-    """Megatron's `train_step`, whose call number `step` is profiled into `found`."""
+    """Wrap Megatron's `train_step`: call number `step` is profiled into `found`."""
     import torch
 
     calls = 0
@@ -106,7 +106,7 @@ def watched(train_step: Callable[..., Any], step: int, found: dict[str, Any], on
 
 
 def compiled(setup: Callable[..., Any]) -> Callable[..., Any]:
-    """Megatron's `setup_model_and_optimizer`, whose transformer layers are compiled."""
+    """Wrap Megatron's `setup_model_and_optimizer`: the transformer layers are compiled."""
 
     def call(*arguments: Any, **named: Any) -> Any:
         from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -122,7 +122,7 @@ def compiled(setup: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def train(job: Job, on_gpu: bool) -> dict[str, Any]:
-    """Train one job to its end."""
+    """Train one job and return its memory, profile and seconds."""
     import torch
     from megatron.training import training
 
@@ -147,7 +147,7 @@ def train(job: Job, on_gpu: bool) -> dict[str, Any]:
 
 
 def one_rank() -> None:
-    """What torchrun would say to its only process."""
+    """Set the environment variables that torchrun sets for a single process."""
     from artifacts.processes import free_port
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
@@ -160,7 +160,7 @@ def main() -> None:
     import torch
 
     on_gpu = torch.cuda.is_available()
-    from benchmarks import bare_megatron  # on a CPU it installs the stand-in for CUDA
+    from benchmarks import bare_megatron  # on a CPU it patches torch.cuda
 
     bare_megatron.prepare()
     for job in (Job(**fields) for fields in json.loads(Path(sys.argv[1]).read_text())):
@@ -175,10 +175,10 @@ def main() -> None:
             found = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
         gc.collect()
         torch.cuda.empty_cache()
-        found["left_gb"] = round(torch.cuda.memory_allocated() / 1e9, 2)  # what the next job's memory counts too much
+        found["left_gb"] = round(torch.cuda.memory_allocated() / 1e9, 2)  # the next job's memory figure includes this
         print(json.dumps({"name": job.name, **found}), flush=True)
         if on_gpu and "error" in found and ("CUDA error" in found["error"] or "illegal" in found["error"]):
-            break  # the device's state is lost with it: `speed.measured` starts a new process for the rest
+            break  # the CUDA context is lost: `speed.measured` starts a new process for the rest
 
 
 def write_jobs(jobs: list[Job], path: Path) -> None:

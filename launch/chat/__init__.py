@@ -1,4 +1,4 @@
-"""Chat with a model: `terminal`, and `page` in the browser (`gradio_page` runs in the clients' environment).
+"""Chat with a model in the terminal (`terminal`) or in the browser (`page`; `gradio_page` runs in `.venv-clients`).
 
-In: a server's address or a model folder, which is served while the chat lasts.
+Input: the address of a server, or a model folder, which is then served during the chat.
 """

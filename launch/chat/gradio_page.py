@@ -1,13 +1,12 @@
-"""The chat page itself, in Gradio: the same question to every model, replies streaming side by side.
+"""The chat page, made with Gradio: it sends a question to every model and streams the replies side by side.
 
-Started by `launch.chat.page`, in the environment `.venv-clients`, with its models and its key in the environment:
+`launch.chat.page` starts it in the environment `.venv-clients`; models and key are passed as environment variables:
 
     MYLLM_CHAT_MODELS='[{"label": "dpo", "url": "http://127.0.0.1:8000", "name": "dpo", "key": "…"}]' MYLLM_API_KEY=… \
         python -m launch.chat.gradio_page --host 127.0.0.1 --port 7860
 
-Every request needs the key (`launch.serving.key`, as the password of the browser's own dialogue), and the page
-loads nothing from elsewhere: a Content-Security-Policy forbids it. What was said is kept in the browser and survives a
-reload.
+Every request needs the key (`launch.serving.key`; the browser asks for it as a password). A Content-Security-Policy
+forbids the page to load anything from other hosts. The browser stores the conversations, so they survive a reload.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from launch.serving.key import Application, Message, Receive, RequireKey, Send
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
-# The page's own origin alone; Gradio's bundle evaluates code and writes styles in place.
+# Allow the page's own origin only; Gradio's bundle needs inline scripts, inline styles and eval.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
-# The box stays in sight below however many columns; on a phone they stand one above the other, each less high.
+# The input box stays visible below any number of columns; on a phone the columns are stacked and less high.
 CSS = """
 .gradio-container { max-width: 1400px !important; margin: 0 auto !important; }
 .gradio-container main { padding: 0.75rem !important; }
@@ -44,7 +43,7 @@ CSS = """
 @media (max-width: 640px) { .models > .block { height: 17rem !important; } }
 """
 TOGGLE = "() => { document.body.classList.toggle('dark') }"
-# What a browser says in its own language.
+# Texts of the page in the browser's language.
 TEXTS = {
     "en": {
         "ask": "Ask …",
@@ -83,19 +82,19 @@ def text_of(content: Any) -> str:
 
 
 def plain(history: list[dict[str, Any]]) -> Messages:
-    """The chatbot's messages as the API takes them; notes of this page's own (those with a title) are left out."""
+    """The chatbot's messages for the API, without the page's own notes (those with a title)."""
     rows = [row for row in history or [] if not (row.get("metadata") or {}).get("title")]
     return [{"role": row["role"], "content": text_of(row["content"])} for row in rows]
 
 
 def ask(text: str, chosen: list[str], *histories: list[dict[str, Any]], labels: list[str]) -> list[Any]:
-    """The user's turn into the history of every chosen model; the box is emptied."""
+    """Add the user's turn to the history of every chosen model, and empty the box."""
     turn = {"role": "user", "content": text.strip()}
-    asked = [
+    updated = [
         [*plain(history), turn] if turn["content"] and label in chosen else plain(history)
         for label, history in zip(labels, histories, strict=True)
     ]
-    return ["", *asked, asked]
+    return ["", *updated, updated]
 
 
 def reply(
@@ -107,25 +106,25 @@ def reply(
     *,
     address: Address,
 ) -> Iterator[list[dict[str, Any]]]:
-    """The history with the model's reply growing at its end; what goes wrong is a note in it."""
+    """Yield the history with the growing reply of the model at its end; an error becomes a note in it."""
     turns = plain(history)
     if not turns or turns[-1]["role"] != "user":
         yield history
         return
     sent: Messages = ([{"role": "system", "content": system}] if system and system.strip() else []) + list(turns)
     options = {"temperature": temperature, "top_p": top_p, **({"max_tokens": int(longest)} if longest else {})}
-    said = ""
+    answer = ""
     try:
         for piece in stream_fitting(address, sent, options):
-            said += piece
-            yield [*turns, {"role": "assistant", "content": said}]
-        if not said:
-            yield [*turns, note("the model said nothing")]
+            answer += piece
+            yield [*turns, {"role": "assistant", "content": answer}]
+        if not answer:
+            yield [*turns, note("the reply is empty")]
     except ContextFull:
-        yield [*turns, note("this turn alone is longer than the model's context")]
+        yield [*turns, note("this turn alone is longer than the model's context: shorten it or the system prompt")]
     except UserError as error:
-        spoken = [{"role": "assistant", "content": said}] if said else []
-        yield [*turns, *spoken, note(str(error))]
+        partial_answer = [{"role": "assistant", "content": answer}] if answer else []
+        yield [*turns, *partial_answer, note(str(error))]
 
 
 def note(text: str) -> dict[str, Any]:
@@ -133,7 +132,7 @@ def note(text: str) -> dict[str, Any]:
 
 
 def build(models: dict[str, Address], key: str) -> Any:
-    """The page: a chatbot for each label, one box, stop, clear, settings."""
+    """Build the page: a chatbot for each model, one input box, buttons, settings."""
     import gradio as gr
 
     labels = list(models)
@@ -161,15 +160,17 @@ def build(models: dict[str, Address], key: str) -> Any:
             top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label=words("top_p"))
             longest = gr.Slider(0, 4096, 0, step=16, label=words("max_tokens"), elem_id="longest")
 
-        asked = gr.on([box.submit, send.click], partial(ask, labels=labels), [box, chosen, *bots], [box, *bots, kept])
+        submitted = gr.on(
+            [box.submit, send.click], partial(ask, labels=labels), [box, chosen, *bots], [box, *bots, kept]
+        )
         replies = []
         for bot, address in zip(bots, models.values(), strict=True):
             settings = [bot, system, temperature, top_p, longest]
-            answer = asked.then(partial(reply, address=address), settings, bot, show_progress="hidden")
+            answer = submitted.then(partial(reply, address=address), settings, bot, show_progress="hidden")
             answer.then(keep, bots, kept, show_progress="hidden")
             replies.append(answer)
             bot.clear(keep, bots, kept, show_progress="hidden")
-        # kept after the cancelling, when the last words have come
+        # save after cancelling, when the last piece has arrived
         stop.click(lambda: None, None, None, cancels=replies).then(keep, bots, kept, show_progress="hidden")
         clear.click(lambda: [[]] * (len(bots) + 1), None, [*bots, kept], cancels=replies)
         theme.click(None, js=TOGGLE)
@@ -182,13 +183,13 @@ def keep(*histories: list[dict[str, Any]]) -> list[Messages]:
 
 
 def restore(kept: list[Messages] | None, count: int) -> Any:
-    """What the browser kept, for as many models as the page has now."""
+    """The conversations stored in the browser, for the page's present number of models."""
     found = [*(kept or []), *([[]] * count)][:count]
     return found if count > 1 else found[0]
 
 
 def with_policy(app: Application) -> Application:
-    """The application with the headers that keep it to itself."""
+    """The application with security headers added to every response."""
 
     async def answer(scope: Message, receive: Receive, send: Send) -> None:
         async def add(message: Message) -> None:
@@ -203,7 +204,7 @@ def with_policy(app: Application) -> Application:
 
 
 def application(models: dict[str, Address], key: str) -> Callable[..., Any]:
-    """The page as one guarded ASGI application: /health is open, the rest asks for the key."""
+    """The page as an ASGI application that requires the key on every route but /health."""
     import gradio as gr
     from fastapi import FastAPI
 
@@ -222,13 +223,13 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         rows, key = json.loads(os.environ["MYLLM_CHAT_MODELS"]), os.environ["MYLLM_API_KEY"]
     except (KeyError, ValueError):
-        raise UserError("MYLLM_CHAT_MODELS and MYLLM_API_KEY are not set: use `myllm chat-page`") from None
+        raise UserError("MYLLM_CHAT_MODELS and MYLLM_API_KEY are not set: run `myllm chat-page`") from None
     import uvicorn
 
     models = {row["label"]: Address(row["url"], row["name"], row["key"]) for row in rows}

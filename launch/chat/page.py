@@ -1,11 +1,11 @@
-"""A chat page in the browser, for one model or several side by side; this machine alone, with the servers' key.
+"""Start a chat page in the browser for one or more models, on this machine only and with a key.
 
     myllm chat-page base=runs/poetry-tiny/models/base sft=runs/poetry-tiny/models/sft dpo=runs/poetry-tiny/models/dpo
     myllm chat-page dpo=http://127.0.0.1:8000 --port 7860
 
-Each model is a folder, which is served as long as the page is, or the address of a running server. The browser asks for
-a password: it is the key, $MYLLM_API_KEY or the one in the file that is named; any user name will do. Ctrl-C ends the
-page and the servers that it started. Needs `make env-clients`.
+Each model is a folder, which is served while the page runs, or the address of a running server. The browser asks for a
+user name and a password: any name works, the password is the key ($MYLLM_API_KEY, or the one in the file that the
+command prints). Ctrl-C stops the page and the servers that it started. Run `make env-clients` first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAGE_SECONDS = 120.0
 
 
 def split(model: str) -> tuple[str, str]:
-    """`LABEL=FOLDER`, `LABEL=URL`, or either alone, labelled by its last part."""
+    """Split `LABEL=FOLDER` or `LABEL=URL`; without a label, the last part of the path is the label."""
     label, equals, where = model.partition("=")
     if equals and label and where and "/" not in label:
         return label, where
@@ -43,7 +43,7 @@ def is_url(where: str) -> bool:
 
 
 def page_environment(models: dict[str, Address], key: str) -> dict[str, str]:
-    """The page's environment; keys travel here and on no command line."""
+    """The page's environment. Keys are passed here and never on a command line."""
     rows = [{"label": label, "url": at.url, "name": at.name, "key": at.key} for label, at in models.items()]
     return {
         **os.environ,
@@ -70,7 +70,7 @@ def wait_for_page(page: Guarded, port: int, log: Path) -> None:
 
 
 def serve_page(pairs: dict[str, str], port: int, lan: bool) -> None:
-    """Start what has to be served, then the page, and wait for Ctrl-C; raises UserError when one of them fails."""
+    """Start the servers, then the page, and wait for Ctrl-C. Raises UserError if one of them fails."""
     host = EVERYWHERE if lan else HERE
     check_port(host, port)
     python = environment("clients") / "bin" / "python"
@@ -84,7 +84,7 @@ def serve_page(pairs: dict[str, str], port: int, lan: bool) -> None:
     with ExitStack() as stack:
         if file:
             stack.callback(file.unlink, missing_ok=True)
-        # One after another: two that start at once on two cores take as long, and the memory check sees the first.
+        # One after another: two parallel starts on two cores take as long, and the memory check must see the first.
         for label, plan in plans.items():
             address, server = stack.enter_context(running(plan, key, log_file(plan)))
             wait_until_ready(server, address, log_file(plan))
@@ -96,24 +96,24 @@ def serve_page(pairs: dict[str, str], port: int, lan: bool) -> None:
         where = f"the key in {file}" if file else "$MYLLM_API_KEY"
         print(f"ready: http://{HERE}:{port} shows {', '.join(models)}; any user name, password {where}", flush=True)
         if lan:
-            print("open to the network, unencrypted: put it behind TLS where you do not trust the wire", flush=True)
+            print("open to the network, unencrypted: put it behind TLS unless you trust the network", flush=True)
         raise UserError(f"the page ended by itself with status {page.wait()}: read {log}{last_error(log)}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="[LABEL=]MODEL", help="a model folder, or the URL of a server")
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
-    parser.add_argument("--lan", action="store_true", help="listen on every interface, not on 127.0.0.1 alone")
+    parser.add_argument("--port", type=int, default=7860, help="port of the page (default: %(default)s)")
+    parser.add_argument("--lan", action="store_true", help="listen on every interface, not only on 127.0.0.1")
 
 
 def run(arguments: argparse.Namespace) -> int:
     pairs = dict(map(split, arguments.models))
     if len(pairs) < len(arguments.models):
-        raise UserError("two models have the same label: write LABEL=MODEL")
+        raise UserError("two models have the same label: give each its own as LABEL=MODEL")
     try:
         serve_page(pairs, arguments.port, arguments.lan)
     except KeyboardInterrupt:
-        print("the page has ended", file=sys.stderr)
+        print("the page has stopped", file=sys.stderr)
     return 0
 
 

@@ -1,5 +1,5 @@
-"""Instruction, preference and KTO data, as people publish them.
+"""Read and check instruction, preference and KTO data in the published formats.
 
-In: JSON or JSON lines. Out: one idea of a row (`read`), and a list of faults (`lint`).
-To add a form: one more reader in `read`; `lint` and post-training know it then.
+Input: JSON or JSON lines. Output: rows in one common format (`read`), and a list of faults (`lint`).
+To add a format, add a reader to `read`; `lint` and post-training then support it.
 """

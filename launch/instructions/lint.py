@@ -3,9 +3,9 @@
     myllm lint-data alpaca_zh.json --tokenizer runs/mine/models/base --cutoff-len 1024
     myllm lint-data train.json --held-out valid.json --evaluation ceval.jsonl
 
-Trainers drop bad rows or train on them, and exit 0. Every fault is named with file, row and reason; the command exits 2
-when there is one. With --tokenizer one example is shown as the model will see it, rendered by the tokenizer's own chat
-template, and lengths are counted after it.
+Trainers silently drop bad rows or train on them. This command prints every fault with file, row and reason, and exits
+with 2 if there is one. With --tokenizer it also shows one example rendered by the tokenizer's own chat template, as the
+model will see it, and counts lengths in tokens.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from artifacts.errors import UserError
 from artifacts.files import read_json
 from launch.instructions.read import Example, Fault, Form, form_of, read_row, rows
 
-NGRAM = 13  # characters that an evaluation item and a row must share to count as a leak, as in decontamination
-SHOWN = 20  # faults printed of each file
+NGRAM = 13  # a row leaks if it shares this many characters with an evaluation item, as in decontamination
+SHOWN = 20  # faults printed per file
 END_OF_TURN = "<|im_end|>"
-MEND = "mend or remove it, or leave such rows out with `myllm split-data --drop-faulty`"
+MEND = "Correct or remove the row, or run `myllm split-data FILE --output-folder FOLDER --drop-faulty`"
 KIND_NAMES = {"sft": "instructions", "pairs": "preference pairs", "kto": "labelled answers"}
 
 
 @dataclass
 class Findings:
-    """What was found in a file."""
+    """The results for one file."""
 
     path: Path
     form: Form
     rows: int = 0
     faults: list[tuple[int, str]] = field(default_factory=list)  # (row from 1, what is wrong)
-    too_long: list[tuple[int, int]] = field(default_factory=list)  # (row, tokens) beyond the cutoff: they will be cut
+    too_long: list[tuple[int, int]] = field(default_factory=list)  # (row, tokens) of rows that the trainer will cut
     keys: dict[str, int] = field(default_factory=dict)  # hash of an example -> its row
     tokens: int = 0
     longest: int = 0
     example: Example | None = None
 
     def refuse(self) -> None:
-        """Raise UserError, naming the first bad row, when there is one."""
+        """Raise UserError if there is a bad row; the message names the first one."""
         if self.faults:
             number, fault = self.faults[0]
             more = f" (and {len(self.faults) - 1:,} more bad rows)" if len(self.faults) > 1 else ""
-            raise UserError(f"{self.path}: row {number} {fault}{more}: {MEND}")
+            raise UserError(f"{self.path}, row {number}: {fault}{more}. {MEND}")
 
 
 def bare(text: str) -> str:
-    """Letters, figures and Chinese characters only: what n-grams are made of."""
+    """The letters, digits and Chinese characters of a text; n-grams are made of them."""
     return "".join(character for character in text if character.isalnum())
 
 
@@ -61,7 +61,7 @@ def ngrams(text: str) -> set[str]:
 
 
 def evaluation_ngrams(paths: Iterable[Path]) -> set[str]:
-    """N-grams of every text in evaluation files: JSON lists, JSON lines, or CSV."""
+    """N-grams of every text in the evaluation files: JSON lists, JSON lines, or CSV."""
     found: set[str] = set()
 
     def collect(value: Any) -> None:
@@ -80,19 +80,22 @@ def evaluation_ngrams(paths: Iterable[Path]) -> set[str]:
             with path.open(encoding="utf-8-sig", newline="") as stream:
                 collect([cell for row in csv.reader(stream) for cell in row])
         else:
-            collect([row for _, row in rows(path)])
+            for number, row in rows(path):
+                if isinstance(row, Fault):
+                    raise UserError(f"{path}, row {number}: {row}. Correct the row, or a leak of it would go unseen")
+                collect(row)
     return found
 
 
 class Rendering:
-    """A tokenizer folder's own chat template and counts, without transformers, which takes seconds to import."""
+    """Chat template and tokenizer of a folder, without transformers, which takes seconds to import."""
 
     def __init__(self, folder: Path) -> None:
         import jinja2.sandbox
         from tokenizers import Tokenizer
 
         if not (folder / "tokenizer.json").exists():
-            raise UserError(f"{folder} has no tokenizer.json: --tokenizer wants a model's or a tokenizer's folder")
+            raise UserError(f"{folder} has no tokenizer.json: give the folder of a model or a tokenizer")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -102,14 +105,14 @@ class Rendering:
         settings = read_json(folder / "tokenizer_config.json")
         template = template or settings.get("chat_template")
         if not template:
-            raise UserError(f"{folder} has no chat template: chats cannot be rendered with it")
-        # the settings with which transformers renders (utils/chat_template_utils.py)
+            raise UserError(f"{folder} has no chat template: add chat_template.jinja")
+        # the settings that transformers uses (utils/chat_template_utils.py)
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         self.template = environment.from_string(template)
         self.names = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token")}
 
     def render(self, messages: Iterable[tuple[str, str]], ask: bool) -> str:
-        """Messages as text; with `ask`, up to where the assistant begins to answer."""
+        """Render messages as text; with `ask`, add the start of an assistant's turn at the end."""
         turns = [{"role": role, "content": text} for role, text in messages]
         return self.template.render(messages=turns, add_generation_prompt=ask, **self.names)
 
@@ -120,11 +123,15 @@ class Rendering:
         return [len(encoding.ids) for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def labels(self, example: Example) -> str:
-        """The part of the rendered example that the loss counts; UserError when it does not end the turn."""
-        whole, asked = self.text(example, example.answers[0]), self.render(example.prompt, ask=True)
-        if not whole.startswith(asked):
+        """The part of the rendered example that the loss is computed on.
+
+        Raises:
+            UserError: the template does not end the answer, or renders the question differently once it is answered.
+        """
+        whole, question = self.text(example, example.answers[0]), self.render(example.prompt, ask=True)
+        if not whole.startswith(question):
             raise UserError("the chat template renders a question differently once it is answered: labels would shift")
-        learnt = whole[len(asked) :]
+        learnt = whole[len(question) :]
         if self.end is None or self.end not in self.tokenizer.encode(learnt, add_special_tokens=False).ids:
             raise UserError(f"the chat template does not end an answer with {END_OF_TURN}: the model would never stop")
         return learnt
@@ -141,13 +148,13 @@ def lint(
     """Check every row of a file.
 
     Args:
-        cutoff: longest allowed example in tokens, after the template; needs `rendering`.
+        cutoff: longest allowed example in tokens, after the chat template; needs `rendering`.
         evaluation: n-grams that no row may contain.
         held_out: keys of the validation rows, which no row may repeat.
-        questions_only: count tokens as if nothing were answered.
+        questions_only: count tokens with empty answers.
 
     Raises:
-        UserError: the file as a whole cannot be read.
+        UserError: the file cannot be read at all.
     """
     found = Findings(path, form_of(path))
     waiting: list[tuple[int, Example]] = []
@@ -174,10 +181,10 @@ def lint(
             if first != number:
                 raise Fault(f"repeats row {first}")
             if held_out and example.key in held_out:
-                raise Fault(f"is also held out, row {held_out[example.key]}")
+                raise Fault(f"also in the held-out file, row {held_out[example.key]}")
             if evaluation:
-                said = " ".join([text for _, text in example.prompt] + list(example.answers))
-                if shared := next(iter(sorted(ngrams(said) & evaluation)), None):
+                text_of_row = " ".join([text for _, text in example.prompt] + list(example.answers))
+                if shared := next(iter(sorted(ngrams(text_of_row) & evaluation)), None):
                     raise Fault(f"shares {shared!r} with an evaluation item")
         except Fault as fault:
             found.faults.append((number, str(fault)))
@@ -192,39 +199,51 @@ def lint(
 
 
 def report(found: Findings, rendering: Rendering | None) -> str:
-    """What a person reads of a file's findings."""
+    """A file's findings as text."""
     lines = [f"{found.path}: {found.rows:,} rows, {found.form.form} {KIND_NAMES[found.form.kind]}"]
     if rendering and found.example:
-        lines.append(f"  {found.tokens:,} tokens after the template, longest {found.longest:,}")
+        lines.append(f"  {found.tokens:,} tokens after the chat template, longest row {found.longest:,}")
         lines.append(f"  first example: {rendering.text(found.example, found.example.answers[0])!r}")
-        lines.append(f"  of which the loss counts: {rendering.labels(found.example)!r}")
-    lines += [f"  row {number} {fault}" for number, fault in found.faults[:SHOWN]]
+        lines.append(f"  its loss is computed on: {rendering.labels(found.example)!r}")
+    lines += [f"  row {number}: {fault}" for number, fault in found.faults[:SHOWN]]
     if len(found.faults) > SHOWN:
         lines.append(f"  and {len(found.faults) - SHOWN:,} more")
     return "\n".join(lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON list or JSON lines")
-    parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer and chat template: count and show")
-    parser.add_argument("--cutoff-len", type=int, help="longest example in tokens; needs --tokenizer")
-    parser.add_argument("--held-out", type=Path, help="validation file, none of whose rows may be in the others")
-    parser.add_argument("--evaluation", type=Path, action="append", default=[], help="test items that must not leak")
-    parser.add_argument("--json", type=Path, help="write the findings there too")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="data file: a JSON list or JSON lines")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder with tokenizer and chat template; counts tokens and shows an example"
+    )
+    parser.add_argument("--cutoff-len", type=int, help="longest allowed example in tokens; needs --tokenizer")
+    parser.add_argument("--held-out", type=Path, help="validation file; none of its rows may be in the data files")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        action="append",
+        default=[],
+        help="evaluation set whose items must not be in the data; repeatable",
+    )
+    parser.add_argument("--json", type=Path, help="also write the findings to this file")
 
 
 def run(given: argparse.Namespace) -> None:
-    """Raises UserError when any file has a fault, after all were reported."""
+    """Check all files and print the findings. Raises UserError afterwards if any file has a fault."""
     if given.cutoff_len and not given.tokenizer:
-        raise UserError("--cutoff-len counts tokens: give --tokenizer too")
+        raise UserError("--cutoff-len counts tokens: give --tokenizer FOLDER too")
     rendering = Rendering(given.tokenizer) if given.tokenizer else None
     evaluation = evaluation_ngrams(given.evaluation)
-    held_out = lint(given.held_out).keys if given.held_out else None
+    held_out = None
+    if given.held_out:
+        held = lint(given.held_out)
+        held.refuse()  # a faulty row has no key, and would go unseen in the training data
+        held_out = held.keys
     everything = []
     for path in given.files:
         found = lint(path, rendering, given.cutoff_len, evaluation, held_out)
         found.faults += [
-            (number, f"is longer than cutoff_len {given.cutoff_len} after the template: {length} tokens")
+            (number, f"longer than cutoff_len {given.cutoff_len} after the chat template: {length} tokens")
             for number, length in found.too_long
         ]
         found.faults.sort()
@@ -242,19 +261,19 @@ def run(given: argparse.Namespace) -> None:
 
 
 def split(path: Path, folder: Path, share: float, drop_faulty: bool = False) -> tuple[int, int, int]:
-    """Divide a file into `<name>_train.json` and `<name>_valid.json` by the hash of each question.
+    """Split a file into `<name>_train.json` and `<name>_valid.json` by the hash of each question.
 
-    The same question falls into the same part whatever else the file holds, now and when it grows.
+    A question always falls into the same part, also when the file grows.
 
     Args:
-        share: of the questions that are held out, 0-1.
-        drop_faulty: leave out what the linter would name, repeats too, and write it to `<name>_dropped.json`.
+        share: share of the questions to hold out, 0-1.
+        drop_faulty: drop faulty and repeated rows, and write them to `<name>_dropped.json`.
 
     Returns:
-        How many rows each part has, and how many were left out.
+        Number of training rows, held-out rows and dropped rows.
 
     Raises:
-        UserError: a row is faulty, naming it; or a part would be empty.
+        UserError: a row is faulty (the message names it), or a part would be empty.
     """
     from artifacts.files import write_json, write_text
 
@@ -269,12 +288,12 @@ def split(path: Path, folder: Path, share: float, drop_faulty: bool = False) -> 
                 raise Fault(f"repeats row {first[example.key]}")
         except Fault as fault:
             if not drop_faulty:
-                raise UserError(f"{path}: row {number} {fault}: {MEND}") from None
+                raise UserError(f"{path}, row {number}: {fault}. {MEND}") from None
             dropped.append({"row": number, "fault": str(fault), "content": row})
             continue
         parts[int(example.prompt_key[:8], 16) < share * 2**32].append(row)
     if not parts[0] or not parts[1]:
-        raise UserError(f"{path}: {len(parts[0])} rows to train on and {len(parts[1])} held out: change --share")
+        raise UserError(f"{path}: {len(parts[0])} rows to train on and {len(parts[1])} held out; change --share")
     for name, part in zip(("train", "valid"), parts, strict=True):
         text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in part) + "\n]\n"
         write_text(folder / f"{path.stem}_{name}.json", text)

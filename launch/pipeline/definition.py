@@ -1,4 +1,4 @@
-"""Pipelines: the stages of a run, read from `launch/pipelines/<name>.yaml` and checked before anything starts."""
+"""Pipeline definitions: read `launch/pipelines/<name>.yaml` and check it before any stage starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml, sha256
-from artifacts.layout import REPOSITORY, cache_folder
+from artifacts.layout import REPOSITORY, cache_folder, relative, yaml_file
 
 PIPELINES = REPOSITORY / "launch" / "pipelines"
 PIPELINE_KEYS = ("name", "description", "values", "stages")
@@ -20,17 +20,17 @@ STAGE_KEYS = ("commands", "needs", "reads")
 PLACEHOLDER = re.compile(r"\{(--)?(\w+)\}")
 
 
-TRAINERS = ("pretrain", "posttrain")  # commands of myllm that leave checkpoints to go on from, and use GPUs
+TRAINERS = ("pretrain", "posttrain")  # myllm commands that use GPUs and resume from checkpoints
 
 
 def is_myllm(command: list[str], *names: str) -> bool:
-    """Whether a stage's command is `myllm NAME …` with one of these names."""
+    """Whether a stage's command is `myllm NAME …`, NAME being one of `names`."""
     return command[0] == "myllm" and len(command) > 1 and command[1] in names
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run: commands to start one after another, in the environment `.venv`."""
+    """One step of a run: commands that run one after another in the environment `.venv`."""
 
     name: str
     commands: list[list[str]]
@@ -45,7 +45,11 @@ class Pipeline:
     values: dict[str, str] = field(default_factory=dict)
 
     def between(self, first: str | None, last: str | None) -> list[Stage]:
-        """The stages from `first` to `last`, both included; raises UserError on an unknown name."""
+        """The stages from `first` to `last`, both included.
+
+        Raises:
+            UserError: a name is unknown, or `first` comes after `last`.
+        """
         names = [stage.name for stage in self.stages]
         for name in (first, last):
             if name is not None and name not in names:
@@ -66,20 +70,21 @@ def check_keys(where: str, found: dict[str, Any], valid: tuple[str, ...]) -> Non
 
 
 def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pipeline:
-    """Read and check a pipeline, and fill in its commands and what they read for a run's folder.
+    """Read and check a pipeline, and fill in the placeholders in its `commands` and `reads` for a run's folder.
 
-    `{name}` is a value. `{--name}` is the option `--name VALUE`, and nothing where the value is the pipeline's own: an
-    option that is added to a stage so does not make the finished stages of older runs stale.
+    `{name}` becomes the value. `{--name}` becomes the option `--name VALUE`, or nothing when the value is the default
+    of the YAML file. So a new option in a stage does not make the finished stages of older runs stale.
 
-    Raises UserError on an unknown pipeline, key, stage or value, naming the nearest valid one.
+    Args:
+        name: File name in launch/pipelines/, without `.yaml`.
+        run: The run's folder.
+        replaced: Values to replace, each as `NAME=VALUE`.
+
+    Raises:
+        UserError: an unknown pipeline, key, stage or value; the message names the nearest valid one.
     """
-    path = PIPELINES / f"{name}.yaml"
-    if not path.exists():
-        known = sorted(p.stem for p in PIPELINES.glob("*.yaml"))
-        raise UserError(
-            f"there is no pipeline {name!r}{nearest(name, known)}; launch/pipelines/ holds {', '.join(known)}"
-        )
-    where = f"launch/pipelines/{path.name}"
+    path = yaml_file(name, PIPELINES, "pipeline")
+    where = relative(path)
     content = read_yaml(path)
     check_keys(where, content, PIPELINE_KEYS)
     own = content.get("values", {})
@@ -88,7 +93,8 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
         key, equals, value = assignment.partition("=")
         if not equals or key not in values:
             raise UserError(
-                f"--set {assignment}: write NAME=VALUE, NAME as in {where}{nearest(key, values)}: {', '.join(values)}"
+                f"--set {assignment}: write NAME=VALUE, where NAME is one of the `values` of {where}"
+                f"{nearest(key, values)}: {', '.join(values)}"
             )
         values[key] = value
     folder = run.resolve()
@@ -109,30 +115,36 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
         check_keys(f"{where}, stage {stage_name}", entry, STAGE_KEYS)
         for need in entry.get("needs", []):
             if need not in [stage.name for stage in stages]:
-                raise UserError(f"{where}, stage {stage_name}: needs {need!r}, which is no earlier stage")
+                raise UserError(f"{where}, stage {stage_name}: it needs {need!r}, which is not an earlier stage")
         for text in [*entry["commands"], *entry.get("reads", [])]:
             for option, key in PLACEHOLDER.findall(text):
                 if key not in (values if option else names):
                     close = nearest(key, names)
-                    raise UserError(f"{where}, stage {stage_name}: nothing is known of {{{option}{key}}}{close}")
+                    raise UserError(f"{where}, stage {stage_name}: unknown placeholder {{{option}{key}}}{close}")
         commands = []
         for command in entry["commands"]:
-            # a value may be several words, a folder's name with a space in it is still one
+            # a value may hold several words; a folder name with a space stays one word
             words = shlex.split(PLACEHOLDER.sub(of_value, command))
             commands.append([PLACEHOLDER.sub(lambda match: folders.get(match[2], match[0]), word) for word in words])
-        reads = [REPOSITORY / PLACEHOLDER.sub(of_value, name) for name in entry.get("reads", [])]
+        # a pipeline of the user's own names files beside it, or the repository's
+        wanted = [PLACEHOLDER.sub(of_value, name) for name in entry.get("reads", [])]
+        reads = [next((f for f in (path.parent / n, REPOSITORY / n) if f.exists()), REPOSITORY / n) for n in wanted]
         for file in reads:
             if not file.exists():
                 close = nearest(file.name, [path.name for path in file.parent.glob("*")])
                 raise UserError(
-                    f"{where}, stage {stage_name}: reads {file.relative_to(REPOSITORY)}, which does not exist{close}"
+                    f"{where}, stage {stage_name}: it reads {file.relative_to(REPOSITORY)}, which does not exist{close}"
                 )
         stages.append(Stage(stage_name, commands, entry.get("needs", []), reads))
     return Pipeline(content["name"], stages, {key: str(value) for key, value in values.items()})
 
 
 def fingerprint(stage: Stage, needed: dict[str, str]) -> str:
-    """What a stage's result depends on, as a hash: its commands, the files it reads, the fingerprints it needs."""
+    """Hash of everything a stage's result depends on: its commands, the files it reads, the stages it needs.
+
+    Args:
+        needed: Fingerprints of the earlier stages, by name.
+    """
     state = {
         "commands": stage.commands,
         "reads": [sha256(file) for file in stage.reads],

@@ -1,7 +1,7 @@
-"""What `myllm run` says about a machine's GPU before it starts: never is one left unused in silence.
+"""Tell the user, before `myllm run` starts, when the machine's GPU will stay unused.
 
-A pipeline has the value `hardware`. With `cpu` on a machine with an NVIDIA GPU, one line tells how to use the GPU; with
-a GPU's file and the CPU environment, one line tells which environment is needed.
+A pipeline has the value `hardware`. With `cpu` on a machine with an NVIDIA GPU, one line says how to use the GPU. With
+a GPU's hardware file and the CPU environment, one line says which environment to install.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from artifacts.layout import ENVIRONMENTS, REPOSITORY
 from launch.pipeline.definition import TRAINERS, Pipeline, Stage, is_myllm
 from launch.pretraining.recipe import names
 
-LARGE_MB = 70_000  # the driver counts 81,559 MB on an H100 of 80 GB, 24,564 on an RTX 4090
+LARGE_MB = 70_000  # the driver reports 81,559 MB on an 80 GB H100, 24,564 on an RTX 4090
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class VisibleGpu:
 
 
 def visible_gpu() -> VisibleGpu | None:
-    """The first NVIDIA GPU that a program started here would see; None where there is none, or all are hidden."""
+    """The first NVIDIA GPU that a program started here would see; None if there is none or all are hidden."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return None
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
@@ -34,12 +34,12 @@ def visible_gpu() -> VisibleGpu | None:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
         name, _, memory = answer.splitlines()[0].rpartition(",")
         return VisibleGpu(name.strip(), int(memory))
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):  # no driver's tool, as in many containers
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):  # nvidia-smi is missing in many containers
         return VisibleGpu("an NVIDIA GPU", 0) if Path("/dev/nvidiactl").exists() else None
 
 
 def environment_of(folder: Path = REPOSITORY / ENVIRONMENTS["train"]) -> str:
-    """Name of the lock file that `.venv` was made of: `train` (CPU), `gpu`, `gpu-te`; empty where it is not known."""
+    """Name of the lock file that `.venv` was made from: `train` (CPU), `gpu`, `gpu-te`; empty if unknown."""
     try:
         return (folder / ".stamp").read_text(encoding="utf-8").partition(" ")[0]
     except (OSError, ValueError):
@@ -52,7 +52,7 @@ def notice(
     probe: Callable[[], VisibleGpu | None] = visible_gpu,
     environment: Callable[[], str] = environment_of,
 ) -> str | None:
-    """The line to print before these stages of a pipeline run; None where there is nothing to say."""
+    """The line to print before these stages run; None if there is nothing to say."""
     hardware = pipeline.values.get("hardware")
     trains = any(is_myllm(command, *TRAINERS) for stage in stages for command in stage.commands)
     if hardware is None or not trains:
@@ -62,8 +62,8 @@ def notice(
         if not on_cpu_build:
             return None
         return (
-            f"hardware={hardware} needs CUDA's PyTorch, and .venv holds the CPU build: training will stop. "
-            "`make env-gpu` replaces it (Python 3.12)"
+            f"hardware={hardware} needs PyTorch for CUDA, but .venv holds the CPU build: training will stop. "
+            "Run `make env-gpu` to replace it (Python 3.12)"
         )
     gpu = probe()
     if gpu is None:

@@ -1,8 +1,9 @@
-"""Run a pipeline's stages one after another as processes, skip what is done, resume what is not.
+"""Run a pipeline's stages one after another as processes: skip finished stages, resume interrupted ones.
 
-A stage is done when its manifest says so: `manifests/<stage>.json`, written last and whole, with the fingerprint of
-what it was made from. Its output goes to `logs/<stage>.log`; the newest `N/M` in it drives the progress display.
-Killed at any moment, the same command goes on: every stage writes aside and renames, or resumes a checkpoint.
+A stage is done when its manifest `manifests/<stage>.json` says so. The manifest is written last and atomically, and
+holds the fingerprint of the stage's inputs. Output goes to `logs/<stage>.log`; the newest `N/M` in it drives the
+progress display. After a kill at any moment, the same command resumes: every stage writes to a temporary name and
+renames, or resumes from a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from artifacts.layout import REPOSITORY, Run, environment
 from artifacts.stage import UNFINISHED
 from launch.pipeline.definition import Pipeline, Stage, fingerprint
 
-SAVING = 300.0  # seconds that a stage may take to save and end
-POLL = 1.0  # seconds between looks at a running stage
+SAVING = 300.0  # seconds that a stage may take to save and exit
+POLL = 1.0  # seconds between two polls of a running stage
 TAIL = 65_536  # bytes of a log that are searched for progress
 PROGRESS = re.compile(r"(?<![\d/.])(\d+) ?/ *(\d+)(?![\d/])")
-MARK = "MYLLM_RUN_FOLDER"  # in the environment of every process of a run: how left-over ones are found
+MARK = "MYLLM_RUN_FOLDER"  # set in the environment of every process of a run, to find left-over ones
 DONE = "done"
 
 
 @dataclass
 class Manifest:
-    """What a finished (or failed) stage leaves behind."""
+    """Record of a finished or failed stage."""
 
     stage: str
     status: str
@@ -43,6 +44,10 @@ class Manifest:
     seconds: float
     peak_memory_mb: float
     metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class StageUnfinished(UserError):
+    """A stage ended early and in order, e.g. at its time limit: the same command resumes it."""
 
 
 def manifest_path(run: Run, stage: str) -> Path:
@@ -55,12 +60,15 @@ def read_manifest(run: Run, stage: str) -> Manifest | None:
 
 
 def processes_of(run: Run) -> list[int]:
-    """Living processes that carry this run's mark, this one and its parents aside."""
+    """Ids of the running processes that carry this run's mark, without this process and its ancestors."""
     mark = f"{MARK}={run.folder.resolve()}".encode()
-    found = []
+    found, own, pid = [], set(), os.getpid()
+    while pid > 1:
+        own.add(pid)
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if int(folder.name) != os.getpid() and mark in (folder / "environ").read_bytes().split(b"\0"):
+            if int(folder.name) not in own and mark in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
         except (OSError, ValueError):
             continue
@@ -68,9 +76,9 @@ def processes_of(run: Run) -> list[int]:
 
 
 def end_left_over(run: Run) -> None:
-    """Kill what a killed run left behind: it would write into the same folders."""
+    """Kill processes that a killed run left behind, which would write into the same folders."""
     for pid in processes_of(run):
-        print(f"ending process {pid}, left over from an earlier run of {run.name}", flush=True)
+        print(f"killing process {pid}, left over from an earlier run of {run.name}", flush=True)
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -78,7 +86,7 @@ def end_left_over(run: Run) -> None:
 
 
 def memory_mb(run: Run) -> float:
-    """Proportional set size of all the run's processes together, in MB (shared pages count once)."""
+    """Proportional set size of all processes of the run together, in MB (shared pages count once)."""
     total = 0
     for pid in processes_of(run):
         try:
@@ -91,7 +99,7 @@ def memory_mb(run: Run) -> float:
 
 
 def last_progress(log: Path) -> tuple[int, int] | None:
-    """The newest `N/M` of a log, from Megatron, tqdm or a stage of our own."""
+    """The newest `N/M` in a log, printed by Megatron, tqdm or one of our stages; None if there is none."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - TAIL))
@@ -108,7 +116,7 @@ def last_progress(log: Path) -> tuple[int, int] | None:
 
 
 class Display:
-    """One line that is rewritten on a terminal, a line every ten seconds elsewhere."""
+    """Progress of a stage: one line rewritten in place on a terminal, else a new line every ten seconds."""
 
     def __init__(self, position: str, stage: str) -> None:
         self.label = f"[{position}] {stage}"
@@ -135,7 +143,7 @@ class Display:
 
 
 def last_error(log: Path) -> str:
-    """The line of a log that tells most: the last that begins with `error:`, else the last that is not empty."""
+    """The last line of a log that begins with `error:`, else the last non-empty line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["no output"])[-1].removeprefix("error: ")
@@ -144,7 +152,8 @@ def last_error(log: Path) -> str:
 def start(command: list[str], run: Run, log: IO[bytes], metrics: Path, marked: bool = True) -> subprocess.Popen[bytes]:
     """Start one command of a stage; `python` and `myllm` are those of the training environment.
 
-    Unmarked, it is not ended as left over.
+    Args:
+        marked: Set the run's mark, so that `end_left_over` finds the process.
     """
     program = command
     if command[0] in ("python", "myllm"):
@@ -154,11 +163,11 @@ def start(command: list[str], run: Run, log: IO[bytes], metrics: Path, marked: b
     log.flush()
     variables = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
-        # waiting threads that spin take the core from the other process
+        # spinning threads would take the core from the other process
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         **({MARK: str(run.folder.resolve())} if marked else {}),
         "MYLLM_METRICS": str(metrics),
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": "0",
         "HF_HUB_OFFLINE": "1",
@@ -175,17 +184,21 @@ def start(command: list[str], run: Run, log: IO[bytes], metrics: Path, marked: b
 
 
 def stop(process: subprocess.Popen[bytes], run: Run) -> None:
-    """Ask a stage to end (Megatron saves on SIGTERM), wait, then kill what is left of the run."""
+    """Send SIGTERM to a stage (Megatron then saves), wait, then kill the run's remaining processes."""
     process.terminate()
     try:
         process.wait(timeout=SAVING)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # Ctrl-C once more: at once
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: do not wait
         pass
     end_left_over(run)
 
 
 def run_stage(stage: Stage, run: Run, state: str, position: str) -> Manifest:
-    """Run a stage's commands; returns its manifest, already written. Raises UserError when one fails."""
+    """Run a stage's commands; returns its manifest, which is already written.
+
+    Raises:
+        UserError: a command failed, or it stopped before its work was finished.
+    """
     log_path, metrics = run.logs / f"{stage.name}.log", run.logs / f"{stage.name}.metrics.json"
     for folder in (run.logs, run.manifests):
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +219,7 @@ def run_stage(stage: Stage, run: Run, state: str, position: str) -> Manifest:
                     except subprocess.TimeoutExpired:
                         continue
             except KeyboardInterrupt:
-                display.close("stopping; nothing is lost")
+                display.close("stopping; the same command resumes")
                 stop(process, run)
                 raise
             if process.returncode != 0:
@@ -217,11 +230,11 @@ def run_stage(stage: Stage, run: Run, state: str, position: str) -> Manifest:
                 display.close("failed")
                 raise UserError(
                     f"stage {stage.name} failed: {last_error(log_path)}\n"
-                    f"  command: {shlex.join(command)}\n  log: {log_path}\n  mend it, then run the same command again"
+                    f"  command: {shlex.join(command)}\n  log: {log_path}\n  fix it, then run the same command again"
                 )
             if reason := (read_json(metrics) if metrics.exists() else {}).get(UNFINISHED):
                 display.close("not finished")
-                raise UserError(f"stage {stage.name} is not finished: {reason} (log: {log_path})")
+                raise StageUnfinished(f"stage {stage.name} is not finished: {reason} (log: {log_path})")
     found = read_json(metrics) if metrics.exists() else {}
     seconds = round(time.monotonic() - begin, 1)
     manifest = Manifest(stage.name, DONE, state, commands, seconds, round(peak, 1), found)
@@ -231,21 +244,22 @@ def run_stage(stage: Stage, run: Run, state: str, position: str) -> Manifest:
 
 
 def end_once(number: int, frame: object) -> None:
-    """A scheduler's request to end is treated like Ctrl-C, once: Slurm and the job script may both send it."""
+    """Treat the first SIGTERM like Ctrl-C and ignore later ones: Slurm and the job script may both send it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def is_fresh(run: Run, stage: Stage, state: str) -> bool:
-    """Whether a stage was done from what has this fingerprint."""
+    """Whether a stage is done, with this fingerprint."""
     manifest = read_manifest(run, stage.name)
     return manifest is not None and manifest.status == DONE and manifest.fingerprint == state
 
 
 def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: bool = False) -> None:
-    """Run the given stages of a pipeline, skipping what is done.
+    """Run the given stages of a pipeline and skip those that are done; `dry_run` only prints their commands.
 
-    Raises UserError when a stage fails, when one that is needed was not run, or when the run is busy.
+    Raises:
+        UserError: a stage fails, a stage that they need is not done, or another `myllm run` uses the folder.
     """
     if dry_run:
         for stage in stages:
@@ -255,8 +269,8 @@ def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: boo
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, end_once)
-    taken = f"{run.folder} is in use by another `myllm run`: wait for it, or stop it"
-    with hold_lock(run.folder / ".lock", taken):
+    in_use = f"{run.folder} is in use by another `myllm run`: wait until it ends, or stop it with Ctrl-C"
+    with hold_lock(run.folder / ".lock", in_use):
         end_left_over(run)
         write_json(
             run.folder / "pipeline.json", {"pipeline": pipeline.name, "stages": [s.name for s in pipeline.stages]}

@@ -1,8 +1,8 @@
 """Post-training with LLaMA-Factory and TRL: SFT, LoRA, reward model, DPO, KTO, PPO, GRPO, merge.
 
-In: a recipe (llamafactory_configs/), a model folder, data files. Out: a model folder or an adapter, gated.
-`posttrain` is the command. It hands a `job` on: `recipe` (keys) -> `data` (rows) -> `work_folder` -> `tool` (the
-upstream command) -> `metrics`, `chat_model`, `merge_gate`. `grpo` and `reward_server` run beside the tool; `rewards`
-are what GRPO learns from. To add a method: a YAML file of LLaMA-Factory's or TRL's keys. To add a reward: a function in
-any module, named in the recipe.
+Input: a recipe (llamafactory_configs/), a model folder, data files. Output: a checked model folder or adapter.
+`posttrain` is the command. It passes a `job` through `recipe` (keys), `data` (rows), `work_folder`, `tool` (upstream
+command), `metrics`, `chat_model` and `merge_gate`. `grpo` and `reward_server` run beside the tool; `rewards` has the
+reward functions for GRPO. To add a method, write a YAML file of LLaMA-Factory's or TRL's keys. To add a reward, write a
+function in any module and name it in the recipe.
 """

@@ -1,4 +1,4 @@
-"""The chat models that post-training reads and hands on: whole, and right for transformers 4 and 5 and for vLLM."""
+"""Check the chat models that post-training reads, and write its models for transformers 4 and 5 and for vLLM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ END_OF_TURN = "<|im_end|>"
 VALUE_HEAD = "value_head.safetensors"
 CLASSIFIER = "ForSequenceClassification"
 END_OF_TEXT = "<|endoftext|>"
-# Files of a Hugging Face folder that belong to the tokenizer, copied as they are.
+# Tokenizer files of a Hugging Face folder; they are copied unchanged.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -27,17 +27,19 @@ TOKENIZER_FILES = (
 
 
 def check_model(model: Path) -> dict[str, int]:
-    """Ids of <|im_end|> and <|endoftext|>; raises UserError when the folder is not a model that ChatML can train."""
+    """Ids of <|im_end|> and <|endoftext|>. Raises UserError if ChatML cannot be trained on the model in this folder."""
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (model / name).is_file():
-            raise UserError(f"{model} has no {name}: --model wants a Hugging Face model folder")
+            raise UserError(f"{model} has no {name}: give a Hugging Face model folder with --model")
     if not any(model.glob("*.safetensors")):
-        raise UserError(f"{model} has no .safetensors weights: --model wants a Hugging Face model folder")
+        raise UserError(f"{model} has no .safetensors weights: give a Hugging Face model folder with --model")
     config = read_json(model / "config.json")
     added = {token["content"]: token["id"] for token in read_json(model / "tokenizer.json").get("added_tokens", [])}
     for token in (END_OF_TEXT, "<|im_start|>", END_OF_TURN):
         if token not in added:
-            raise UserError(f"{model / 'tokenizer.json'} lacks {token}: it must be there before pretraining")
+            raise UserError(
+                f"{model / 'tokenizer.json'} lacks the token {token}: add it to the tokenizer before pretraining"
+            )
         if added[token] >= config["vocab_size"]:
             raise UserError(f"{model}: {token} has id {added[token]}, but the model has {config['vocab_size']} rows")
     return {token: added[token] for token in (END_OF_TURN, END_OF_TEXT)}
@@ -46,29 +48,29 @@ def check_model(model: Path) -> dict[str, int]:
 def check_adapter(adapter: Path, option: str = "--adapter") -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
-            raise UserError(f"{adapter} has no {name}: {option} wants the output folder of a LoRA recipe")
+            raise UserError(f"{adapter} has no {name}: give the output folder of a LoRA recipe with {option}")
 
 
 def check_reward_model(folder: Path, as_adapter: bool) -> None:
-    """UserError unless the folder is a reward model: a merged one, or an adapter with its value head."""
+    """Raise UserError if the folder is not a reward model: a merged one, or an adapter with its value head."""
     if as_adapter:
         check_adapter(folder, "--reward-model")
         if not (folder / VALUE_HEAD).is_file():
-            raise UserError(f"{folder} has no {VALUE_HEAD}: --reward-model wants the output folder of recipe `reward`")
+            raise UserError(f"{folder} has no {VALUE_HEAD}: give the output of recipe `reward` with --reward-model")
         return
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if not any(name.endswith(CLASSIFIER) for name in config.get("architectures", [])):
         raise UserError(
-            f"{folder} is no {CLASSIFIER}: --reward-model wants recipe `reward` merged: "
-            "myllm posttrain merge --model CHAT --adapter REWARD --output-folder DIR"
+            f"{folder} is not a {CLASSIFIER}: --reward-model needs the merged output of recipe `reward`. Run "
+            "`myllm posttrain merge --model CHAT --adapter REWARD --output-folder DIR`"
         )
 
 
 def chat_config(config: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
-    """The model's config.json for a chat model.
+    """Change a model's config.json to that of a chat model.
 
-    `rope_theta` stands twice: transformers 4 reads the top level (and silently takes 10000 without it), transformers 5
-    and vLLM read `rope_parameters`. Generation ends at the end of a turn or of the text.
+    `rope_theta` is written twice: transformers 4 reads the top level (and silently uses 10000 without it), transformers
+    5 and vLLM read `rope_parameters`. Generation ends at the end of a turn or of the text.
     """
     config = dict(config)
     rope = dict(config.get("rope_parameters") or {})
@@ -81,7 +83,7 @@ def chat_config(config: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> None:
-    """Raises UserError when the embedding is not as large as config.json says."""
+    """Raise UserError if the embedding does not have the number of rows that config.json says."""
     from safetensors import safe_open
 
     rows = 0
@@ -91,11 +93,11 @@ def check_weights(folder: Path, config: dict[str, Any]) -> None:
                 if name.endswith("embed_tokens.weight"):
                     rows = tensors.get_slice(name).get_shape()[0]
     if rows != config["vocab_size"]:
-        raise UserError(f"{folder}: the embedding has {rows} rows, config.json says {config['vocab_size']}")
+        raise UserError(f"{folder}: the embedding has {rows} rows, but config.json says {config['vocab_size']}")
 
 
 def weights_type(folder: Path) -> str:
-    """torch's name of the type that a folder's weights are stored in, e.g. `float32`."""
+    """torch's name of the dtype of a folder's weights, e.g. `float32`."""
     from safetensors import safe_open
 
     with safe_open(next(iter(sorted(folder.glob("*.safetensors")))), framework="numpy") as tensors:
@@ -104,10 +106,10 @@ def weights_type(folder: Path) -> str:
 
 
 def float32_view(origin: Path, folder: Path) -> Path:
-    """A folder that loads as `origin` in float32: links to its files and a config.json that says so; returns it.
+    """Make `folder` a view of `origin` that loads in float32: links to its files and another config.json; returns it.
 
-    LLaMA-Factory merges an adapter in the type that config.json names. In bfloat16 it would round every weight, and the
-    merged logits would be off by more than a merge that went wrong could be told from.
+    LLaMA-Factory merges an adapter in the dtype that config.json names. In bfloat16 it would round every weight, and
+    the rounding error of the logits would hide a wrong merge.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = read_json(origin / "config.json")
@@ -120,7 +122,7 @@ def float32_view(origin: Path, folder: Path) -> Path:
 
 
 def cast_weights(folder: Path, dtype: str) -> None:
-    """Rewrite a model folder's weights as `dtype` (torch's name), a file at a time."""
+    """Convert the weights of a model folder to `dtype` (torch's name), one file at a time."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -133,10 +135,10 @@ def cast_weights(folder: Path, dtype: str) -> None:
 
 
 def fill_chat_model(origin: Path, weights: Path, output: Path, ids: dict[str, int]) -> None:
-    """Fill `output` with the weights of `weights` and everything else of `origin`, the model that was trained.
+    """Fill `output` with the weights of `weights` and all other files of `origin`, the model that was trained.
 
-    Config and tokenizer come from the origin because LLaMA-Factory rewrites both when it saves; of the tokenizer only
-    the name of its end token changes.
+    Config and tokenizer come from the origin, because LLaMA-Factory rewrites both when it saves. In the tokenizer, only
+    the name of the end token changes.
     """
     config = chat_config(read_json(origin / "config.json"), ids)
     check_weights(weights, config)
@@ -160,7 +162,7 @@ def fill_chat_model(origin: Path, weights: Path, output: Path, ids: dict[str, in
 
 
 def fill_adapter(raw: Path, output: Path, value_head: bool) -> None:
-    """An adapter, and the value head that makes it a reward model; PPO's, its critic, is of no use afterwards."""
+    """Copy an adapter and, for a reward model, its value head. PPO's value head, the critic, is not kept."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(raw / name, output / name)
     if value_head:
@@ -168,7 +170,7 @@ def fill_adapter(raw: Path, output: Path, value_head: bool) -> None:
 
 
 def value_head(adapter: Path) -> tuple[Any, Any]:
-    """Weight [1, hidden] and bias [1] of a reward model's head, as TRL's `AutoModelForCausalLMWithValueHead` has it."""
+    """Weight [1, hidden] and bias [1] of a reward model's head, saved by TRL's `AutoModelForCausalLMWithValueHead`."""
     from safetensors.torch import load_file
 
     tensors = load_file(adapter / VALUE_HEAD)
@@ -176,10 +178,10 @@ def value_head(adapter: Path) -> tuple[Any, Any]:
 
 
 def fill_reward_model(merged: Path, adapter: Path, output: Path) -> None:
-    """A merged causal model and a value head as a sequence classifier of one label, which TRL and transformers load.
+    """Write a merged causal model and a value head as a sequence classifier with one label, for TRL and transformers.
 
-    Its number is read at the last token, as in training. The head's bias has no place in it: the numbers are those of
-    the adapter less a constant.
+    The reward is read at the last token, as in training. The classifier has no bias, so its rewards differ from the
+    adapter's by a constant.
     """
     from safetensors.torch import load_file, save_file
 

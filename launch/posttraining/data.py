@@ -1,8 +1,8 @@
-"""The data of a post-training: checked row by row, and described in the way the tool wants.
+"""Check post-training data row by row, and write the description that the tool needs.
 
-LLaMA-Factory gets a `dataset_info.json` that points at the files, or, for PPO, at a copy without the answers; TRL gets
-a `data/` folder of JSON lines with the columns `prompt` (messages) and `answer`, and a README.md that names its splits,
-as `datasets` reads local folders.
+LLaMA-Factory gets a `dataset_info.json` that points at the files or, for PPO, at a copy without the answers. TRL gets a
+`data/` folder of JSON lines with the columns `prompt` (messages) and `answer`, and a README.md that names the splits,
+from which `datasets` loads it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from launch.instructions.lint import KIND_NAMES, MEND, Findings, Rendering, lint
 from launch.instructions.read import Example, Fault, columns, form_of, read_row, rows, without_answer
 from launch.posttraining.job import TRL, Job
 
-# The kind of data that a stage learns from; PPO and GRPO take the questions and leave the answers.
+# The kind of data that a stage trains on; PPO and GRPO use only the questions.
 KINDS = {"sft": "sft", "pt": "sft", "ppo": "sft", "grpo": "sft", "rm": "pairs", "dpo": "pairs", "kto": "kto"}
-DEFAULT_CUTOFF = 2048  # LLaMA-Factory's default of cutoff_len
+DEFAULT_CUTOFF = 2048  # LLaMA-Factory's default for cutoff_len
 
 
 def longest_allowed(job: Job) -> tuple[str, int]:
-    """The keys that limit an example's length, by name, and the limit in tokens, prompt and answer together."""
+    """Names of the keys that limit an example's length, and the limit in tokens for prompt and answer together."""
     if job.tool == TRL:
         names = {"max_prompt_length": 512, "max_completion_length": 256}  # with TRL's defaults
         return " + ".join(names), sum(int(job.settings.get(name) or default) for name, default in names.items())
@@ -34,16 +34,16 @@ def longest_allowed(job: Job) -> tuple[str, int]:
 
 
 def check_data(job: Job) -> dict[str, Findings]:
-    """Check every data file of the recipe, in whatever form it is; warns of rows that will be cut or were trained on.
+    """Check every data file of the recipe; warn of rows that will be cut, and of held-out rows in the training data.
 
     Raises:
-        UserError: naming file, row and fault of the first bad row; LLaMA-Factory would drop it, or train on it.
+        UserError: a row is faulty (LLaMA-Factory would drop it or train on it), or a file holds another kind of data.
     """
     assert job.data is not None
     keys, limit = longest_allowed(job)
     positions = read_json(job.model / "config.json").get("max_position_embeddings", limit)
     if limit > positions:
-        raise UserError(f"{keys} is {limit}, but {job.model} was made for {positions} positions: lower it")
+        raise UserError(f"{keys} is {limit}, but {job.model} has max_position_embeddings {positions}: lower it")
     rendering = Rendering(job.model)
     wanted = KINDS[job.stage]
     found = {}
@@ -55,51 +55,51 @@ def check_data(job: Job) -> dict[str, Findings]:
             found[name] = checked = lint(path, rendering, limit)
         if checked.form.kind != wanted:
             raise UserError(
-                f"{path} holds {KIND_NAMES[checked.form.kind]}, and {job.recipe} wants {KIND_NAMES[wanted]}"
+                f"{path} holds {KIND_NAMES[checked.form.kind]}, but {job.recipe} needs {KIND_NAMES[wanted]}"
             )
         checked.refuse()
         if checked.too_long:
-            print(f"warning: {path}: {len(checked.too_long)} answers end beyond {keys} {limit} and will be cut")
+            print(f"warning: {path}: {len(checked.too_long)} answers are longer than {keys} {limit} and will be cut")
     for name in job.held_out():
         leaked = sum(len(found[name].keys.keys() & found[n].keys.keys()) for n in found if n not in job.held_out())
         if leaked:
-            print(f"warning: {job.data / name}.json: {leaked} rows are in the training data too")
+            print(f"warning: {job.data / name}.json: {leaked} held-out rows are in the training data too")
     return found
 
 
 def examples(path: Path) -> Iterator[tuple[int, Example]]:
-    """Row numbers from 1, and what the rows say; UserError naming one that says nothing."""
+    """Row numbers from 1, and the rows as examples. Raises UserError for a faulty row."""
     form = form_of(path)
     for number, row in rows(path):
         try:
             example = read_row(row, form)
         except Fault as fault:
-            raise UserError(f"{path}: row {number} {fault}: {MEND}") from None
+            raise UserError(f"{path}, row {number}: {fault}. {MEND}") from None
         yield number, example
 
 
 def lint_questions(path: Path, rendering: Rendering, cutoff: int) -> Findings:
-    """Check the data of PPO; UserError naming a question that LLaMA-Factory would cut.
+    """Check the data of PPO. Raises UserError for a question that LLaMA-Factory would cut.
 
-    It cuts at the end (`infer_seqlen` in data/processor/processor_utils.py), which is where the assistant is asked to
-    answer: the model would be judged, and trained, on going on with the question.
+    It cuts the end (`infer_seqlen` in data/processor/processor_utils.py), where the assistant's turn begins: the model
+    would be trained on continuing the question.
     """
     found = lint(path, rendering, cutoff, questions_only=True)
     if found.too_long:
         number, length = found.too_long[0]
-        raise UserError(f"{path}: row {number}: the question takes {length} tokens, and would lose its end where "
-                        f"the answer begins: raise cutoff_len, now {cutoff}")  # fmt: skip
+        raise UserError(f"{path}, row {number}: the question has {length} tokens; its end, where the answer begins, "
+                        f"would be cut. Raise cutoff_len, now {cutoff}")  # fmt: skip
     return found
 
 
 def dataset_info(data: Path, names: list[str]) -> dict[str, Any]:
-    """LLaMA-Factory's description of the data files: their names, form and columns."""
+    """LLaMA-Factory's description of the data files: names, format and columns."""
     files = {name: data / f"{name}.json" for name in names}
     return {name: {"file_name": str(file), **columns(file)} for name, file in files.items()}
 
 
 def questions(path: Path) -> list[dict[str, Any]]:
-    """What TRL and the reward functions get of a data file: `prompt`, a list of messages, and `answer`, a text."""
+    """A data file's rows for TRL and the reward functions: `prompt`, a list of messages, and `answer`, a text."""
     return [
         {"prompt": [{"role": role, "content": text} for role, text in example.prompt], "answer": example.answers[0]}
         for _, example in examples(path)
@@ -107,11 +107,13 @@ def questions(path: Path) -> list[dict[str, Any]]:
 
 
 def write_data(job: Job) -> None:
-    """What the tool needs in the work folder to find and read the data."""
+    """Write the files in the work folder from which the tool reads the data."""
     assert job.data is not None
     if job.tool != TRL:
         folder = job.data
-        if job.stage == "ppo":  # the answers' tokens would count against cutoff_len, and cut the questions
+        if (
+            job.stage == "ppo"
+        ):  # with answers, their tokens would count against cutoff_len and the questions would be cut
             folder = job.work / "data"
             for name in job.datasets():
                 path = job.data / f"{name}.json"

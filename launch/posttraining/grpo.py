@@ -1,11 +1,11 @@
-"""GRPO with TRL's own trainer: `myllm posttrain grpo` writes X.yaml and starts this module on it.
+"""Run GRPO with TRL's own trainer. `myllm posttrain grpo` writes X.yaml and starts this module.
 
     python -m launch.posttraining.grpo --config X.yaml
 
 The file's keys are those of TRL's own script (`trl grpo --config X.yaml` reads the same file): GRPOConfig, ModelConfig,
-`dataset_name`, `reward_funcs`, `reward_model_name_or_path`. What this runner adds to that script: it resumes from the
-newest checkpoint, evaluates before the first step and after the last one, prints progress, and leaves its results
-where LLaMA-Factory's stages leave theirs (trainer_state.json, train_results.json).
+`dataset_name`, `reward_funcs`, `reward_model_name_or_path`. Unlike that script, this module resumes from the newest
+checkpoint, evaluates before the first and after the last step, prints progress, and writes its results to the same
+files as LLaMA-Factory (trainer_state.json, train_results.json).
 Method: Shao et al. 2024, arXiv 2402.03300.
 """
 
@@ -21,7 +21,7 @@ from launch.posttraining.rewards import load
 
 
 def named(reward: Any, name: str) -> Any:
-    """A reward function under its dotted name: TRL logs it by `__name__`, and two modules may have one of a name."""
+    """Give a reward function its dotted name: TRL logs it by `__name__`, which two modules may share."""
 
     def judge(**columns: Any) -> list[float | None]:
         return reward(**columns)
@@ -31,7 +31,7 @@ def named(reward: Any, name: str) -> Any:
 
 
 def rewards_of(script: Any) -> list[Any]:
-    """The reward model's folder and the functions, in TRL's order; a name without a point is one of TRL's own."""
+    """The reward model's folder and the reward functions, in TRL's order; a name without a dot is one of TRL's own."""
     from trl.scripts.grpo import reward_funcs_registry
 
     found = [script.reward_model_name_or_path] if script.reward_model_name_or_path else []
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     trainer.save_model()
     trainer.save_metrics("train", result.metrics, combined=False)
     if training.do_eval:
-        trainer.evaluate()  # what it finds goes to the log alone, rewards and all
+        trainer.evaluate()  # its results go to the log only, rewards included
     trainer.save_state()
     return 0
 

@@ -1,7 +1,7 @@
-"""One post-training, resolved: which recipe, on what, to where; and what proves that it was done already.
+"""A post-training job: recipe, inputs, output, and the fingerprint that shows whether it is already done.
 
-The parts of `myllm posttrain` hand this `Job` on: `posttrain_recipe` (keys) -> Job -> `posttrain_data` (rows) ->
-`posttrain_work` (the work folder) -> `posttrain_tool` (the upstream command) -> `posttrain_metrics`, `chat_model`.
+The modules of `myllm posttrain` pass this `Job` on: `recipe` (keys) -> Job -> `data` (rows) -> `work_folder` -> `tool`
+(the upstream command) -> `metrics`, `chat_model`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from artifacts.files import sha256
 from artifacts.layout import REPOSITORY
 
 PROVENANCE = "posttrain.json"
-OVERLAY = REPOSITORY / ".venv-ppo"  # trl 0.9.6, laid over `.venv` for PPO alone
+OVERLAY = REPOSITORY / ".venv-ppo"  # trl 0.9.6, put before `.venv` on the path, for PPO only
 PACKAGES = ("llamafactory", "transformers", "trl", "peft", "datasets", "torch")
 LLAMAFACTORY, TRL = "llamafactory", "trl"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command line, resolved: which recipe, on what, to where."""
+    """One resolved command line: recipe, inputs and output."""
 
     recipe: str
     model: Path
@@ -36,10 +36,8 @@ class Job:
     exports: bool = False  # `llamafactory-cli export` instead of `train`
     tool: str = LLAMAFACTORY
     reward_model: Path | None = None
-    reward_port: int = (
-        0  # where PPO asks the reward model (launch/posttraining/reward_server.py); 0: it loads it itself
-    )
-    environment: dict[str, str] = field(default_factory=dict)  # of the hardware file: how many processes, where
+    reward_port: int = 0  # port of launch/posttraining/reward_server.py for PPO; 0: the tool loads the reward model
+    environment: dict[str, str] = field(default_factory=dict)  # of the hardware file: number and place of processes
 
     @property
     def work(self) -> Path:
@@ -47,7 +45,7 @@ class Job:
 
     @property
     def raw(self) -> Path:
-        """The tool's own output folder."""
+        """The output folder of the tool itself."""
         return self.work / "output"
 
     @property
@@ -56,7 +54,7 @@ class Job:
 
     @property
     def stage(self) -> str:
-        """LLaMA-Factory's name of what is trained (`sft`, `rm`, `ppo`, ...), `grpo`, or `merge`."""
+        """LLaMA-Factory's name of the training stage (`sft`, `rm`, `ppo`, ...), `grpo`, or `merge`."""
         if self.tool == TRL:
             return "grpo"
         return "merge" if self.exports else str(self.settings["stage"])
@@ -69,12 +67,12 @@ class Job:
 
     @property
     def node(self) -> int:
-        """Which of the machines this is; the first one alone writes what is not the tool's."""
+        """Rank of this machine. Only machine 0 writes files that the tool does not write itself."""
         return int(self.environment.get("NODE_RANK", 0))
 
     @property
     def judge(self) -> Path | None:
-        """The reward model that PPO asks at an address; None when there is none, or when the tool loads it itself."""
+        """The reward model that PPO calls over HTTP; None if there is none or the tool loads it itself."""
         return self.reward_model if self.reward_port else None
 
     @property
@@ -84,7 +82,7 @@ class Job:
         return int(self.environment.get("NPROC_PER_NODE", 1)) * int(self.environment.get("NNODES", 1))
 
     def datasets(self) -> list[str]:
-        """Names of the data files, those that are trained on first."""
+        """Names of the data files, training files first."""
         keys = ("dataset_train_split", "dataset_test_split") if self.tool == TRL else ("dataset", "eval_dataset")
         names = [self.settings.get(key) for key in keys]
         return [part.strip() for name in names if name for part in str(name).split(",")]
@@ -95,7 +93,7 @@ class Job:
 
 
 def versions(job: Job) -> dict[str, str]:
-    """Versions of the packages that decide the result; PPO's trl is the overlay's."""
+    """Versions of the packages that affect the result; for PPO, trl is the overlay's."""
     found = {}
     for package in PACKAGES:
         try:
@@ -108,7 +106,7 @@ def versions(job: Job) -> dict[str, str]:
 
 
 def fingerprint(job: Job) -> str:
-    """A hash of everything that decides the result: settings, bytes of models and data, versions, processes."""
+    """Hash of everything that affects the result: settings, content of models and data, versions, processes."""
     parts: dict[str, Any] = {"recipe": job.recipe, "settings": job.settings, "versions": versions(job)}
     for name in ("model", "adapter", "reward_model"):
         if folder := getattr(job, name):
@@ -132,7 +130,7 @@ def is_done(job: Job, mark: str) -> bool:
 
 
 def provenance(job: Job, mark: str) -> dict[str, Any]:
-    """What made the output; no seconds and no paths, so that the same inputs give the same bytes."""
+    """How the output was made; without times and paths, so that the same inputs give the same bytes."""
     return {
         "fingerprint": mark,
         "recipe": job.recipe,

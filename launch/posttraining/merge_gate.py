@@ -1,4 +1,4 @@
-"""Is a merged model the adapter's? Its logits are compared with those of model and adapter, on a few conversations."""
+"""Check a merged model: compare its logits with those of model and adapter on a few conversations."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from launch.posttraining.chat_model import value_head
 
-# The merged float32 weights, compared with the adapter's in float64 arithmetic: in float32 the order of the sums alone
-# moves a logit of 9 by 1.2e-5 (in float64 the same pair differs by 3.7e-6). Both are recorded, the first one decides.
+# The merged float32 weights are compared with the adapter's in float64 arithmetic: in float32 the order of summation
+# alone changes a logit of 9 by 1.2e-5 (in float64 the same pair differs by 3.7e-6). Both are recorded; float64 decides.
 MERGE_PRECISIONS = ("float64", "float32")
-MERGE_TOLERANCE = 1e-4  # of a logit, as for conversion; a model merged without its adapter was 8.3 away
-# Prompts of the merge check: different lengths, Chinese and ASCII, one turn and two.
+MERGE_TOLERANCE = 1e-4  # largest difference of a logit, as for conversion; without the adapter it was 8.3
+# Prompts of the check: different lengths, Chinese and ASCII, one and two turns.
 CHECK_CONVERSATIONS: tuple[tuple[str, ...], ...] = (
     ("你好",),
     ("请写出下一句：床前明月光",),
@@ -20,7 +20,7 @@ CHECK_CONVERSATIONS: tuple[tuple[str, ...], ...] = (
 
 
 def check_inputs(model: Path, answered: bool = False) -> list[Any]:
-    """Token ids of the check conversations, each of shape [1, tokens]; with `answered`, up to the end of an answer."""
+    """Token ids of the check conversations, each [1, tokens]; with `answered`, they end with an answer."""
     import torch
     from transformers import AutoTokenizer
 
@@ -35,9 +35,9 @@ def check_inputs(model: Path, answered: bool = False) -> list[Any]:
 
 
 def adapter_logits(model: Path, adapter: Path) -> tuple[dict[str, list[Any]], float]:
-    """Logits of model and adapter for the check conversations, by precision, and how far the adapter moves any logit.
+    """Logits of model and adapter for the check conversations, and the adapter's largest change of a logit.
 
-    Shapes: a list of [1, tokens, vocabulary] under each of MERGE_PRECISIONS.
+    Shapes: for each of MERGE_PRECISIONS, a list of [1, tokens, vocabulary].
     """
     import torch
     from peft import PeftModel
@@ -58,7 +58,7 @@ def adapter_logits(model: Path, adapter: Path) -> tuple[dict[str, list[Any]], fl
 
 
 def merged_logits(origin: Path, merged: Path) -> dict[str, list[Any]]:
-    """Logits of the merged model for the check conversations, by precision."""
+    """Logits of the merged model for the check conversations, for each precision."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -76,20 +76,20 @@ def largest_difference(one: list[Any], other: list[Any]) -> float:
 
 
 def check_merge(expected: dict[str, list[Any]], found: dict[str, list[Any]], moved: float) -> dict[str, Any]:
-    """The gate's figures: how far the merged logits are from the adapter's, and what is allowed."""
+    """The results of the check: difference of the merged logits from the adapter's, and the tolerance."""
     differences = {kind: largest_difference(expected[kind], found[kind]) for kind in MERGE_PRECISIONS}
     return {
         "max_abs_diff": differences[MERGE_PRECISIONS[0]],
         "max_abs_diff_float32": differences["float32"],
         "arithmetic": MERGE_PRECISIONS[0],
         "tolerance": MERGE_TOLERANCE,
-        "max_abs_change": moved,  # how far the adapter moved a logit: 0 would mean that it learned nothing
+        "max_abs_change": moved,  # largest change of a logit by the adapter; 0 would mean that it learned nothing
         "prompts": len(CHECK_CONVERSATIONS),
     }
 
 
 def adapter_rewards(model: Path, adapter: Path) -> tuple[list[float], float]:
-    """Rewards that a reward model's adapter and value head give the check answers, less the bias; and the bias."""
+    """Rewards of a reward model's adapter and value head for the check answers, without the bias; and the bias."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -106,7 +106,7 @@ def adapter_rewards(model: Path, adapter: Path) -> tuple[list[float], float]:
 
 
 def merged_rewards(merged: Path) -> list[float]:
-    """Rewards that the sequence classifier gives the check answers."""
+    """Rewards of the sequence classifier for the check answers."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -116,7 +116,7 @@ def merged_rewards(merged: Path) -> list[float]:
 
 
 def check_rewards(expected: tuple[list[float], float], found: list[float]) -> dict[str, Any]:
-    """The gate's figures of a reward model: how far apart the rewards are, and the constant left out of the merged."""
+    """The results for a reward model: the largest difference of rewards, and the bias that the merged one lacks."""
     rewards, constant = expected
     worst = max(abs(one - other) for one, other in zip(rewards, found, strict=True))
     return {"max_reward_diff": worst, "reward_constant": constant}

@@ -1,8 +1,8 @@
-"""What a training measured, read from the tool's own files: losses, rewards, divergence, curves, speed.
+"""Read the metrics of a training from the tool's own files: losses, rewards, KL divergence, curves, speed.
 
-Every recipe ends in the same `<output>.work/metrics.json`: `measure` names what the recipe is to move,
-`higher_is_better` which way, and `measure_before`/`measure_after` are on held-out data (PPO's, which LLaMA-Factory
-cannot evaluate, are the means of the first and the last quarter of its training steps).
+Every recipe writes the same `<output>.work/metrics.json`. `measure` names the metric that the recipe should improve,
+`higher_is_better` the direction; `measure_before` and `measure_after` are its values on held-out data. LLaMA-Factory
+cannot evaluate PPO: there they are the means of the first and the last quarter of the training steps.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from launch.instructions.lint import Findings
 from launch.posttraining.job import Job
 
 CURVE_POINTS = 200
-REWARD = re.compile(r"eval_rewards/.+/mean")  # TRL's name of one reward's mean over held-out answers
+REWARD = re.compile(r"eval_rewards/.+/mean")  # TRL's name of a reward's mean over held-out answers
 Curve = list[list[float]]
-# What a stage is to move (a metric with `_before` and `_after`), and whether upwards.
+# The metric that a stage should improve (it has `_before` and `_after`), and whether higher is better.
 MEASURES = {
     "sft": ("eval_loss", False),
     "pt": ("eval_loss", False),
@@ -30,10 +30,10 @@ MEASURES = {
     "ppo": ("reward", True),
     "grpo": ("eval_reward", True),
 }
-# Curves of held-out data that a trainer logs, and their names here; percent where the log says shares.
+# Curves on held-out data that a trainer logs, with their names and factors here (100: shares become percent).
 EVALUATED = {
     "eval_loss": ("eval_loss", 1),
-    "eval_accuracy": ("eval_accuracy", 100),  # of a reward model: pairs whose preferred answer it gives more
+    "eval_accuracy": ("eval_accuracy", 100),  # of a reward model: pairs whose chosen answer has the higher reward
     "eval_rewards/accuracies": ("eval_reward_accuracy", 100),
     "eval_rewards/margins": ("eval_reward_margin", 1),
     "eval_reward": ("eval_reward", 1),
@@ -41,31 +41,31 @@ EVALUATED = {
     "eval_completions/mean_length": ("eval_answer_tokens", 1),
 }
 TRAINED = {"rewards/accuracies": ("reward_accuracy", 100), "reward": ("reward", 1), "kl": ("kl", 1)}
-PPO_TAGS = {"objective/kl": "kl", "env/reward_mean": "reward"}  # of TRL 0.9.6's TensorBoard events
+PPO_TAGS = {"objective/kl": "kl", "env/reward_mean": "reward"}  # tags of TRL 0.9.6's TensorBoard events
 
 
 def thin(curve: Curve, points: int = CURVE_POINTS) -> Curve:
-    """At most `points` points of a curve, evenly spaced, the first and the last among them."""
+    """At most `points` evenly spaced points of a curve, including the first and the last."""
     if len(curve) <= points:
         return curve
     return [curve[round(i * (len(curve) - 1) / (points - 1))] for i in range(points)]
 
 
 def curve_of(history: list[dict[str, Any]], key: str, factor: float = 1) -> Curve:
-    """[step, value] of a key of the trainer's log, a point a step, in order."""
+    """The points [step, value] of a key in the trainer's log, one per step, in order."""
     points = {entry["step"]: entry[key] for entry in history if isinstance(entry.get(key), (int, float))}
     return [[step, round(points[step] * factor, 6)] for step in sorted(points)]
 
 
 def mean_of_end(curve: Curve, share: int, first: bool = False) -> float:
-    """The mean of the last 1/`share` of a curve's points, or of the first."""
+    """The mean of the last (or first) 1/`share` of a curve's points."""
     count = max(1, len(curve) // share)
     part = curve[:count] if first else curve[-count:]
     return round(sum(value for _, value in part) / len(part), 6)
 
 
 def tensorboard_curves(folder: Path, tags: dict[str, str]) -> dict[str, Curve]:
-    """Curves of TensorBoard event files below a folder, by the names of `tags`; LLaMA-Factory logs no KL elsewhere."""
+    """Curves of the TensorBoard files below a folder; `tags` maps tags to names. Only they have LLaMA-Factory's KL."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found: dict[str, dict[int, float]] = {name: {} for name in tags.values()}
@@ -78,13 +78,13 @@ def tensorboard_curves(folder: Path, tags: dict[str, str]) -> dict[str, Curve]:
 
 
 def training_metrics(job: Job, data: dict[str, Findings], resumed_at: int, seconds: float) -> dict[str, Any]:
-    """Losses, rewards, curves and speed, from the trainer's trainer_state.json and results.
+    """Losses, rewards, curves and speed, from trainer_state.json and the trainer's result files.
 
-    `train_loss` is the mean of the last tenth of the curve: the trainer's own is wrong after a resume. `seconds` is
-    the whole command's time, which stands in where the trainer tells none (PPO).
+    `train_loss` is the mean of the last tenth of the curve, because the trainer's own value is wrong after a resume.
+    `seconds` is the time of the whole command; it is used if the trainer reports none (PPO).
 
     Raises:
-        UserError: a loss or the measure is no number.
+        UserError: a loss or the measure is NaN or infinite.
     """
     state = read_json(job.raw / "trainer_state.json")
     history = state["log_history"]
@@ -92,7 +92,7 @@ def training_metrics(job: Job, data: dict[str, Findings], resumed_at: int, secon
     losses = curve_of(history, "loss")
     if losses:
         metrics |= {"train_loss": mean_of_end(losses, 10), "loss_curve": thin(losses)}
-    after = job.raw / "eval_results.json"  # the last evaluation comes after the state was saved
+    after = job.raw / "eval_results.json"  # the last evaluation runs after the state was saved
     if after.exists():
         history.append({"step": state["global_step"], **read_json(after)})
     for key, (name, factor) in EVALUATED.items():
@@ -119,12 +119,12 @@ def training_metrics(job: Job, data: dict[str, Findings], resumed_at: int, secon
     metrics |= {f"measure_{when}": metrics.get(f"{measure}_{when}") for when in ("before", "after")}
     for name in ("train_loss", "eval_loss_after", "measure_after"):
         if metrics.get(name) is not None and not math.isfinite(metrics[name]):
-            raise UserError(f"{name} is {metrics[name]}: lower learning_rate ({job.yaml})")
+            raise UserError(f"{name} is {metrics[name]}: lower learning_rate, now in {job.yaml}")
     return metrics | speed(job, state, data[job.datasets()[0]], resumed_at, seconds)
 
 
 def speed(job: Job, state: dict[str, Any], training: Findings, resumed_at: int, seconds: float) -> dict[str, Any]:
-    """Rows and tokens a second of the training itself, without the start of the tool where the trainer tells it."""
+    """Rows and tokens per second of the training, without the tool's start-up time if the trainer reports it."""
     results = job.raw / "train_results.json"
     if results.exists():
         seconds = read_json(results)["train_runtime"]
@@ -139,6 +139,6 @@ def speed(job: Job, state: dict[str, Any], training: Findings, resumed_at: int, 
         "train_seconds": round(seconds, 1),
         "rows_per_second": round(rows / seconds, 1),
     }
-    if job.stage not in ("ppo", "grpo"):  # whose tokens are the model's own
+    if job.stage not in ("ppo", "grpo"):  # their tokens are generated by the model
         found["tokens_per_second"] = round(rows * training.tokens / training.rows / seconds)
     return found

@@ -1,4 +1,4 @@
-"""Post-training with LLaMA-Factory and TRL: `myllm posttrain RECIPE --model DIR --output-folder DIR ...`
+"""Run post-training with LLaMA-Factory and TRL: `myllm posttrain RECIPE --model DIR --output-folder DIR ...`
 
     myllm posttrain sft_full --model runs/r/models/base --data runs/r/tasks --output-folder runs/r/models/sft
     myllm posttrain dpo --model runs/r/models/sft --data runs/r/tasks --output-folder runs/r/models/dpo-adapter
@@ -8,16 +8,16 @@
         --output-folder runs/r/models/ppo-adapter
     myllm posttrain grpo --model runs/r/models/sft --data runs/r/tasks --output-folder runs/r/models/grpo --dry-run
 
-RECIPE is a file of `llamafactory_configs/`, whose keys are LLaMA-Factory's own (those of `grpo` are TRL's);
-`--hardware` adds a file of `llamafactory_configs/hardware/`, `--set key=value` replaces single keys. What the tools
-leave to chance is done around them: the data are checked row by row (bad rows would be dropped), keys are checked
-before a model loads, a half-written checkpoint is passed over (they die of one), a merged model is compared with its
-adapter, and the output folder appears only when it is whole and right for transformers 4 and 5 and vLLM.
+RECIPE is a file in `llamafactory_configs/` with LLaMA-Factory's own keys (`grpo`: TRL's). `--hardware` adds a file of
+`llamafactory_configs/hardware/`, `--set key=value` replaces single keys. The command adds checks that the tools lack:
+it checks the data row by row (the tools drop bad rows silently), checks keys before a model loads, deletes incomplete
+checkpoints (the tools crash on one), and compares a merged model with its adapter. The output folder appears only when
+it is complete and loads in transformers 4 and 5 and in vLLM.
 
-Beside the output lies `<output>.work/`: the rendered YAML, the tool's own output with its checkpoints, TensorBoard's
-files, metrics.json, the log. The same command again resumes from the newest whole checkpoint, or does nothing when the
-output is finished; anything else than the same inputs and settings starts afresh. `--prepare` stops when the work
-folder is filled, and prints the upstream command to run by hand.
+The work folder `<output>.work/` holds the rendered YAML, the tool's own output with its checkpoints, TensorBoard files,
+metrics.json and the log. The same command resumes from the newest complete checkpoint, or does nothing if the output is
+finished; with other inputs or settings it starts over. `--prepare` fills the work folder and prints the upstream
+command, to be run by hand.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from launch.posttraining.work_folder import prepare_work, render, wait_for_work
 
 
 def train(job: Job, mark: str, ids: dict[str, int], data: dict[str, Findings], resumed_at: int) -> dict[str, Any]:
-    """Run the tool, and make the output folder of what it trained; returns the metrics."""
+    """Run the tool and make the output folder from its result; returns the metrics."""
     finished = job.work / "trained.json"  # survives a kill between the end of training and the output folder
     if finished.exists():
         metrics = read_json(finished)
@@ -85,9 +85,9 @@ def train(job: Job, mark: str, ids: dict[str, int], data: dict[str, Findings], r
 
 
 def merge(job: Job, mark: str, ids: dict[str, int]) -> dict[str, Any]:
-    """Fold an adapter in and compare; the adapter of a reward model becomes a sequence classifier. Returns metrics.
+    """Merge an adapter and check the result; returns metrics. A reward model's adapter gives a sequence classifier.
 
-    The merge and its gate are in float32; a chat model is then stored in the type of the model it came from.
+    The model is merged and checked in float32; a chat model is then stored in the dtype of the original model.
     """
     assert job.adapter is not None
     judges = (job.adapter / VALUE_HEAD).exists()
@@ -105,7 +105,7 @@ def merge(job: Job, mark: str, ids: dict[str, int]) -> dict[str, Any]:
             gate |= check_rewards(rewards, merged_rewards(aside))
             write_json(job.work / "merge.json", gate)
         for what, difference in (("logits", gate["max_abs_diff"]), ("rewards", gate.get("max_reward_diff", 0.0))):
-            if not difference <= gate["tolerance"]:  # NaN neither
+            if not difference <= gate["tolerance"]:  # also true for NaN
                 raise UserError(
                     f"merged {what} differ from the adapter's by {difference:.3g} (allowed {gate['tolerance']:g}): "
                     f"was {job.adapter} trained on {job.model}? See {job.work / 'merge.json'}"
@@ -120,7 +120,11 @@ def merge(job: Job, mark: str, ids: dict[str, int]) -> dict[str, Any]:
 
 
 def run_job(job: Job, dry_run: bool = False, prepare: bool = False) -> None:
-    """Check everything, then train or merge; see the module's docstring. Raises UserError for what a user can mend."""
+    """Check everything, then train or merge; see the module's docstring.
+
+    Raises:
+        UserError: an input is wrong, the tool failed, or a check of its result failed.
+    """
     ids = check_model(job.model)
     data: dict[str, Findings] = {}
     if job.adapter:
@@ -133,10 +137,10 @@ def run_job(job: Job, dry_run: bool = False, prepare: bool = False) -> None:
         print(f"# {job.yaml}\n{render(job)}\n{shown(job)}")
         return
     if job.stage == "ppo" and not (OVERLAY / "trl").exists():
-        raise UserError(f"LLaMA-Factory's PPO wants trl 0.9.6, which {OVERLAY.name} would hold: run `make env-ppo`")
+        raise UserError(f"LLaMA-Factory's PPO needs trl 0.9.6 in {OVERLAY.name}, which is missing: run `make env-ppo`")
     mark = fingerprint(job)
     if is_done(job, mark):
-        print(f"{job.output} is finished, with the same inputs and settings: nothing to do")
+        print(f"{job.output} is already finished with the same inputs and settings: nothing to do")
         known = job.work / "metrics.json"
         if known.exists():
             report_metrics(**read_json(known))
@@ -159,35 +163,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
-        help="sft_full, sft_lora, sft_qlora, reward, dpo, kto, ppo, grpo, merge: a file of llamafactory_configs/",
+        help="a file in llamafactory_configs/: sft_full, sft_lora, sft_qlora, reward, dpo, kto, ppo, grpo, merge",
     )
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder of the model to start from")
-    parser.add_argument("--data", type=Path, help="folder of <dataset>.json files (training recipes)")
-    parser.add_argument("--adapter", type=Path, help="LoRA adapter (recipe merge)")
+    parser.add_argument("--data", type=Path, help="folder with <dataset>.json files (training recipes)")
+    parser.add_argument("--adapter", type=Path, help="folder of the LoRA adapter (recipe merge)")
     parser.add_argument(
-        "--reward-model", type=Path, help="ppo, and grpo if you like: output of recipe `reward` after `merge`"
+        "--reward-model", type=Path, help="merged output of recipe `reward` (ppo: required, grpo: optional)"
     )
     parser.add_argument(
         "--output-folder", "--output", dest="output", type=Path, required=True,
-        help="folder to make; <output>.work beside it is the work folder",
+        help="folder to write; the work folder is <output>.work beside it",
     )  # fmt: skip
-    parser.add_argument("--hardware", default="cpu", help="a file of llamafactory_configs/hardware/ (default: cpu)")
+    parser.add_argument("--hardware", default="cpu", help="a file in llamafactory_configs/hardware/ (default: cpu)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the recipe")
     parser.add_argument("--seed", type=int, help="seed of data order and initial weights (default: the recipe's)")
-    parser.add_argument("--track", choices=TRACKERS, help="where curves go (default: the recipe's, tensorboard)")
+    parser.add_argument("--track", choices=TRACKERS, help="tracker for the curves (default: the recipe's, tensorboard)")
     parser.add_argument("--dry-run", action="store_true", help="print the YAML and the command, write nothing")
     parser.add_argument("--prepare", action="store_true", help="fill the work folder, print the command, run nothing")
 
 
 def job_of(options: argparse.Namespace) -> Job:
-    """The job that the options describe; UserError when one is missing or makes no sense for the recipe."""
+    """The job for these options. Raises UserError if an option is missing or does not fit the recipe."""
     recipe = recipe_settings(options.recipe, options.hardware, options.set, options.seed, options.track)
 
     def absolute(path: Path | None) -> Path | None:
         return Path(os.path.abspath(path)) if path else None
 
     job = Job(
-        recipe=options.recipe,
+        recipe=Path(options.recipe).stem,
         model=Path(os.path.abspath(options.model)),
         output=Path(os.path.abspath(options.output)),
         data=None if recipe.exports else absolute(options.data),
@@ -200,38 +204,40 @@ def job_of(options: argparse.Namespace) -> Job:
         reward_port=free_port() if recipe.settings.get("reward_model_type") == "api" else 0,
     )
     if job.exports and not job.adapter:
-        raise UserError(f"{job.recipe} merges an adapter: give it with --adapter")
+        raise UserError(f"recipe {job.recipe} merges an adapter: give it with --adapter")
     if not job.exports and not job.data:
-        raise UserError(f"{job.recipe} trains: give the folder of its data files with --data")
+        raise UserError(f"recipe {job.recipe} needs data: give the folder of its data files with --data")
     if options.adapter and not job.exports:
-        raise UserError(f"{job.recipe} takes no --adapter: merge it first, then give the merged model with --model")
+        raise UserError(f"recipe {job.recipe} takes no --adapter: merge it first, then give the result with --model")
     if job.reward_model and job.stage not in ("ppo", "grpo"):
-        raise UserError(f"{job.recipe} takes no --reward-model: ppo and grpo do")
+        raise UserError(f"recipe {job.recipe} takes no --reward-model: only ppo and grpo do")
     if job.stage == "ppo" and not job.reward_model:
-        raise UserError(f"{job.recipe} learns from a reward model: give recipe `reward`, merged, with --reward-model")
+        raise UserError(
+            f"recipe {job.recipe} needs a reward model: give the merged output of recipe `reward` with --reward-model"
+        )
     if job.tool == TRL:
         check_rewards_given(job)
     return job
 
 
 def check_rewards_given(job: Job) -> None:
-    """UserError unless there are rewards, each of which exists, and a weight for each when there are weights."""
+    """Raise UserError if there is no reward, a reward does not exist, or the number of weights is wrong."""
     from launch.posttraining.rewards import load, rewards_of_trl
 
     names = job.settings.get("reward_funcs") or []
     if not isinstance(names, list):
-        raise UserError(f"reward_funcs is {names!r}: write a list, e.g. [launch.posttraining.rewards.rhyme]")
+        raise UserError(f"reward_funcs is {names!r}: write a list, e.g. [launch.posttraining.rewards.exact_answer]")
     for name in names:
         if "." in name:
             load(name)
-        elif name not in (known := rewards_of_trl()):  # a name without a point is one of TRL's own
+        elif name not in (known := rewards_of_trl()):  # a name without a dot is one of TRL's own
             raise UserError(
-                f"reward_funcs: TRL has no {name!r}{nearest(name, known)}; write e.g. launch.posttraining.rewards.rhyme"
+                f"reward_funcs: TRL has no {name!r}{nearest(name, known)}; write MODULE.FUNCTION for one of your own"
             )
     count = len(names) + (job.reward_model is not None)
     weights = job.settings.get("reward_weights")
     if not count:
-        raise UserError(f"{job.recipe} has nothing to learn from: set reward_funcs, or give --reward-model")
+        raise UserError(f"recipe {job.recipe} has no reward: set reward_funcs, or give --reward-model")
     if weights is not None and len(weights) != count:
         first = "the reward model's first, then " if job.reward_model else ""
         raise UserError(

@@ -1,7 +1,7 @@
-"""Post-training recipes: the upstream tool's own keys, checked before anything heavy is imported.
+"""Load post-training recipes and check their keys before anything heavy is imported.
 
-A recipe is a file of `llamafactory_configs/`, with one of its `hardware/`, `--set`, `--seed` and `--track` on top. Its
-keys are LLaMA-Factory's; those of a recipe whose name begins with `grpo` are TRL's (`trl grpo --help` lists them).
+A recipe is a file in `llamafactory_configs/`; a file of its `hardware/`, `--set`, `--seed` and `--track` override it.
+Keys are LLaMA-Factory's own; in recipes whose name begins with `grpo` they are TRL's (`trl grpo --help` lists them).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml
-from artifacts.layout import REPOSITORY
+from artifacts.layout import REPOSITORY, relative, yaml_file
 from launch.posttraining.job import LLAMAFACTORY, TRL
 
 RECIPES = REPOSITORY / "llamafactory_configs"
-# What the launcher decides for each run; a recipe that fixed one of them would not be a recipe.
+# Keys that the launcher sets for each run; a recipe may not set them.
 RUN_KEYS = {
     LLAMAFACTORY: (
         "model_name_or_path", "adapter_name_or_path", "reward_model", "dataset_dir", "output_dir", "export_dir",
@@ -34,9 +34,9 @@ RUN_KEYS = {
         "resume_from_checkpoint",
     ),
 }  # fmt: skip
-EXPORT_GROUPS = ("model_args", "data_args", "finetuning_args", "generating_args")  # `export` knows no training keys
+EXPORT_GROUPS = ("model_args", "data_args", "finetuning_args", "generating_args")  # `export` has no training keys
 NAMES = {LLAMAFACTORY: "LLaMA-Factory", TRL: "TRL"}
-# Where each tool declares its keys: package and file, by group.
+# Where each tool declares its keys: package and file for each group.
 DECLARED = {
     LLAMAFACTORY: {
         **{f"{group}_args": ("llamafactory", f"hparams/{group}_args.py")
@@ -52,28 +52,28 @@ DECLARED = {
         "trainer": ("transformers", "training_args.py"),
     },
 }  # fmt: skip
-NOT_KEYS = ("DatasetConfig",)  # a dataclass of those files that is a value and no group of keys
+NOT_KEYS = ("DatasetConfig",)  # a dataclass in these files that is a value, not a group of keys
 TRACKERS = ("tensorboard", "wandb", "swanlab", "none")
-# What LLaMA-Factory's launcher reads of the environment to start several processes; a hardware file may set them.
+# Environment variables with which LLaMA-Factory's launcher starts several processes; a hardware file may set them.
 LAUNCH_VARIABLES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def tool_of(recipe: str) -> str:
-    return TRL if recipe.startswith("grpo") else LLAMAFACTORY
+    return TRL if Path(recipe).stem.startswith("grpo") else LLAMAFACTORY
 
 
 @cache
 def argument_types(tool: str = LLAMAFACTORY) -> dict[str, dict[str, str]]:
-    """A tool's argument names and annotations, by group (`model_args`, ..., `trainer`).
+    """Names and annotations of a tool's arguments, by group (`model_args`, ..., `trainer`).
 
-    Read from the sources of the installed packages without importing them: an import takes ten seconds, and a wrong
-    key should be told at once. A test compares the result with the real dataclasses.
+    They are read from the sources of the installed packages without an import, which takes ten seconds: a wrong key
+    should be reported at once. A test compares the result with the real dataclasses.
     """
     types: dict[str, dict[str, str]] = {}
     for group, (package, file) in DECLARED[tool].items():
         spec = find_spec(package)
         if spec is None or spec.origin is None:
-            raise UserError(f"{package} is not installed in {sys.prefix}: run `make env-train` and use its python")
+            raise UserError(f"{package} is not installed in {sys.prefix}: run `make env-train` and use .venv/bin/myllm")
         tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
         types[group] = {
             node.target.id: ast.unparse(node.annotation)
@@ -89,14 +89,14 @@ def argument_types(tool: str = LLAMAFACTORY) -> dict[str, dict[str, str]]:
 
 
 def keys_of(tool: str) -> dict[str, str]:
-    """Every key that a tool knows, with its annotation."""
+    """Every key of a tool, with its annotation."""
     return {key: annotation for group in argument_types(tool).values() for key, annotation in group.items()}
 
 
 def check_value(where: str, key: str, value: Any, annotation: str, tool: str = LLAMAFACTORY) -> Any:
-    """The value as the tool's annotation wants it (`"1e-3"` becomes a float); raises UserError when it cannot be.
+    """Convert a value to the annotated type (`"1e-3"` becomes a float). Raises UserError if that is not possible.
 
-    Only plain annotations are judged (bool, int, float, str, None, Literal); the rest passes.
+    Only plain annotations are checked (bool, int, float, str, None, Literal); other values pass unchanged.
     """
     kinds = [kind.strip() for kind in re.sub(r"(Optional|Union)\[(.*)\]", r"\2, None", annotation).split("|")]
     kinds = [part.strip() for kind in kinds for part in ([kind] if "Literal" in kind else kind.split(","))]
@@ -121,7 +121,7 @@ def check_value(where: str, key: str, value: Any, annotation: str, tool: str = L
         if {"float", "str"} & set(kinds):
             return value
     elif isinstance(value, str):
-        if "float" in kinds:  # YAML 1.1 reads 1e-3, without a point, as text
+        if "float" in kinds:  # YAML 1.1 reads 1e-3, without a dot, as text
             try:
                 return float(value)
             except ValueError:
@@ -129,12 +129,12 @@ def check_value(where: str, key: str, value: Any, annotation: str, tool: str = L
         if "str" in kinds:
             return value
     wanted = " or ".join(kind for kind in kinds if kind != "None")
-    raise UserError(f"{where}: {key} is {value!r}, but {NAMES[tool]} wants {wanted}")
+    raise UserError(f"{where}: {key} is {value!r}, but {NAMES[tool]} needs {wanted}")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe with everything laid over it."""
+    """A recipe with all overrides applied."""
 
     tool: str  # LLAMAFACTORY or TRL
     settings: dict[str, Any]
@@ -143,40 +143,40 @@ class Recipe:
 
 
 def load(folder: Path, name: str, what: str) -> dict[str, Any]:
-    """A YAML file of a folder as a mapping; UserError naming the nearest when there is none of that name."""
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
-    if name not in known:
-        raise UserError(f"unknown {what} {name!r}{nearest(name, known)}; there are {', '.join(known)}")
-    loaded = read_yaml(folder / f"{name}.yaml")
+    """A YAML file of a folder, or one given by its path, as a mapping; UserError when there is none."""
+    file = yaml_file(name, folder, what)
+    loaded = read_yaml(file)
     if not isinstance(loaded, dict):
-        raise UserError(f"{folder / name}.yaml is not a list of `key: value` lines")
+        raise UserError(f"{relative(file)} must hold `key: value` lines")
     return loaded
 
 
 def launch_environment(hardware: str, given: dict[str, Any]) -> dict[str, str]:
-    """LAUNCH_VARIABLES of a hardware file's `environment:`, `$NAME` filled in; the caller's own go before them.
+    """The LAUNCH_VARIABLES in a hardware file's `environment:` with `$NAME` expanded; the caller's own values win.
 
-    Raises UserError for an unknown variable, and for one that the file takes from the environment and is not there.
+    Raises:
+        UserError: a variable is unknown, or a `$NAME` in the file is not set in the environment.
     """
-    where = f"hardware/{hardware}.yaml, environment"
+    where = f"hardware/{Path(hardware).stem}.yaml, environment"
     found = {}
     for name, value in given.items():
         if name not in LAUNCH_VARIABLES:
-            raise UserError(f"{where}: unknown {name!r}{nearest(name, LAUNCH_VARIABLES)}")
+            raise UserError(f"{where}: unknown variable {name!r}{nearest(name, LAUNCH_VARIABLES)}")
         text = os.environ.get(name) or os.path.expandvars(str(value))
         if "$" in text:
             raise UserError(f"{where}: {name} is {text}, which is not set: start it with srun, or set {name} yourself")
         found[name] = text
     found |= {name: os.environ[name] for name in LAUNCH_VARIABLES if os.environ.get(name)}
-    return found if found.get("FORCE_TORCHRUN") else {}  # the others mean nothing without it
+    return found if found.get("FORCE_TORCHRUN") else {}  # without it the others have no effect
 
 
 def recipe_settings(
     recipe: str, hardware: str, overrides: Iterable[str], seed: int | None, track: str | None = None
 ) -> Recipe:
-    """The recipe's settings with hardware, `--set`, seed and tracker applied.
+    """The recipe's settings with hardware file, `--set`, seed and tracker applied.
 
-    Raises UserError for an unknown recipe, hardware file or key, naming the nearest valid one.
+    Raises:
+        UserError: an unknown recipe, hardware file or key (the message names the nearest valid one), or a wrong value.
     """
     import yaml
 
@@ -187,11 +187,11 @@ def recipe_settings(
     exports = tool == LLAMAFACTORY and not first.get("do_train", False)
     known = {key for group in EXPORT_GROUPS for key in argument_types(tool)[group]} if exports else set(everything)
 
-    layers: list[tuple[str, dict[str, Any]]] = [(f"{recipe}.yaml", first)]
-    machine = load(RECIPES / "hardware", hardware, "hardware")
+    layers: list[tuple[str, dict[str, Any]]] = [(f"{Path(recipe).stem}.yaml", first)]
+    machine = load(RECIPES / "hardware", hardware, "hardware file")
     given = machine.pop("environment", None) or {}
     environment = {} if exports else launch_environment(hardware, given)
-    layers.append((f"hardware/{hardware}.yaml", machine))
+    layers.append((f"hardware/{Path(hardware).stem}.yaml", machine))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -207,12 +207,12 @@ def recipe_settings(
         for key, value in layer.items():
             if key in RUN_KEYS[tool]:
                 raise UserError(
-                    f"{where}: {key} is set by the launcher: use --model, --data, --adapter, --reward-model, "
-                    "--output-folder"
+                    f"{where}: {key} is set by the launcher: remove it and use --model, --data, --adapter, "
+                    "--reward-model, --output-folder"
                 )
             if key not in known:
                 if where.startswith("hardware/") and (key in everything or key in keys_of(other)):
-                    continue  # keys of training, or of the other tool, only
+                    continue  # a hardware file may hold keys for training only, or for the other tool
                 if key in everything:
                     raise UserError(f"{where}: `llamafactory-cli export` has no key {key!r}{nearest(key, known)}")
                 raise UserError(f"{where}: {NAMES[tool]} has no key {key!r}{nearest(key, everything)}")
@@ -226,7 +226,7 @@ def recipe_settings(
 
 
 def check_tracker(report_to: Any) -> None:
-    """UserError when the package of the tracking service is not installed; transformers would stop late."""
+    """Raise UserError if the tracker's package is not installed; transformers would report it only later."""
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
         if name not in ("none", "all") and find_spec(name) is None:
-            raise UserError(f"report_to is {name!r}, which is not installed: pip install {name} into {sys.prefix}")
+            raise UserError(f"report_to is {name!r}, which is not installed: run {sys.prefix}/bin/pip install {name}")

@@ -1,15 +1,15 @@
-"""A reward model behind an address, as LLaMA-Factory's PPO asks one with `reward_model_type: api`.
+"""Serve a reward model over HTTP for LLaMA-Factory's PPO (`reward_model_type: api`).
 
     python -m launch.posttraining.reward_server --model runs/r/models/reward --port 8123
 
-`myllm posttrain ppo` starts it for the time of the training; whoever calls `llamafactory-cli` by hand starts it first.
-Why an address: LLaMA-Factory trains a reward model to be read at the end of the chat template, which for ChatML is the
-line feed after `<|im_end|>`, but its PPO reads a reward adapter at the last token that the chat model wrote, which is
-`<|im_end|>`: a place where nothing was trained. Here every text is closed as the template closes it, and then read.
+`myllm posttrain ppo` starts and stops it. If you call `llamafactory-cli` by hand, start it first.
+Why a server: LLaMA-Factory trains the reward at the last token of the chat template, which for ChatML is the line feed
+after `<|im_end|>`. Its PPO, however, reads a reward adapter at the last token that the chat model wrote, `<|im_end|>`,
+where no reward was trained. The server ends every text as the template does and reads the reward there.
 
     POST / {"messages": [TEXT, ...]}  ->  {"scores": [NUMBER, ...]}
 
-It listens on 127.0.0.1 only and asks for no key, because LLaMA-Factory sends none.
+It listens on 127.0.0.1 only and requires no key, because LLaMA-Factory sends none.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from artifacts.errors import UserError, run_main
 from artifacts.processes import die_with_parent
 
 HOST = "127.0.0.1"
-BATCH = 128  # texts judged at a time
+BATCH = 128  # texts per batch
 READY = "judging at"
-WAIT = 600.0  # seconds for the model to load
+WAIT = 600.0  # seconds that the model may take to load
 
 
 class RewardModel:
-    """A merged reward model (`chat_model.fill_reward_model`) and its tokenizer: texts in, one number for each out."""
+    """A merged reward model (`chat_model.fill_reward_model`) with its tokenizer; gives one reward for each text."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -49,11 +49,11 @@ class RewardModel:
         self.end = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition("!")[2]  # <|im_end|> and \n
 
     def close(self, text: str) -> str:
-        """The text as the template ends a turn, also when its end is missing in part or, of a cut answer, in whole."""
+        """End the text as the template ends a turn, also if this end is missing in part or (cut answers) in whole."""
         return text.removesuffix(self.end).removesuffix(self.end.rstrip()) + self.end
 
     def __call__(self, texts: list[str]) -> list[float]:
-        """What it thinks of each rendered conversation, read at its last token."""
+        """The reward of each rendered conversation, read at its last token."""
         import torch
 
         found: list[float] = []
@@ -88,7 +88,7 @@ def handler(judge: Any) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """A line a request would bury the training's own."""
+            """Log no requests: they would hide the lines of the training."""
 
     return Handler
 
@@ -103,17 +103,17 @@ def command(folder: Path, port: int) -> list[str]:
 
 @contextmanager
 def serving(folder: Path, port: int, log: Path) -> Iterator[None]:
-    """Run the server in a process of its own, from the time it can answer on; UserError with `log` when it cannot."""
+    """Run the server in its own process and wait until it answers. Raises UserError, naming `log`, if it fails."""
     with log.open("wb") as kept:
         process = subprocess.Popen(
             command(folder, port), stdout=kept, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
         )
     try:
         deadline = time.monotonic() + WAIT
-        while READY not in (said := log.read_text(encoding="utf-8", errors="replace")):
+        while READY not in (output := log.read_text(encoding="utf-8", errors="replace")):
             if process.poll() is not None or time.monotonic() > deadline:
-                last = (said.strip().splitlines() or ["it said nothing"])[-1]
-                raise UserError(f"the reward model {folder} cannot be asked: {last}; its log is {log}")
+                last = (output.strip().splitlines() or ["no output"])[-1]
+                raise UserError(f"the server of the reward model {folder} did not start: {last} (log: {log})")
             time.sleep(0.1)
         yield
     finally:
@@ -123,8 +123,8 @@ def serving(folder: Path, port: int, log: Path) -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="recipe `reward`, merged")
-    parser.add_argument("--port", type=int, required=True, help="of 127.0.0.1; ppo.yaml's `reward_model` names it")
+    parser.add_argument("--model", type=Path, required=True, help="merged output of recipe `reward`")
+    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1, as in `reward_model` of ppo.yaml")
     options = parser.parse_args(argv)
 
     from launch.posttraining.chat_model import check_reward_model
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         server = HTTPServer((HOST, options.port), handler(judge))
     except OSError as error:
-        raise UserError(f"port {options.port} of {HOST}: {error.strerror}; take another with --port") from None
+        raise UserError(f"port {options.port} of {HOST}: {error.strerror}; give another one with --port") from None
     print(f"{READY} {address(options.port)}", flush=True)
     server.serve_forever()
     return 0

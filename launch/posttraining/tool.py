@@ -1,7 +1,7 @@
-"""The upstream command of a post-training, and its run: output passed on and kept, progress, the reason of a failure.
+"""Run the upstream command of a post-training: print and log its output, show progress, find the reason of a failure.
 
-llamafactory-cli train|export X.yaml      every recipe but GRPO; PPO with trl 0.9.6 laid over the environment
-python -m launch.posttraining.grpo --config X.yaml     GRPO: TRL's parser and trainer (`trl grpo` reads the same)
+llamafactory-cli train|export X.yaml      every recipe but GRPO; for PPO, trl 0.9.6 is put first on the path
+python -m launch.posttraining.grpo --config X.yaml     GRPO: TRL's parser and trainer (`trl grpo` reads the same file)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from launch.posttraining.job import OVERLAY, TRL, Job
 def command(job: Job) -> list[str]:
     if job.tool != TRL:
         program = Path(sys.executable).with_name("llamafactory-cli")
-        # laid over an environment by PYTHONPATH, the package has no program beside python
+        # if the package comes from PYTHONPATH, there is no llamafactory-cli beside python
         tool = [str(program)] if program.exists() else [sys.executable, "-m", "llamafactory.cli"]
         return [*tool, "export" if job.exports else "train", str(job.yaml)]
     runner = ["-m", "launch.posttraining.grpo", "--config", str(job.yaml)]
@@ -42,27 +42,27 @@ def command(job: Job) -> list[str]:
 
 
 def added_environment(job: Job) -> dict[str, str]:
-    """What the tool gets besides the caller's own environment, whose OMP_WAIT_POLICY goes before ours.
+    """Variables added to the caller's environment; the caller's own OMP_WAIT_POLICY wins.
 
-    Offline; and idle threads sleep instead of spinning, because a spinning thread takes the core from the one it waits
-    for when other processes share the cores.
+    Hugging Face works offline. Idle threads sleep instead of spinning: on shared cores, a spinning thread takes the
+    core from the thread that it waits for.
     """
     added = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or "PASSIVE"}
     if job.tool == TRL:
-        # datasets' common cache tells local folders of one name apart too late: another run's rows would come back
+        # the shared cache of `datasets` confuses local folders of the same name and could return another run's rows
         added["HF_DATASETS_CACHE"] = str(job.work / "cache")
     else:
         added |= job.environment
     if job.judge:
         added |= without_proxy(reward_server.HOST)
-    if job.stage == "ppo":  # LLaMA-Factory's PPO is written for trl 0.9.6 and its other stages for a newer one
+    if job.stage == "ppo":  # LLaMA-Factory's PPO needs trl 0.9.6, its other stages a newer one
         added |= {"PYTHONPATH": str(OVERLAY), "DISABLE_VERSION_CHECK": "1"}
     return added
 
 
 def child_environment(job: Job) -> dict[str, str]:
-    """The tool's environment; it keeps compiled bytecode, without which every start costs 10 s more."""
-    programs = str(Path(sys.executable).parent)  # LLaMA-Factory starts `torchrun` by name, activated or not
+    """The tool's environment. It allows compiled bytecode, without which every start takes 10 s longer."""
+    programs = str(Path(sys.executable).parent)  # LLaMA-Factory starts `torchrun` by name
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
@@ -75,7 +75,7 @@ def child_environment(job: Job) -> dict[str, str]:
 
 
 def shown(job: Job) -> str:
-    """The command as a line for a shell."""
+    """The command as a shell line."""
     prefix = " ".join(f"{key}={shlex.quote(value)}" for key, value in added_environment(job).items())
     judge = f"{shlex.join(reward_server.command(job.judge, job.reward_port))} &\n" if job.judge else ""
     return f"{judge}{prefix} {shlex.join(command(job))}"
@@ -83,11 +83,11 @@ def shown(job: Job) -> str:
 
 @contextmanager
 def reward_model(job: Job) -> Iterator[None]:
-    """The reward model, there to be asked while the tool runs, where the job has one that is asked."""
+    """Serve the job's reward model while the tool runs, if PPO calls it over HTTP."""
     if not job.judge:
         yield
         return
-    # where the file says: on another machine of the same training, the first one has written it
+    # the port in the YAML file, which the first machine of the training has written
     port = urlsplit(read_yaml(job.yaml)["reward_model"]).port
     with reward_server.serving(job.judge, int(port or 0), job.work / f"reward_model.{job.node}.log"):
         yield
@@ -102,14 +102,14 @@ def follow_progress(log: Path, stop: threading.Event) -> None:
             entry = json.loads(last)
             line = f"progress {entry['current_steps']}/{entry['total_steps']} steps"
         except (OSError, IndexError, ValueError, KeyError):
-            continue  # not there yet, or a line half written
+            continue  # the file does not exist yet, or its last line is incomplete
         if line != last_shown:
             last_shown = line
             print(line, flush=True)
 
 
 def reason_of(tail: bytes) -> str:
-    """The line of a tool's output that says why it failed: the last error of a traceback, else the last line."""
+    """Why a tool failed, from its output: the last error of a traceback, else the last line."""
     lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
     kinds = ("Error", "Exception", "error")
     errors = [
@@ -119,10 +119,12 @@ def reason_of(tail: bytes) -> str:
 
 
 def run_tool(job: Job) -> float:
-    """Run the tool, passing its output on and keeping it in `<output>.work/log`; returns seconds.
+    """Run the tool, print its output and append it to `<output>.work/log`; returns seconds.
 
-    It stays in this process's group, so that whoever kills the group kills it too. Raises UserError with the line of
-    its output that tells why it failed.
+    The tool stays in this process group, so that a kill of the group ends it too.
+
+    Raises:
+        UserError: the tool failed; the message holds the reason from its output.
     """
     log = job.work / ("log" if job.node == 0 else f"log.{job.node}")
     name = "launch.posttraining.grpo" if job.tool == TRL else "llamafactory-cli"
@@ -154,6 +156,6 @@ def run_tool(job: Job) -> float:
     if code:
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else reason_of(tail)
         if code == -signal.SIGKILL:
-            reason += " (out of memory? lower per_device_train_batch_size)"
-        raise UserError(f"{name} failed: {reason}; its log is {log}")
+            reason += ", perhaps out of memory: lower per_device_train_batch_size"
+        raise UserError(f"{name} failed: {reason} (log: {log})")
     return time.monotonic() - started

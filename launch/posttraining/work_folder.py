@@ -1,7 +1,7 @@
 """The work folder `<output>.work/`: rendered YAML, data description, the tool's own output with its checkpoints, log.
 
-What an interrupted run left is kept when the inputs and settings are the same, and thrown away when they are not. A
-checkpoint that was not written to its end is recognised and deleted: the tools die of one.
+The files of an interrupted run are kept if inputs and settings are the same, else deleted. Incomplete checkpoints are
+found and deleted, because the tools crash on one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ WAIT = 1800.0  # seconds that another machine waits for the first one to prepare
 
 
 def render(job: Job, checkpoint: Path | None = None, model: Path | None = None) -> str:
-    """The YAML that the tool gets: the settings and the paths of this run.
+    """The YAML for the tool: the settings and the paths of this run.
 
     Args:
-        checkpoint: what a reward model goes on from: LLaMA-Factory loads its adapter by that key alone.
-        model: what the tool loads in the place of the job's model.
+        checkpoint: checkpoint to resume a reward model from; LLaMA-Factory loads its adapter only from that key.
+        model: folder that the tool loads in place of the job's model.
     """
     import yaml
 
@@ -48,9 +48,9 @@ def render(job: Job, checkpoint: Path | None = None, model: Path | None = None) 
         paths |= {"dataset_dir": str(job.work), "output_dir": str(job.raw), "cache_dir": str(job.work / "cache")}
     if not job.exports:
         paths["logging_dir"] = str(job.work / "tracking")
-        paths["logging_nan_inf_filter"] = False  # else a loss that is no number is logged as the one before it
+        paths["logging_nan_inf_filter"] = False  # else a NaN loss would be logged as the previous loss
     settings = dict(job.settings)
-    if isinstance(settings.get("deepspeed"), str):  # written relative to the repository, wherever the command is run
+    if isinstance(settings.get("deepspeed"), str):  # its path is relative to the repository
         settings["deepspeed"] = str(REPOSITORY / settings["deepspeed"])
     return yaml.safe_dump({**paths, **settings}, allow_unicode=True, sort_keys=False)
 
@@ -60,15 +60,15 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _whole_zip(path: Path) -> bool:
-    """Whether a file of `torch.save` is whole: a zip archive with a checksum for each tensor."""
+    """Whether a file of `torch.save` is intact: it is a zip archive with a checksum for each tensor."""
     with zipfile.ZipFile(path) as archive:
         return archive.testzip() is None
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: weights, optimizer, and the trainer's state, all readable.
+    """Whether a checkpoint is complete: weights, optimizer and trainer state are all readable.
 
-    DeepSpeed's optimizer lies in the folder that the file `latest` names, a part for each process.
+    DeepSpeed's optimizer is in the folder that the file `latest` names, one part for each process.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -78,7 +78,7 @@ def is_whole(checkpoint: Path) -> bool:
         if not weights or state["global_step"] != step_of(checkpoint):
             return False
         for file in weights:
-            with safe_open(file, framework="numpy") as tensors:  # refuses a file shorter than its header says
+            with safe_open(file, framework="numpy") as tensors:  # raises if the file is shorter than its header says
                 tensors.keys()
         parts = [checkpoint / "optimizer.pt"]
         if (checkpoint / "latest").exists():
@@ -89,25 +89,26 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def clean_checkpoints(raw: Path, last: str = "trainer_state.json") -> Path | None:
-    """Delete half-written checkpoints; returns the newest whole one, None when there is none.
+    """Delete incomplete checkpoints; returns the newest complete one, or None.
 
-    `last` is a file that is written after all others.
+    Args:
+        last: name of the file that is written after all others.
     """
     whole = []
     for checkpoint in raw.glob("checkpoint-*"):
         if is_whole(checkpoint) and (checkpoint / last).exists():
             whole.append(checkpoint)
         else:
-            print(f"{checkpoint.name} is half written: deleted")
+            print(f"{checkpoint.name} is incomplete: deleted")
             shutil.rmtree(checkpoint)
     return max(whole, key=step_of, default=None)
 
 
 def prepare_work(job: Job, mark: str) -> int:
-    """Fill the work folder, keeping what an interrupted run of the same job left; returns the step to resume from."""
+    """Fill the work folder, keep the files of an interrupted run of the same job; returns the step to resume from."""
     marker = job.work / "fingerprint"
     if job.work.exists() and not (marker.is_file() and marker.read_text(encoding="utf-8").strip() == mark):
-        print(f"{job.work.name} belongs to other inputs or settings: starting afresh")
+        print(f"{job.work.name} was made with other inputs or settings: starting over")
         shutil.rmtree(job.work)
     job.work.mkdir(parents=True, exist_ok=True)
     newest, judges, model = None, job.stage == "rm" and job.gives_adapter, None
@@ -117,25 +118,27 @@ def prepare_work(job: Job, mark: str) -> int:
             model = float32_view(job.model, job.work / "model-in-float32")
     elif job.stage == "ppo" and job.raw.exists():
         if not (job.work / "trained.json").exists():
-            print("LLaMA-Factory cannot resume PPO (its trainer says so itself): starting from step 0")
+            print("LLaMA-Factory cannot resume PPO: starting from step 0")
             shutil.rmtree(job.raw)
     elif job.raw.exists():
         newest = clean_checkpoints(job.raw, last=VALUE_HEAD) if judges else clean_checkpoints(job.raw)
         if newest and judges:
-            # The trainer restores what it finds under this name; without it LLaMA-Factory 0.9.4 cannot resume at all.
+            # The trainer restores the file of this name; without it LLaMA-Factory 0.9.4 cannot resume.
             shutil.copyfile(newest / VALUE_HEAD, newest / "model.safetensors")
     if job.data:
         write_data(job)
     write_text(job.yaml, render(job, newest if judges else None, model))
-    write_text(marker, mark + "\n")  # last: other machines take it as the sign that the rest is there
+    write_text(marker, mark + "\n")  # written last: it tells the other machines that the folder is ready
     return step_of(newest) if newest else 0
 
 
 def wait_for_work(job: Job, mark: str) -> None:
-    """On every machine but the first: wait until that one has prepared the shared work folder for this job."""
+    """On every machine but the first: wait until the first has prepared the shared work folder for this job."""
     deadline = time.monotonic() + WAIT
     marker = job.work / "fingerprint"
     while not (marker.is_file() and marker.read_text(encoding="utf-8").strip() == mark and job.yaml.is_file()):
         if time.monotonic() > deadline:
-            raise UserError(f"the first machine has not prepared {job.work} in {WAIT:.0f} s: is that folder shared?")
+            raise UserError(
+                f"the first machine has not prepared {job.work} in {WAIT:.0f} s: is that folder shared by all machines?"
+            )
         time.sleep(1)

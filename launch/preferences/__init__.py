@@ -1,6 +1,6 @@
-"""What a model prefers, and how good its answers are, measured on held-out data.
+"""Measure on held-out data what a model prefers and how good its answers are.
 
-In: model folders, preference pairs or requests. Out: JSON with accuracy or rewards and their intervals.
-`pair_accuracy` (chosen against rejected), `answer_rewards` (rewards of sampled answers), `judged_pairs` (pairs for a
-reward model, out of a model's own answers).
+Input: model folders, preference pairs or prompts. Output: JSON with accuracy or rewards and their intervals.
+`pair_accuracy` compares chosen with rejected answers, `answer_rewards` measures the rewards of sampled answers,
+`judged_pairs` makes pairs for a reward model from a model's own answers.
 """

@@ -1,12 +1,12 @@
-"""How good are a model's answers, and how far is it from where it came? Before and after PPO or GRPO, on held-out data.
+"""Measure the rewards of a model's answers and its KL divergence from the first model, before and after PPO or GRPO.
 
     myllm answer-rewards --model runs/r/models/sft --model runs/r/models/grpo \\
-        --data runs/r/tasks/rl_valid.json --reward launch.posttraining.rewards.rhyme --output runs/r/eval/rewards.json
+        --data runs/r/tasks/rl_valid.json --reward my_rewards.politeness --output runs/r/eval/rewards.json
 
-Each model writes `--answers` answers to each question, drawn at temperature 1. Every reward function and, with
-`--reward-model`, the merged reward model judges them: the mean over questions with its 95 % interval. `kl` is the
-divergence from the first model in nats an answer: the mean over a model's own answers of log p(answer) under it less
-log p(answer) under the first. Seeded; a few answers are kept to be read.
+Each model samples `--answers` answers to each held-out question at temperature 1. Every reward function and, with
+`--reward-model`, the merged reward model scores them; the result is the mean over questions with its 95 % interval.
+`kl` is the divergence from the first model in nats per answer: the mean over the model's own answers of log p(answer)
+under the model minus log p(answer) under the first model. Sampling is seeded; a few answers are kept as samples.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from launch.posttraining.reward_server import RewardModel
 from launch.posttraining.rewards import load
 from launch.preferences.pair_accuracy import answer_logprobs
 
-BATCH = 128  # answers written at a time
-SHOWN = 6  # answers kept
+BATCH = 128  # answers generated at a time
+SHOWN = 6  # answers kept as samples
 
 
 def read_model(folder: Path) -> tuple[Any, Any]:
-    """Model in float32 and tokenizer of a folder; UserError when it is none."""
+    """Model in float32 and tokenizer of a folder. Raises UserError if it is not a model folder."""
     import torch
     import transformers
 
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: --model wants a Hugging Face model folder")
+        raise UserError(f"{folder} has no config.json: give a Hugging Face model folder with --model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval(), tokenizer
 
@@ -43,7 +43,7 @@ def read_model(folder: Path) -> tuple[Any, Any]:
 def write_answers(
     model: Any, tokenizer: Any, prompts: list[Any], tokens: int, seed: int
 ) -> list[tuple[list[int], int]]:
-    """(token ids, length of the prompt) of one answer to each prompt, its end token with it, drawn at temperature 1."""
+    """Sample one answer to each prompt at temperature 1: (token ids with the end token, length of the prompt)."""
     import torch
 
     torch.manual_seed(seed)
@@ -71,7 +71,7 @@ def write_answers(
 
 
 def by_question(values: list[float | None], answers: int) -> list[float]:
-    """The mean of each question's answers; questions that nothing was to be judged of are left out."""
+    """The mean over the answers of each question; questions without any reward are left out."""
     groups = [values[start : start + answers] for start in range(0, len(values), answers)]
     judged = [[value for value in group if value is not None] for group in groups]
     return [sum(group) / len(group) for group in judged if group]
@@ -111,25 +111,27 @@ def measure(folder: Path, first: Path, rows: list[dict[str, Any]], options: argp
 
 
 def add_answer_options(parser: argparse.ArgumentParser) -> None:
-    """What everything that lets a model answer asks: how often, how long, the seed, where to."""
-    parser.add_argument("--answers", type=int, default=4, help="to each question (default 4)")
-    parser.add_argument("--max-new-tokens", type=int, default=80)
-    parser.add_argument("--seed", type=int, default=1234)
+    """Add the options for sampling answers: number, length, seed, output."""
+    parser.add_argument("--answers", type=int, default=4, help="answers to sample for each question (default 4)")
+    parser.add_argument("--max-new-tokens", type=int, default=80, help="longest answer in tokens (default 80)")
+    parser.add_argument("--seed", type=int, default=1234, help="seed of the sampling (default 1234)")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, action="append", required=True, help="folder; the first is the origin")
+    parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; KL is from the first")
     parser.add_argument("--data", type=Path, required=True, help="held-out instructions, e.g. rl_valid.json")
-    parser.add_argument("--reward", action="append", default=[], metavar="MODULE.FUNCTION", help="may be repeated")
-    parser.add_argument("--reward-model", type=Path, help="recipe `reward`, merged")
+    parser.add_argument(
+        "--reward", action="append", default=[], metavar="MODULE.FUNCTION", help="reward function; repeatable"
+    )
+    parser.add_argument("--reward-model", type=Path, help="merged output of recipe `reward`")
     add_answer_options(parser)
     options = parser.parse_args(argv)
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not options.reward and not options.reward_model:
-        raise UserError("nothing to measure by: give --reward launch.posttraining.rewards.rhyme, or --reward-model")
+        raise UserError("no reward given: add --reward MODULE.FUNCTION, or --reward-model FOLDER")
     for name in options.reward:
         load(name)
     rows = questions(options.data)

@@ -1,11 +1,11 @@
-"""How often a model prefers the chosen answer: `myllm pair-accuracy --model DIR --pairs FILE --output FILE`
+"""Measure how often a model prefers the chosen answer: `myllm pair-accuracy --model DIR --pairs FILE --output FILE`
 
     myllm pair-accuracy --model runs/r/models/sft --model runs/r/models/dpo \
         --pairs runs/r/posttrain/dpo_valid.json --output runs/r/eval/pairs.json
 
 For each model: the share of pairs (0-100) whose chosen answer has the higher summed log-probability given the prompt,
-in float32, with its 95 % Wilson interval and the mean margin in nats. The prompt goes through the tokenizer's own chat
-template; the answer is followed by <|im_end|>, so that stopping in the right place counts. A tie is not a preference.
+in float32, with its 95 % Wilson interval and the mean margin in nats. The prompt is rendered by the tokenizer's own
+chat template. The answer ends with <|im_end|>, so that stopping in the right place counts. A tie is not a preference.
 """
 
 from __future__ import annotations
@@ -17,43 +17,38 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import read_json, write_json
+from artifacts.files import write_json
 from artifacts.stage import report_metrics
 from artifacts.statistics import wilson
+from launch.instructions.read import Example, form_of
+from launch.posttraining.data import examples
 
 END_OF_TURN = "<|im_end|>"
-BATCH_TOKENS = 8192  # padded tokens a batch: with a vocabulary of 6,400 the logits take 200 MB
+BATCH_TOKENS = 8192  # padded tokens per batch: with a vocabulary of 6,400 the logits take 200 MB
 
 
-def read_pairs(path: Path) -> list[dict[str, str]]:
-    """Rows with instruction, input (may be empty), chosen, rejected; raises UserError naming the row that lacks one."""
-    rows = read_json(path)
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path} is not a JSON list of pairs, or an empty one")
-    for number, row in enumerate(rows, start=1):
-        for name in ("instruction", "chosen", "rejected"):
-            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name]:
-                raise UserError(f"{path}: row {number} lacks {name!r}")
-    return rows
+def read_pairs(path: Path) -> list[Example]:
+    """The pairs of a file, in every format that the linter reads. Raises UserError for a faulty row."""
+    if form_of(path).kind != "pairs":
+        raise UserError(f"{path} has no preference pairs: each row needs `chosen` and `rejected`")
+    return [example for _, example in examples(path)]
 
 
-def encode(tokenizer: Any, rows: list[dict[str, str]]) -> list[tuple[list[int], int]]:
+def encode(tokenizer: Any, rows: list[Example]) -> list[tuple[list[int], int]]:
     """(token ids, length of the prompt) of each chosen and rejected answer, in turn: 2 x rows entries."""
     sequences = []
     for row in rows:
-        question = "\n".join(part for part in (row["instruction"], row.get("input", "")) if part)
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
-        )
+        messages = [{"role": role, "content": text} for role, text in row.prompt]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        for name in ("chosen", "rejected"):
-            answer = tokenizer(row[name] + END_OF_TURN, add_special_tokens=False)["input_ids"]
+        for said in row.answers:  # chosen, rejected
+            answer = tokenizer(said + END_OF_TURN, add_special_tokens=False)["input_ids"]
             sequences.append((prompt + answer, len(prompt)))
     return sequences
 
 
 def batches(sequences: list[tuple[list[int], int]]) -> Iterator[list[int]]:
-    """Indices of the sequences, those of like length together, at most BATCH_TOKENS padded tokens a batch."""
+    """Indices of the sequences, sorted by length, in batches of at most BATCH_TOKENS padded tokens."""
     batch: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda i: len(sequences[i][0])):
         if batch and (len(batch) + 1) * len(sequences[index][0]) > BATCH_TOKENS:
@@ -67,7 +62,7 @@ def batches(sequences: list[tuple[list[int], int]]) -> Iterator[list[int]]:
 def answer_logprobs(model: Any, sequences: list[tuple[list[int], int]]) -> list[float]:
     """Summed log-probability of each answer given its prompt, in nats.
 
-    Padding is on the right: under causal attention no real token sees it, and positions stay those of training.
+    Padding is on the right: causal attention hides it from real tokens, and positions stay those of training.
     """
     import torch
 
@@ -77,7 +72,7 @@ def answer_logprobs(model: Any, sequences: list[tuple[list[int], int]]) -> list[
             width = max(len(sequences[i][0]) for i in batch)
             ids = torch.zeros(len(batch), width, dtype=torch.long)
             mask = torch.zeros(len(batch), width, dtype=torch.long)
-            counts = torch.zeros(len(batch), width - 1, dtype=torch.bool)  # does predicting token t + 1 count?
+            counts = torch.zeros(len(batch), width - 1, dtype=torch.bool)  # whether predicting token t + 1 counts
             for row, i in enumerate(batch):
                 tokens, prompt = sequences[i]
                 ids[row, : len(tokens)] = torch.tensor(tokens)
@@ -92,20 +87,23 @@ def answer_logprobs(model: Any, sequences: list[tuple[list[int], int]]) -> list[
     return sums
 
 
-def measure(folder: Path, rows: list[dict[str, str]]) -> dict[str, Any]:
-    """Accuracy of one model on the pairs; raises UserError when the folder is no model or a pair is too long for it."""
+def measure(folder: Path, rows: list[Example]) -> dict[str, Any]:
+    """Accuracy of one model on the pairs. Raises UserError if it is not a model folder or a pair is too long."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: --model wants a Hugging Face model folder")
+        raise UserError(f"{folder} has no config.json: give a Hugging Face model folder with --model")
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     sequences = encode(tokenizer, rows)
     longest = max(range(len(sequences)), key=lambda i: len(sequences[i][0]))
     positions = model.config.max_position_embeddings
     if len(sequences[longest][0]) > positions:
-        raise UserError(f"row {longest // 2 + 1} has {len(sequences[longest][0])} tokens; {folder} takes {positions}")
+        raise UserError(
+            f"--pairs, row {longest // 2 + 1}: it has {len(sequences[longest][0])} tokens, but {folder} takes at most "
+            f"{positions}: shorten or remove the row"
+        )
     sums = answer_logprobs(model, sequences)
     margins = [chosen - rejected for chosen, rejected in zip(sums[::2], sums[1::2], strict=True)]
     hits = sum(margin > 0 for margin in margins)
@@ -123,8 +121,8 @@ def measure(folder: Path, rows: list[dict[str, str]]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; may be repeated")
-    parser.add_argument("--pairs", type=Path, required=True, help="JSON list: instruction, input, chosen, rejected")
+    parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeatable")
+    parser.add_argument("--pairs", type=Path, required=True, help="preference pairs, in a format of `myllm lint-data`")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(argv)
 

@@ -1,8 +1,8 @@
 """Pretraining with stock Megatron-LM.
 
-In: a recipe (megatron_configs/), `tokenizer/` and `dataset/` of a run. Out: `checkpoints/`, `tensorboard/`.
-`pretrain` turns a recipe into torchrun's command; `worker` is one rank of it. Before the start: `recipe` and
-`served_flags` (keys), `flags` (Megatron's parser), `checkpoints` (what is there already), `estimate` (memory, hours).
-In the rank: `dataset`, `data_check`, `loss_watch`, `attention`. Afterwards: `training_log`.
-To add a recipe: a YAML file. To serve a flag of Megatron: take it out of `served_flags`.
+Input: a recipe (megatron_configs/), `tokenizer/` and `dataset/` of a run. Output: `checkpoints/`, `tensorboard/`.
+`pretrain` turns a recipe into torchrun's command; `worker` is one rank. Before the start: `recipe` and `served_flags`
+check the keys, `flags` calls Megatron's parser, `checkpoints` checks existing checkpoints, `estimate` computes memory
+and hours. In a rank: `dataset`, `data_check`, `loss_watch`, `attention`. Afterwards: `training_log`.
+To add a recipe, write a YAML file. To support another flag of Megatron, remove it from `served_flags`.
 """

@@ -1,10 +1,10 @@
-"""PyTorch's own attention in Megatron's local layers.
+"""Use PyTorch's scaled dot-product attention in Megatron's local layers.
 
-Megatron's flag for it: `--spec launch.pretraining.attention layer_spec`.
+Enable it with Megatron's flag `--spec launch.pretraining.attention layer_spec`.
 
-Stock local layers compute the attention scores as a whole matrix; `torch.nn.functional.scaled_dot_product_attention`
-(SDPA) does not: flash attention on a GPU (arXiv 2205.14135) and its tiled counterpart on a CPU. Nothing is added to
-the weights, so checkpoints with and without it are the same.
+Stock local layers materialise the whole matrix of attention scores. `torch.nn.functional.scaled_dot_product_attention`
+(SDPA) does not: it uses flash attention on a GPU (arXiv 2205.14135) and a tiled kernel on a CPU. It has no weights, so
+checkpoints with and without it are the same.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from megatron.core.transformer.module import MegatronModule
 
 
 class SDPACoreAttention(MegatronModule):
-    """Softmax attention over heads, in place of Megatron's `DotProductAttention`; no parameters.
+    """Softmax attention over heads, in place of Megatron's `DotProductAttention`. It has no parameters.
 
     Raises:
-        ValueError: for what SDPA cannot do: a window, a learnable softmax, context parallel.
+        ValueError: the config asks for a sliding window, a learnable softmax or context parallel.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class SDPACoreAttention(MegatronModule):
         for key, wanted in served.items():
             if getattr(config, key) != wanted:
                 raise ValueError(
-                    f"launch.pretraining.attention serves {key} = {wanted} only, not {getattr(config, key)}"
+                    f"launch.pretraining.attention supports only {key} = {wanted}, not {getattr(config, key)}"
                 )
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.scale = 1 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
@@ -46,18 +46,19 @@ class SDPACoreAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> torch.Tensor:
-        """Attend, causally where no mask is given.
+        """Compute attention; it is causal if no mask is given.
 
         Args:
             query: [sequence, batch, heads, head width]; key and value: the same with key-value heads.
-            attention_mask: [batch or 1, 1, sequence, sequence], True where a position must not be seen, or None.
+            attention_mask: [batch or 1, 1, sequence, sequence], True at masked positions, or None.
 
         Returns:
             [sequence, batch, heads x head width]
         """
         if attention_bias is not None or packed_seq_params is not None:
             raise ValueError(
-                "launch.pretraining.attention has no attention bias and no packed sequences: use Transformer Engine"
+                "launch.pretraining.attention does not support attention bias or packed sequences: use Transformer "
+                "Engine"
             )
         output = torch.nn.functional.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
@@ -78,7 +79,7 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> Any:
 
     if config.transformer.transformer_impl != "local":
         raise ValueError(
-            "launch.pretraining.attention goes with transformer-impl local; Transformer Engine has its own attention"
+            "launch.pretraining.attention needs transformer-impl local; Transformer Engine has its own attention"
         )
     spec = default_layer_spec(config, vp_stage)
     spec.submodules.self_attention.submodules.core_attention = SDPACoreAttention

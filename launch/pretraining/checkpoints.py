@@ -1,4 +1,4 @@
-"""The checkpoints of a training run: which are whole, which run they belong to, where they go when that changes."""
+"""Checkpoints of a training run: find the newest complete one, check that they belong to this training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from launch.pretraining.recipe import Recipe, get
 LATEST = "latest_checkpointed_iteration.txt"
 RECIPE = "recipe.json"
 RELEASE = "release"  # Megatron's name for weights without training state
-BROKEN = "broken_"  # prefix of a damaged checkpoint's folder, set aside
+BROKEN = "broken_"  # prefix that the folder of a damaged checkpoint gets
 
-# Keys that may differ between two starts of one training: where it runs, how often it saves, what it prints.
+# Keys that may differ when a training is resumed: where it runs, how often it saves, what it logs.
 ELSEWHERE = frozenset(
     "nnodes nproc-per-node gpu tensor-model-parallel-size pipeline-model-parallel-size sequence-parallel "
     "num-layers-per-virtual-pipeline-stage decoder-first-pipeline-num-layers decoder-last-pipeline-num-layers "
@@ -33,23 +33,23 @@ ELSEWHERE = frozenset(
     "gpu-sniff-test-interval cuda-graph-impl cuda-graph-modules async-strategy use-persistent-ckpt-worker".split()
 )
 ELSEWHERE_PREFIXES = ("log-", "no-log-", "wandb-", "tensorboard-", "timing-", "profile", "save-", "eval-", "exit-")
-# Keys of the schedule: they may change in mid-run where the recipe says so with override-opt_param-scheduler.
+# Keys of the schedule: they may change on resume if the recipe sets override-opt_param-scheduler.
 SCHEDULE = frozenset(
     "train-iters lr min-lr lr-decay-style lr-decay-iters lr-warmup-iters lr-warmup-fraction weight-decay".split()
 )
 
 
 def damage(iteration: Path) -> str:
-    """Why a `torch_dist` checkpoint cannot be loaded, or "" where it is whole.
+    """Why a `torch_dist` checkpoint cannot be loaded, or "" if it is complete.
 
-    `.metadata` is written last and tells which bytes of which file hold what: every file must reach that far.
+    `.metadata` is written last. It lists the byte ranges of every file, so each file must be at least that long.
     """
     import pickle
 
     from torch.distributed.checkpoint import FileSystemReader
 
     if not (iteration / ".metadata").exists() or not (iteration / "metadata.json").exists():
-        return "its save was cut short"
+        return "its save was interrupted"
     try:
         metadata = FileSystemReader(str(iteration)).read_metadata()
     except (pickle.UnpicklingError, EOFError, OSError, AttributeError, ImportError, ValueError) as error:
@@ -62,28 +62,29 @@ def damage(iteration: Path) -> str:
         if not file.exists():
             return f"{name} is missing"
         if file.stat().st_size < size:
-            return f"{name} has {file.stat().st_size:,} bytes of {size:,}"
+            return f"{name} has {file.stat().st_size:,} of {size:,} bytes"
     return ""
 
 
 def reached(checkpoints: Path) -> int:
-    """The newest iteration that Megatron would resume from; 0 where there is none, or the tracker was cut short."""
+    """The iteration that Megatron would resume from; 0 if there is none or the tracker file is truncated."""
     tracker = checkpoints / LATEST
     text = tracker.read_text().strip() if tracker.exists() else ""
     return int(text) if text.isdigit() else 0
 
 
 def use_newest_whole(checkpoints: Path) -> None:
-    """Point Megatron at the newest whole checkpoint, and say which newer ones are passed over and why.
+    """Point Megatron at the newest complete checkpoint, and print which newer ones are skipped and why.
 
-    A save that was cut short holds nothing that could be mended and is removed; a damaged one is set aside.
+    An interrupted save is removed. A damaged checkpoint is renamed to `broken_iter_…`.
 
     Raises:
-        UserError: the folder holds an imported model, which is a start and no checkpoint of this training.
+        UserError: the folder holds an imported model, which is not a checkpoint of this training.
     """
     if (checkpoints / RELEASE).exists():
         raise UserError(
-            f"{checkpoints / RELEASE} is an imported model: move it away, --set pretrained-checkpoint=ITS-FOLDER"
+            f"{checkpoints / RELEASE} is an imported model, not a checkpoint of this training: move it to another "
+            "folder, then --set pretrained-checkpoint=THAT-FOLDER"
         )
     numbers = sorted((int(p.name[5:]) for p in checkpoints.glob("iter_*") if p.name[5:].isdigit()), reverse=True)
     newest = 0
@@ -93,7 +94,7 @@ def use_newest_whole(checkpoints: Path) -> None:
         if not reason:
             newest = number
             break
-        print(f"{folder} is passed over: {reason}", flush=True)
+        print(f"{folder} is skipped: {reason}", flush=True)
         if (folder / ".metadata").exists() or any(folder.glob("mp_rank_*")):  # the latter: Megatron's older format
             aside = folder.with_name(BROKEN + folder.name)
             shutil.rmtree(aside, ignore_errors=True)
@@ -103,17 +104,17 @@ def use_newest_whole(checkpoints: Path) -> None:
     tracker = checkpoints / LATEST
     if not newest:
         if numbers:
-            print("no whole checkpoint is left: training starts at iteration 0", flush=True)
+            print("no complete checkpoint is left: training starts at iteration 0", flush=True)
         tracker.unlink(missing_ok=True)
     else:
         if newest != numbers[0]:
-            print(f"going on from iteration {newest}, the last whole checkpoint", flush=True)
+            print(f"resuming from iteration {newest}, the newest complete checkpoint", flush=True)
         if reached(checkpoints) != newest:
             write_text(tracker, str(newest))
 
 
 def keep_newest(checkpoints: Path) -> None:
-    """Remove every checkpoint but the newest: what a finished run hands on."""
+    """Remove every checkpoint but the newest, when a run is finished."""
     newest = f"iter_{reached(checkpoints):07d}"
     for folder in checkpoints.glob("iter_*"):
         if folder.name != newest:
@@ -121,11 +122,11 @@ def keep_newest(checkpoints: Path) -> None:
 
 
 def identity(run: Run, recipe: Recipe) -> dict[str, Any]:
-    """What a training depends on: its recipe without what may differ between two starts, tokenizer, dataset."""
+    """What a training depends on: the recipe without the keys that may differ on resume, tokenizer, blend, dataset."""
     blend = read_json(run.dataset / "blend.json")
     parts = sorted(p for p in run.dataset.iterdir() if p.suffix == ".idx")
     if not (run.tokenizer / "tokenizer.json").exists():
-        raise UserError(f"{run.tokenizer}/tokenizer.json does not exist: run the stage that makes it first")
+        raise UserError(f"{run.tokenizer}/tokenizer.json does not exist: run the stage `tokenizer` first")
     return {
         "recipe": {
             name: key.value
@@ -137,13 +138,13 @@ def identity(run: Run, recipe: Recipe) -> dict[str, Any]:
         },
         "tokenizer": sha256(run.tokenizer / "tokenizer.json"),
         "blend": blend,
-        # an index holds every document's length: hashing terabytes of tokens as well would tell little more
+        # an index holds the length of every document; hashing terabytes of tokens would add little
         "dataset": {p.name: [sha256(p), p.with_suffix(".bin").stat().st_size] for p in parts},
     }
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values of a key mean the same: 6e-4, which YAML reads as text, and 0.0006 do."""
+    """Whether two values of a key are equal; 6e-4, which YAML reads as text, equals 0.0006."""
     try:
         return float(one) == float(other)
     except (TypeError, ValueError):
@@ -151,23 +152,23 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Names of what differs: keys of the recipe, and tokenizer, blend, dataset."""
+    """Names of what differs: keys of the recipe, and `tokenizer`, `blend`, `dataset`."""
     before, after = old.get("recipe", {}), new["recipe"]
     found = sorted(key for key in {*before, *after} if not _same(before.get(key), after.get(key)))
     return found + [part for part in ("tokenizer", "blend", "dataset") if old.get(part) != new[part]]
 
 
 def claim(run: Run, recipe: Recipe, start_over: bool = False) -> None:
-    """Make sure that the run's checkpoints are this training's.
+    """Make sure that the run's checkpoints belong to this training.
 
-    With override-opt_param-scheduler a changed schedule (say, more iterations) is the same training.
+    With override-opt_param-scheduler, a changed schedule (e.g. more iterations) is still the same training.
 
     Args:
-        start_over: move another training's checkpoints aside, instead of refusing.
+        start_over: move the checkpoints of another training away, instead of raising an error.
 
     Raises:
-        UserError: the checkpoints are another training's, naming what changed; or the optimizer was saved in the other
-            form, which Megatron cannot read.
+        UserError: the checkpoints belong to another training (the message names what changed), or
+            use-distributed-optimizer has changed, which Megatron cannot resume.
     """
     new, known = identity(run, recipe), run.checkpoints / RECIPE
     old = read_json(known) if known.exists() else None
@@ -181,7 +182,7 @@ def claim(run: Run, recipe: Recipe, start_over: bool = False) -> None:
     if changed == [distributed] and holds:
         raise UserError(
             f"{run.checkpoints} was saved {'without' if get(recipe, distributed) else 'with'} {distributed}, and "
-            f"Megatron cannot go on in the other form: --set {distributed}={str(not get(recipe, distributed)).lower()}"
+            f"Megatron cannot change that on resume: --set {distributed}={str(not get(recipe, distributed)).lower()}"
         )
     if get(recipe, "override-opt_param-scheduler"):
         changed = [key for key in changed if key not in SCHEDULE]
@@ -190,16 +191,17 @@ def claim(run: Run, recipe: Recipe, start_over: bool = False) -> None:
     elif changed:
         what = ", ".join(changed)
         if not start_over:
-            ways = ["--start-over to move it aside", "another --run"]
+            ways = ["--start-over to move it away", "another --run"]
             if set(changed) <= SCHEDULE:
-                ways.insert(0, "--set override-opt_param-scheduler=true to go on with the new schedule")
+                ways.insert(0, "--set override-opt_param-scheduler=true to resume with the new schedule")
             raise UserError(
-                f"{run.checkpoints} holds iteration {done} of another training ({what} changed): {', or '.join(ways)}"
+                f"{run.checkpoints} holds iteration {done} of another training ({what} changed): give "
+                f"{', or '.join(ways)}"
             )
         number = 1
         while (aside := run.folder / f"checkpoints.old-{number}").exists():
             number += 1
-        print(f"{run.checkpoints} is another training ({what} changed): moved to {aside.name}", flush=True)
+        print(f"{run.checkpoints} belongs to another training ({what} changed): moved to {aside.name}", flush=True)
         os.replace(run.checkpoints, aside)
         if (run.folder / "tensorboard").exists():
             os.replace(run.folder / "tensorboard", aside / "tensorboard")

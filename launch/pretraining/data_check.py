@@ -1,7 +1,7 @@
-"""Look at what the model is about to see, before the first step: ids, blend, text. Runs on rank 0 of a training.
+"""Check the training data before the first step: token ids, blend, text. Runs on rank 0 of a training.
 
-Every training prints a few samples as text, for a person to read, and is refused when an id lies outside the
-vocabulary, when the blend is not what was asked for, or when the ids are another tokenizer's.
+It prints a few samples as text, for a person to read. It stops the training if an id lies outside the vocabulary, if
+the blend is not the one in blend.json, or if the data was made with another tokenizer.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 
 from artifacts.errors import UserError
 
-LOOKED_AT = 1 << 26  # tokens of each source that are read, spread over it
-PIECES = 64
-SAMPLES = 2  # shown as text
-SHOWN = 160  # characters of each
-DOCUMENTS, IDS = 20, 500  # first documents of a source that are decoded, and how much of each
-SAME_IDS = 0.9  # of their ids must come back when the text is encoded again
-BLEND_TOLERANCE = 0.01  # of all samples
+TOKENS_READ = 1 << 26  # most tokens to check in each source
+PIECES = 64  # evenly spaced pieces that they are read in
+SAMPLES = 2  # samples printed as text
+SHOWN = 160  # characters of each sample
+DOCUMENTS, IDS = 20, 500  # first documents of a source to decode, and ids of each
+SAME_IDS = 0.9  # share of these ids that must be equal after decoding and encoding
+BLEND_TOLERANCE = 0.01  # share of all samples
 
 
 def sources(dataset: Any) -> list[Any]:
-    """The datasets of a blend, or the one dataset that is none."""
+    """The datasets of a blend; for a single dataset, a list with it."""
     return list(getattr(dataset, "datasets", [dataset]))
 
 
-def check_ids(indexed: Any, vocabulary: int, limit: int = LOOKED_AT) -> int:
-    """The largest id among up to `limit` tokens, spread over an `IndexedDataset`.
+def check_ids(indexed: Any, vocabulary: int, limit: int = TOKENS_READ) -> int:
+    """The largest id among up to `limit` tokens, spread evenly over an `IndexedDataset`.
 
     Raises:
-        UserError: it is outside the vocabulary.
+        UserError: the id is outside the vocabulary.
     """
     total = int(indexed.sequence_lengths.sum())
     width = np.dtype(indexed.index.dtype).itemsize
@@ -45,36 +45,37 @@ def check_ids(indexed: Any, vocabulary: int, limit: int = LOOKED_AT) -> int:
             largest = max(largest, int(found.max(initial=0)))
     if largest >= vocabulary:
         raise UserError(
-            f"{indexed.path_prefix}.bin holds id {largest}, and the tokenizer has {vocabulary}: bin it again with it"
+            f"{indexed.path_prefix}.bin holds id {largest}, but the tokenizer has {vocabulary} ids: run "
+            "`myllm binning` again with this tokenizer"
         )
     return largest
 
 
 def check_text(indexed: Any, tokenizer: Any) -> None:
-    """Decode a source's first documents and encode them again: ids of another tokenizer do not come back.
+    """Decode a source's first documents and encode them again; with another tokenizer's data, the ids differ.
 
     Raises:
-        UserError: when they do not.
+        UserError: fewer than 90 % of the ids are equal.
     """
     special = set(getattr(tokenizer, "all_special_ids", None) or []) | {tokenizer.eod}
-    asked = same = 0
+    total = same = 0
     for number in range(min(len(indexed), DOCUMENTS)):
         body = [int(i) for i in indexed[number][:IDS] if int(i) not in special]
         if body:
             again = tokenizer.tokenize(tokenizer.detokenize(body))
-            asked, same = asked + len(body), same + sum((Counter(body) & Counter(again)).values())
-    if same < SAME_IDS * asked:
+            total, same = total + len(body), same + sum((Counter(body) & Counter(again)).values())
+    if same < SAME_IDS * total:
         raise UserError(
-            f"{indexed.path_prefix}.bin was made with another tokenizer: of its first {asked} ids only "
-            f"{same / asked:.0%} come back when their text is encoded again; bin it again with this run's tokenizer"
+            f"{indexed.path_prefix}.bin was made with another tokenizer: only {same / total:.0%} of its first {total} "
+            "ids are equal after decoding and encoding; run `myllm binning` again with this run's tokenizer"
         )
 
 
 def check_blend(dataset: Any, weights: list[float] | None) -> list[float]:
-    """Shares of the samples that each source gives, held against the weights asked for.
+    """The share of the samples that comes from each source, compared with the weights of blend.json.
 
     Raises:
-        UserError: a share is off by more than 1 % of all samples, where enough samples are drawn to tell.
+        UserError: a share is off by more than 1 % of all samples plus one sample.
     """
     parts = sources(dataset)
     if len(parts) == 1:
@@ -82,24 +83,24 @@ def check_blend(dataset: Any, weights: list[float] | None) -> list[float]:
     index = dataset.dataset_index
     counts = np.bincount(index, minlength=len(parts)) / len(index)
     if weights:
-        asked = np.array(weights) / sum(weights)
-        worst = int(np.argmax(np.abs(counts - asked)))
-        if abs(counts[worst] - asked[worst]) > BLEND_TOLERANCE + 1 / len(index):
+        expected = np.array(weights) / sum(weights)
+        worst = int(np.argmax(np.abs(counts - expected)))
+        if abs(counts[worst] - expected[worst]) > BLEND_TOLERANCE + 1 / len(index):
             raise UserError(
-                f"{parts[worst].dataset.path_prefix} gives {counts[worst]:.1%} of the samples, {asked[worst]:.1%} was "
-                "asked for in blend.json: delete dataset/cache and try again"
+                f"{parts[worst].dataset.path_prefix} gives {counts[worst]:.1%} of the samples, but blend.json says "
+                f"{expected[worst]:.1%}: delete dataset/cache and run the same command again"
             )
     return [float(share) for share in counts]
 
 
 def look(train: Any, tokenizer: Any, vocabulary: int, weights: list[float] | None) -> None:
-    """All checks on the training data, and its samples as text, printed.
+    """Run all checks on the training data and print its first samples as text.
 
     Args:
         train: Megatron's `BlendedDataset` or `GPTDataset`.
-        tokenizer: Megatron's own, built from the run's folder.
-        vocabulary: how many ids there are.
-        weights: asked for in the blend, in its order, or None.
+        tokenizer: Megatron's tokenizer, built from the run's folder.
+        vocabulary: number of ids.
+        weights: weights in blend.json, in the order of its sources, or None.
 
     Raises:
         UserError: the first check that fails.

@@ -1,7 +1,7 @@
-"""Megatron's dataset configuration, from Megatron's arguments.
+"""Build Megatron's dataset configuration from Megatron's arguments.
 
-Megatron keeps this step in `pretrain_gpt.py`, which its wheel leaves out. A field that nobody fills makes a flag that
-does nothing: tests/pretraining/test_served_flags.py holds the fields here against those of the installed Megatron.
+Megatron does this in `pretrain_gpt.py`, which its wheel does not contain. A field that is not filled here would make
+its flag silently useless: tests/pretraining/test_served_flags.py compares the fields with the installed Megatron's.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 from artifacts.errors import UserError
 
 LEFT_ALONE = {
-    "drop_last_partial_validation_sequence": "no flag of Megatron sets it; its default is the one of pretrain_gpt.py",
-    "add_extra_token_to_sequence": "the same",
-    "inter_document_masking": "needs packed sequences, which the worker does not hand on: see served_flags.py",
-    "hybrid_context_parallel": "context parallel is not served: see served_flags.py",
+    "drop_last_partial_validation_sequence": "no flag of Megatron sets it; pretrain_gpt.py uses the same default",
+    "add_extra_token_to_sequence": "no flag of Megatron sets it; pretrain_gpt.py uses the same default",
+    "inter_document_masking": "needs packed sequences, which the worker does not support: see served_flags.py",
+    "hybrid_context_parallel": "context parallel is not supported: see served_flags.py",
 }
 
 
 def dataset_fields(args: Any, tokenizer: Any, blend: Any, blend_per_split: Any) -> dict[str, Any]:
-    """The arguments of `GPTDatasetConfig`, but for those that are `LEFT_ALONE`.
+    """The arguments of `GPTDatasetConfig`, without those in `LEFT_ALONE`.
 
     Args:
-        args: Megatron's, validated.
-        blend, blend_per_split: of `megatron.training.utils.get_blend_and_blend_per_split`.
+        args: Megatron's validated arguments.
+        blend, blend_per_split: results of `megatron.training.utils.get_blend_and_blend_per_split`.
     """
     return {
         "random_seed": args.seed,
@@ -55,7 +55,7 @@ def dataset_fields(args: Any, tokenizer: Any, blend: Any, blend_per_split: Any) 
 
 
 def sequences_per_dataset(path: str | None) -> dict[str, Any] | None:
-    """Sequences and documents of each dataset, by its path without suffix, so that Megatron need not count them.
+    """Number of sequences and documents of each dataset, by path without suffix, so that Megatron need not count them.
 
     Raises:
         UserError: the file is missing, or is not JSON.
@@ -66,5 +66,8 @@ def sequences_per_dataset(path: str | None) -> dict[str, Any] | None:
         with open(path, encoding="utf-8") as stream:
             found: dict[str, Any] = json.load(stream)
     except (OSError, ValueError) as error:
-        raise UserError(f"per-dataset-sequences-path {path} cannot be read ({error}): mend it") from None
+        raise UserError(
+            f"per-dataset-sequences-path {path} cannot be read ({error}): correct it, or --set "
+            "per-dataset-sequences-path=null"
+        ) from None
     return found

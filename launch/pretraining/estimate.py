@@ -1,12 +1,12 @@
-"""What a pretraining run will need: parameters, memory, FLOPs, hours, money. Nothing is started, nothing imported.
+"""Estimate what a pretraining run needs: parameters, memory, FLOPs, hours, cost. It runs neither torch nor Megatron.
 
     myllm estimate qwen2-0.5b --hardware node-8 --tokens 10B
     myllm estimate llama2-1.1b --training zh-100b --hardware cluster-4x8 --mfu 0.45 --price 2.5 --json
 
-The speed is a share of the GPU's peak (MFU): --mfu, else what was measured on this card
+Speed is the GPU's peak times MFU. MFU is --mfu, else the measured value for this GPU
 (`launch.pretraining.measured_mfu`), else 0.40. Memory and FLOPs follow megatron-core 0.19.2
-(`training/theoretical_memory_usage.py`, `training/training.py: num_floating_point_operations`), and tests hold them
-against those functions.
+(`training/theoretical_memory_usage.py`, `training/training.py: num_floating_point_operations`); tests compare them
+with those functions.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def estimate(
     card: str | None = None,
     mfu_source: str = "assumed",
 ) -> dict[str, Any]:
-    """Everything that `myllm estimate` prints.
+    """The values that `myllm estimate` prints.
 
     Args:
-        tokens: to train on; by default what the recipe's iterations make.
-        vocab: rows of the embedding; by default the published model's.
-        mfu: share of the GPUs' peak, 0-1.
-        price: of a GPU-hour, in any currency; without one, `cost` is None.
-        card: a name of launch/pretraining/gpus.yaml; by default the hardware file's. On a CPU time and money are None.
+        tokens: tokens to train on; default: iterations x batch x sequence length of the recipe.
+        vocab: rows of the embedding; default: those of the published model.
+        mfu: model FLOPs utilisation, 0-1.
+        price: price of a GPU-hour in any currency; if None, `cost` is None.
+        card: a GPU in launch/pretraining/gpus.yaml; default: the hardware file's. On a CPU, time and cost are None.
         mfu_source: where `mfu` comes from, as text.
     """
     layout, model = layout_of(recipe), model_of(recipe, vocab)
@@ -71,7 +71,7 @@ def estimate(
         "recompute": get(recipe, "recompute-granularity"),
         "memory_gb_per_gpu": parts.total / GB,
         "memory_gb_by_part": {name: value / GB for name, value in asdict(parts).items()},
-        # beside the logits themselves, the loss holds them in fp32 for a moment: the peak that runs out first
+        # the loss also holds the logits in fp32 for a moment: this peak is what runs out of memory first
         "loss_peak_gb": parts.logits / width * 4 / GB,
         "flops_per_token": per_token,
         "flops": per_token * total,
@@ -85,13 +85,13 @@ def estimate(
 
 
 def table(found: dict[str, Any]) -> str:
-    """The estimate as lines to read."""
+    """The estimate as a table of text."""
     layout, card = found["layout"], found["gpu"]
     rows = [
         ("parameters", f"{found['parameters']:,}  (vocabulary {found['vocab_size']:,})"),
         (
             "tokens",
-            f"{found['tokens']:,}  ({found['tokens_per_parameter']:.1f} a parameter, {found['iterations']:,} steps)",
+            f"{found['tokens']:,}  ({found['tokens_per_parameter']:.1f} per parameter, {found['iterations']:,} steps)",
         ),
         (
             "layout",
@@ -100,12 +100,12 @@ def table(found: dict[str, Any]) -> str:
         ("memory per GPU", f"{found['memory_gb_per_gpu']:.2f} GB" + (f" of {card['memory_gb']} GB" if card else "")),
         *((f"  {part}", f"{value:.2f} GB") for part, value in found["memory_gb_by_part"].items()),
         ("  + while the loss is computed", f"{found['loss_peak_gb']:.2f} GB, the logits in fp32"),
-        ("FLOPs", f"{found['flops']:.3e}  ({found['flops_per_token']:.3e} a token)"),
+        ("FLOPs", f"{found['flops']:.3e}  ({found['flops_per_token']:.3e} per token)"),
     ]
     if card:
         speed = f"at an MFU of {100 * found['mfu_assumed']:.1f} %, {found['mfu_source']}"
         rows += [
-            ("peak", f"{card['peak_tflops']} TFLOP/s a GPU, dense bf16 ({card['name']})"),
+            ("peak", f"{card['peak_tflops']} TFLOP/s per GPU, dense bf16 ({card['name']})"),
             ("tokens/s", f"{found['tokens_per_second']:,.0f}  {speed}"),
             ("hours", f"{found['hours']:,.1f}"),
             ("GPU-hours", f"{found['gpu_hours']:,.1f}"),
@@ -113,10 +113,10 @@ def table(found: dict[str, Any]) -> str:
         if found["cost"] is not None:
             rows.append(("cost", f"{found['cost']:,.2f}"))
     else:
-        rows.append(("time", "not estimated: the hardware file names no gpu (give one with --gpu)"))
+        rows.append(("time", "not estimated: the hardware file names no gpu; give one with --gpu"))
     lines = [f"{name:<32}{value}" for name, value in rows]
     if card and found["memory_gb_per_gpu"] + found["loss_peak_gb"] > card["memory_gb"]:
-        ways = ["halve micro-batch-size", "a smaller vocabulary"]
+        ways = ["halve micro-batch-size", "use a smaller vocabulary"]
         if not found["recompute"]:
             ways.insert(
                 1,
@@ -127,45 +127,47 @@ def table(found: dict[str, Any]) -> str:
 
 
 def count(text: str) -> float:
-    """A number of tokens as people write it: 10B, 300M, 1.5e10."""
+    """Parse a number of tokens: 10B, 300M, 1.5e10."""
     factor = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:].upper())
     try:
         value = float(text[:-1]) * factor if factor else float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write 10B, 300M or 1e10") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens; write 10B, 300M or 1e10") from None
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} must be above zero")
     return value
 
 
 def share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share; write 0.4 for 40 %")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1; write 0.4 for 40 %")
     return value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "recipe", metavar="MODEL", help=f"a file of megatron_configs/models/: {', '.join(names('models'))}"
+        "recipe", metavar="MODEL", help=f"a file in megatron_configs/models/: {', '.join(names('models'))}"
     )
-    parser.add_argument("--training", default="zh-10b", help="a file of megatron_configs/training/ (default zh-10b)")
+    parser.add_argument("--training", default="zh-10b", help="a file in megatron_configs/training/ (default zh-10b)")
     parser.add_argument(
-        "--hardware", required=True, help=f"a file of megatron_configs/hardware/: {', '.join(names('hardware'))}"
+        "--hardware", required=True, help=f"a file in megatron_configs/hardware/: {', '.join(names('hardware'))}"
     )
-    parser.add_argument("--tokens", type=count, help="to train on, e.g. 10B; by default the training's own")
-    parser.add_argument("--vocab-size", type=int, help="rows of the embedding; by default the published model's")
+    parser.add_argument("--tokens", type=count, help="tokens to train on, e.g. 10B (default: the training file's)")
+    parser.add_argument("--vocab-size", type=int, help="rows of the embedding (default: the published model's)")
     parser.add_argument(
-        "--mfu", type=share, help=f"share of the peak (default: measured in benchmarks/gpu.json, else {MFU})"
+        "--mfu",
+        type=share,
+        help=f"model FLOPs utilisation, 0-1 (default: measured in benchmarks/gpu.json, else {MFU})",
     )
-    parser.add_argument("--gpu", help="a name of launch/pretraining/gpus.yaml instead of the hardware file's")
-    parser.add_argument("--price", type=float, help="of a GPU-hour, to see the cost")
+    parser.add_argument("--gpu", help="a GPU in launch/pretraining/gpus.yaml (default: the hardware file's)")
+    parser.add_argument("--price", type=float, help="price of a GPU-hour; prints the cost")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the recipe")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(given: argparse.Namespace, results: Path | None = None) -> None:
-    """Print the estimate; `results` stands in for benchmarks/gpu.json."""
+    """Print the estimate; tests pass `results` in place of benchmarks/gpu.json."""
     recipe = load_recipe(given.recipe, given.training, given.hardware, given.set)
     card = given.gpu or get(recipe, "gpu")
     mfu, source = given.mfu or MFU, "given with --mfu"

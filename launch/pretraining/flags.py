@@ -1,4 +1,4 @@
-"""Megatron's own word on a recipe's flags, without starting it: its parser, then its cross-checks (`validate_args`)."""
+"""Check a recipe's flags with Megatron's own parser and cross-checks (`validate_args`), without starting a training."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The flags as Megatron's parser reads them.
+    """Parse the flags with Megatron's parser.
 
     Raises:
-        UserError: an unknown key, naming the nearest valid one; a value of the wrong type, or none of the choices.
+        UserError: an unknown key (the message names the nearest valid one), or an invalid value.
     """
     parser = _parser()
     known = {option for action in parser._actions for option in action.option_strings}
     for argument in arguments:
         if argument.startswith("--") and argument not in known:
             close = nearest(argument, [*known, *(f"--{key}" for key in LAUNCHER_KEYS)])
-            raise UserError(f"Megatron has no flag {argument}{close}: mend the recipe's key")
+            raise UserError(f"Megatron has no flag {argument}{close}: correct the key in the recipe")
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -48,10 +48,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def validate(arguments: list[str], layout: Layout) -> Any:
-    """The flags after Megatron's cross-checks, as every rank of the layout would see them.
+    """Parse the flags and run Megatron's cross-checks, as every rank of the layout would.
 
     Raises:
-        UserError: what Megatron asserts about flags that do not go together.
+        UserError: Megatron rejects the combination of flags; the message is Megatron's.
     """
     import os
 
@@ -60,7 +60,7 @@ def validate(arguments: list[str], layout: Layout) -> Any:
 
     found.rank, found.world_size = 0, layout.world
     silent = io.StringIO()
-    # asserted for TP on older cards: the launcher sets it for every run
+    # Megatron asserts it for TP on older GPUs; the launcher sets it for every run
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     try:
         with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):

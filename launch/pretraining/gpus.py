@@ -1,4 +1,4 @@
-"""The GPUs that a recipe's key `gpu` may name: peak and memory, from launch/pretraining/gpus.yaml."""
+"""Peak and memory of the GPUs that a recipe's key `gpu` may name, from launch/pretraining/gpus.yaml."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ class Gpu:
 
 
 def gpu(name: str) -> Gpu:
-    """A GPU of launch/pretraining/gpus.yaml; UserError, naming the nearest, for an unknown one."""
+    """A GPU of launch/pretraining/gpus.yaml. Raises UserError, which names the nearest, if it is unknown."""
     known = read_yaml(REPOSITORY / GPUS)
     if name not in known:
-        raise UserError(f"{GPUS} has no {name!r}{nearest(name, known)}; it has {', '.join(known)}")
+        raise UserError(
+            f"{GPUS} has no {name!r}{nearest(name, known)}; it has {', '.join(known)}; add other GPUs there"
+        )
     return Gpu(name, known[name]["peak_tflops"], known[name]["memory_gb"])

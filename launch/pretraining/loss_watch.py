@@ -1,7 +1,8 @@
-"""Watch the loss of every step before its weights are changed, and name the documents of a batch that breaks it.
+"""Check the loss of every step before the weights are updated, and name the documents of a bad batch.
 
-Runs in the rank that computes losses. A loss that is no number, a spike, or a first loss that no untrained model has
-stops the run: the last checkpoint is older than the damage, so going on from it is safe.
+Runs in the rank that computes losses. The run stops on a loss that is NaN or infinite, on a spike, or on a first loss
+that an untrained model cannot have. The weights are not updated in that step, so resuming from the last checkpoint is
+safe.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 from artifacts.errors import UserError
 from launch.pretraining.training_log import first_loss_fault
 
-REMEMBERED = 100  # steps whose mean a spike is measured against
-NEEDED = 20  # steps before there is a mean worth the name
+REMEMBERED = 100  # last steps whose mean a spike is compared with
+NEEDED = 20  # steps before the first comparison
 SHOWN = 12  # documents named in a message
-LEARNT = 0.9  # of ln(vocabulary): weights that were imported must do better than this
+LEARNT = 0.9  # share of ln(vocabulary) that the first loss of imported weights must stay below
 
 
 class Numbered:
-    """A map-style dataset that tells for each sample its number, by which `documents_of` finds where it came from."""
+    """A map-style dataset that adds to each sample its number, so that `documents_of` can find its documents."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset, self.split = dataset, getattr(dataset, "split", None)
@@ -34,7 +35,7 @@ class Numbered:
 
 
 def documents_of(dataset: Any, samples: list[int]) -> str:
-    """The documents that make up some samples of a blend: `prefix: id, id, …` by source."""
+    """The documents that make up these samples, as text, for each source: `prefix: id, id, …`."""
     found: dict[str, list[int]] = {}
     for sample in samples:
         part, index = dataset, sample
@@ -51,13 +52,13 @@ def documents_of(dataset: Any, samples: list[int]) -> str:
 
 
 class LossWatch:
-    """Judge each step's loss.
+    """Check the loss of each step.
 
     Args:
-        spike: nats above the mean of the last steps that stop the run; None: never.
-        vocabulary: for the first loss of a run from nothing.
-        imported: the run goes on from imported weights, whose first loss must be lower.
-        documents: names the documents of some samples.
+        spike: stop if the loss is this many nats above the mean of the last 100 steps; None: never.
+        vocabulary: number of ids; the first loss is compared with its logarithm.
+        imported: the run starts from imported weights, whose first loss must be lower.
+        documents: function that names the documents of some samples.
     """
 
     def __init__(
@@ -71,16 +72,18 @@ class LossWatch:
         self.past: deque[float] = deque(maxlen=REMEMBERED)
 
     def look(self, loss: float, step: int, samples: list[int]) -> None:
-        """Take in a step's mean loss in nats, before its weights are changed.
+        """Check a step's mean loss in nats, before the weights are updated.
 
         Args:
-            samples: numbers of the samples that this rank had in the step.
+            samples: numbers of this rank's samples in the step.
 
         Raises:
-            UserError: naming the step, the documents, and what to do.
+            UserError: the run must stop; the message names the step, the documents and what to do.
         """
         if not math.isfinite(loss):
-            self._stop(step, samples, f"the loss is {loss}", "lower lr, lengthen the warm-up, or look at the documents")
+            self._stop(
+                step, samples, f"the loss is {loss}", "lower lr, lengthen lr-warmup-iters, or check the documents"
+            )
         if step == 1:
             self._first(loss)
         if self.spike is not None and len(self.past) >= NEEDED:
@@ -90,7 +93,7 @@ class LossWatch:
                     step,
                     samples,
                     f"the loss rose to {loss:.3f} from a mean of {usual:.3f}",
-                    "lower lr, or look at the documents; stop-at-spike sets how much is too much",
+                    "lower lr, or check the documents; stop-at-spike sets the limit in nats",
                 )
         self.past.append(loss)
 
@@ -101,12 +104,12 @@ class LossWatch:
                 raise UserError(fault)
         elif mean > LEARNT * uniform:
             raise UserError(
-                f"the first loss is {mean:.3f}, that of a model that knows nothing (ln(vocabulary) = {uniform:.3f}): "
-                "the imported weights and the run's tokenizer do not belong together"
+                f"the first loss is {mean:.3f}, that of an untrained model (ln(vocabulary) = {uniform:.3f}): the "
+                "imported weights and the run's tokenizer do not belong together; use the imported model's tokenizer"
             )
 
     def _stop(self, step: int, samples: list[int], what: str, advice: str) -> None:
         raise UserError(
             f"step {step}: {what}; the batch's documents are {self.documents(samples)}. Nothing of this step was "
-            f"saved. {advice}; to leave steps out, --set 'iterations-to-skip=[{step}]'; the same command goes on"
+            f"saved. {advice}; to skip the step, --set 'iterations-to-skip=[{step}]'; run the same command to resume"
         )

@@ -1,7 +1,7 @@
-"""The MFU that `myllm estimate` counts with: measured where `benchmarks/gpu.json` has a row of the card, else assumed.
+"""The MFU for `myllm estimate`: measured if `benchmarks/gpu.json` has a row for the GPU, else assumed.
 
-The benchmark on a GPU writes that file. It is read here as data, by its path: without it, or with one that cannot be
-read, the estimate is made all the same and says what it assumes.
+The GPU benchmark writes that file. If it is missing or cannot be read, the estimate is made with an assumed MFU and
+says so.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from artifacts.layout import REPOSITORY
+from artifacts.layout import REPOSITORY, relative
 from launch.pretraining.model_size import model_of, parameters
-from launch.pretraining.recipe import load_recipe, relative
+from launch.pretraining.recipe import load_recipe
 
-MFU = 0.40  # of Megatron-LM's own tables: 41 % for 1.7B on 48 H100; the smaller the model, the less
+MFU = 0.40  # from Megatron-LM's tables: 41 % for 1.7B on 48 H100; smaller models reach less
 GPU_RESULTS = REPOSITORY / "benchmarks" / "gpu.json"
 
 
@@ -31,7 +31,7 @@ class Row:
 
 
 def speed_rows(found: Any, card: str) -> list[Row]:
-    """The rows of part `speed` that were measured on a card; a row that cannot be used is left out."""
+    """The usable rows of part `speed` that were measured on this card."""
     rows = []
     for row in found["rows"]:
         try:
@@ -39,19 +39,19 @@ def speed_rows(found: Any, card: str) -> list[Row]:
                 continue
             recipe = load_recipe(row["model"], row["training"], row["hardware"], row["set"])
             rows.append(Row(row["model"], row["hardware"], parameters(model_of(recipe)), row["mfu_percent"] / 100))
-        except (KeyError, TypeError, UserError):  # of another version: a field or a recipe that is gone
+        except (KeyError, TypeError, UserError):  # written by another version: a field or a recipe no longer exists
             continue
     return rows
 
 
 def mfu_for(card: str, model: str, hardware: str, size: int, results: Path = GPU_RESULTS) -> tuple[float, str]:
-    """The MFU to count with, 0-1, and where it comes from, as text.
+    """The MFU to use, 0-1, and where it comes from, as text.
 
-    The row of the same model and hardware file counts, else the one whose model is nearest in parameters. Rows of
-    other cards say nothing: their ratio of arithmetic to memory speed is another.
+    The row of the same model and hardware file is used, else the row whose model is nearest in parameters. Rows of
+    other cards are not used: their ratio of compute to memory bandwidth differs.
 
     Args:
-        card: a name of launch/pretraining/gpus.yaml.
+        card: a name in launch/pretraining/gpus.yaml.
         size: parameters of the model.
     """
     where = relative(results)

@@ -1,7 +1,7 @@
-"""Counts of a recipe's model: parameters, floating-point operations, bytes on a GPU. Nothing is imported or built.
+"""Count a recipe's model: parameters, floating-point operations, bytes on a GPU. No model is built.
 
 Memory and FLOPs follow megatron-core 0.19.2 (`training/theoretical_memory_usage.py`,
-`training/training.py: num_floating_point_operations`), and tests hold them against those functions.
+`training/training.py: num_floating_point_operations`); tests compare them with those functions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ACTIVATION_SLACK = 1.05  # Megatron's allowance for buffers
 
 @dataclass(frozen=True)
 class Model:
-    """The sizes that counts depend on."""
+    """The sizes that the counts depend on."""
 
     layers: int
     hidden: int
@@ -31,7 +31,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the GPU that holds most: the first pipeline stage's."""
+    """Bytes on the most loaded GPU, the one of the first pipeline stage."""
 
     weights: float
     gradients: float
@@ -45,7 +45,7 @@ class Memory:
 
 
 def model_of(recipe: Recipe, vocab: int | None = None) -> Model:
-    """The recipe's model with a vocabulary of `vocab` rows, by default the published one."""
+    """The recipe's model with `vocab` embedding rows (default: published-vocab-size)."""
     heads, hidden = whole(recipe, "num-attention-heads"), whole(recipe, "hidden-size")
     return Model(
         layers=whole(recipe, "num-layers"),
@@ -61,35 +61,35 @@ def model_of(recipe: Recipe, vocab: int | None = None) -> Model:
 
 
 def layer_parameters(model: Model) -> int:
-    """One layer: attention, SwiGLU, two norms."""
+    """Parameters of one layer: attention, SwiGLU, two norms."""
     query, key_value = model.heads * model.head_dim, model.groups * model.head_dim
     attention = model.hidden * (2 * query + 2 * key_value) + (query + 2 * key_value if model.qkv_bias else 0)
     return attention + 3 * model.hidden * model.ffn + 2 * model.hidden
 
 
 def parameters(model: Model) -> int:
-    """All parameters, the embedding once where it is tied."""
+    """All parameters; a tied embedding counts once."""
     embeddings = model.vocab * model.hidden * (1 if model.tied else 2)
     return model.layers * layer_parameters(model) + embeddings + model.hidden
 
 
 def flops_per_token(model: Model, sequence: int) -> float:
-    """Floating-point operations a trained token costs, forward and backward, attention's square included.
+    """Floating-point operations per trained token, forward and backward, including attention's quadratic part.
 
-    A matrix product of [m, n] and [n, k] is 2mnk; the backward pass is two more of each; the causal mask halves the
-    scores. Recomputed activations are not counted: this is the work that MFU is measured against (arXiv 2204.02311).
+    A matrix product of [m, n] and [n, k] costs 2mnk; the backward pass costs twice as much; the causal mask halves the
+    scores. Recomputed activations are not counted, as MFU is defined (arXiv 2204.02311).
     """
     query, key_value = model.heads * model.head_dim, model.groups * model.head_dim
     linear = model.layers * (model.hidden * (2 * query + 2 * key_value) + 3 * model.hidden * model.ffn)
-    scores = model.layers * query * sequence  # two products of half a square each
+    scores = model.layers * query * sequence  # two products, each over half of the square
     return 3 * 2 * (linear + scores + model.hidden * model.vocab)
 
 
 def memory(recipe: Recipe, model: Model, layout: Layout) -> Memory:
-    """Bytes by part on the most loaded GPU; `model.vocab` is padded for the layout here.
+    """Bytes by part on the most loaded GPU; `model.vocab` is padded here for the layout.
 
-    Weights and optimizer: bf16 keeps 2 bytes a weight, 4 a gradient, 12 of fp32 copy and Adam's moments; fp32 keeps
-    4 + 4 + 8. Activations: arXiv 2205.05198, table 2, as Megatron's estimator applies it.
+    Bytes per parameter: bf16 keeps 2 for the weight, 4 for the gradient, 12 for the fp32 copy and Adam's moments; fp32
+    keeps 4 + 4 + 8. Activations: arXiv 2205.05198, table 2, as Megatron's estimator applies it.
     """
     from_16_bits = get(recipe, "bf16") or get(recipe, "fp16")
     vocab = padded_vocabulary(recipe, model.vocab, layout.tensor)
@@ -111,7 +111,9 @@ def memory(recipe: Recipe, model: Model, layout: Layout) -> Memory:
         layer = tokens * model.hidden * (18 + 4 * model.ffn / model.hidden) / layout.tensor
     else:
         layer = tokens * model.hidden * (10 + 24 / layout.tensor)
-    if get(recipe, "recompute-granularity") == "full":  # each layer's input, and one layer in full while it is redone
+    if (
+        get(recipe, "recompute-granularity") == "full"
+    ):  # each layer's input, and one layer in full while it is recomputed
         kept = model.layers * tokens * model.hidden * 2 + layer
     else:
         kept = model.layers * layer
@@ -134,5 +136,5 @@ def memory(recipe: Recipe, model: Model, layout: Layout) -> Memory:
 
 
 def padded_vocabulary(recipe: Recipe, vocab: int, tensor: int) -> int:
-    """Rows of the embedding in a run: a multiple of --make-vocab-size-divisible-by x tensor parallel."""
+    """Rows of the embedding in a run: `vocab` rounded up to a multiple of make-vocab-size-divisible-by x TP."""
     return padded_size(vocab, whole(recipe, "make-vocab-size-divisible-by", 128), tensor)

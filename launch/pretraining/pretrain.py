@@ -1,12 +1,12 @@
-"""Pretrain with stock Megatron-LM: three small YAML files become torchrun's command line.
+"""Pretrain with stock Megatron-LM. Three small YAML files become torchrun's command line.
 
     myllm pretrain --model qwen2-tiny --training demo --hardware cpu --run runs/poetry-tiny
     myllm pretrain --model qwen2-0.5b --training zh-10b --hardware node-8 --run runs/mine --dry-run
 
-Reads `tokenizer/` and `dataset/blend.json` of the run, writes `checkpoints/` (torch_dist) and `tensorboard/`.
-The same command goes on from the newest whole checkpoint, in any layout. `--set train-iters=50` replaces one key.
-SIGTERM, Ctrl-C and `--set exit-duration-in-mins=N` save, then exit 0; Ctrl-C twice ends at once.
-On several machines: the same command on each, with --node-rank 0, 1, … and --rendezvous FIRST_MACHINE:29500.
+It reads `tokenizer/` and `dataset/blend.json` of the run and writes `checkpoints/` (torch_dist) and `tensorboard/`.
+The same command resumes from the newest complete checkpoint, in any layout. `--set train-iters=50` replaces one key.
+SIGTERM, Ctrl-C and `--set exit-duration-in-mins=N` save, then exit with 0; a second Ctrl-C ends at once.
+On several machines, run the same command on each, with --node-rank 0, 1, … and --rendezvous FIRST_MACHINE:29500.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from launch.pretraining.training_log import check_learning, log_of, logs_of, rea
 
 WORKER = "launch/pretraining/worker.py"
 FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
-OURS = "error: "  # how a rank says what a user can mend
-MEETING = 900  # seconds that machines wait for the last of them: the first one looks at the checkpoints before
-LOOK_AGAIN = 0.5  # seconds
-ONE_WISH = 5.0  # seconds in which several signals are one: a terminal's, a scheduler's and the runner's come together
+OURS = "error: "  # start of the line in which a rank prints a UserError
+MEETING = 900  # seconds that the machines wait for each other; the first one checks the checkpoints before it joins
+LOOK_AGAIN = 0.5  # seconds between two searches for ranks
+ONE_REQUEST = 5.0  # seconds in which several signals count as one: terminal, scheduler and runner may all send one
 
 
 def run_flags(run: Run) -> list[str]:
-    """The flags that say where the run's files lie, relative to the repository where it holds the run."""
+    """Megatron's flags for the paths of the run, relative to the repository if the run lies inside it."""
     folder = relative(run.folder)
     return [
         *("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", f"{folder}/tokenizer"),
@@ -67,52 +67,52 @@ def run_flags(run: Run) -> list[str]:
 
 
 def complete(recipe: Recipe, run: Run) -> Recipe:
-    """Add what follows from other keys: a resumable distributed optimizer, W&B's name of the run, an import's rows.
+    """Add keys that follow from others: a reshardable optimizer, the W&B run name, the vocabulary of an import.
 
     Raises:
-        UserError: the imported checkpoint is missing, not proved, or does not fit the layout.
+        UserError: the imported checkpoint is missing, failed its parity check, or does not fit the layout.
     """
     added: dict[str, Any] = {}
     if get(recipe, "use-distributed-optimizer"):
-        added["dist-ckpt-optim-fully-reshardable"] = True  # or its states fit no other layout
+        added["dist-ckpt-optim-fully-reshardable"] = True  # else its states load only in the same layout
     if get(recipe, "wandb-project"):
         added["wandb-exp-name"], added["wandb-save-dir"] = run.name, f"{relative(run.folder)}/wandb"
     if "pretrained-checkpoint" in recipe:
         source = get(recipe, "pretrained-checkpoint")
         if source is None:
             raise UserError(
-                "pretrained-checkpoint is not set: myllm import --model FOLDER --output IMPORT, then "
+                "pretrained-checkpoint is not set: run `myllm import --model FOLDER --output IMPORT`, then add "
                 "--set pretrained-checkpoint=IMPORT"
             )
         proof = read_json(Path(source) / "parity.json")
         if not proof.get("passed"):
-            raise UserError(f"{source}/parity.json says that the import was not proved: import it again")
+            raise UserError(f"{source}/parity.json: the import did not pass its check; run `myllm import` again")
         if "vocab_size" not in proof:
-            raise UserError(f"{source}/parity.json does not tell the model's vocabulary: import it again")
+            raise UserError(f"{source}/parity.json has no vocab_size: run `myllm import` again")
         rows, multiple = proof["padded_vocab_size"], whole(recipe, "tensor-model-parallel-size", 1)
         if rows % multiple:
             raise UserError(
-                f"{source} has {rows} vocabulary rows, which tensor parallel {multiple} cannot divide: import it again "
-                f"with --tensor-parallel {multiple}"
+                f"{source} has {rows} vocabulary rows, which tensor parallel {multiple} does not divide: run `myllm "
+                f"import` again with --tensor-parallel {multiple}"
             )
         added["vocab-size"], added["padded-vocab-size"] = proof["vocab_size"], rows
     return {**recipe, **{name: Key(value, "follows") for name, value in added.items() if not get(recipe, name)}}
 
 
 def vocabulary(run: Run) -> int:
-    """Ids of the run's tokenizer, special ones included."""
+    """Number of ids of the run's tokenizer, special tokens included."""
     return len(read_json(run.tokenizer / "vocab.json")) + len(
         read_json(run.tokenizer / "tokenizer_config.json")["added_tokens_decoder"]
     )
 
 
 def torchrun(layout: Layout, node: int, rendezvous: str | None) -> list[str]:
-    """The launcher's command. Only SIGQUIT is left for it to handle: the ranks save and end by themselves."""
+    """The torchrun command. torchrun handles SIGQUIT only: on SIGTERM the ranks save and exit by themselves."""
     command = [str(Path(sys.executable).with_name("torchrun")), f"--nproc-per-node={layout.per_node}"]
     if layout.nodes == 1:
         command.append("--standalone")
     else:
-        # machines meet at the first one's store; c10d looks after them all and ends the rest when one is lost
+        # the first machine hosts the store; if a machine is lost, c10d ends the others
         conf = f"is_host={int(node == 0)},timeout={MEETING},read_timeout={MEETING}"
         command += [f"--nnodes={layout.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous or 'HOST:PORT'}"]
         command += ["--rdzv-id=myllm", f"--rdzv-conf={conf}"]
@@ -120,7 +120,7 @@ def torchrun(layout: Layout, node: int, rendezvous: str | None) -> list[str]:
 
 
 def ranks_under(parent: int) -> list[int]:
-    """Processes of the worker whose parent is torchrun (Linux: /proc/<pid>/stat, field 4)."""
+    """Ids of the worker processes whose parent is torchrun (Linux: /proc/<pid>/stat, field 4)."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -134,10 +134,10 @@ def ranks_under(parent: int) -> list[int]:
 
 
 def _ignore_and_follow(parent: int) -> None:
-    """In torchrun, before it starts: leave SIGTERM and SIGINT to the ranks, and die with the one that started it.
+    """Runs in the child before torchrun starts: ignore SIGTERM and SIGINT, and die with the parent.
 
-    The ranks inherit that SIGTERM is blocked. One that comes while they still import waits for Megatron's handler: the
-    worker unblocks it when that is in place.
+    The ranks inherit a blocked SIGTERM. A SIGTERM that arrives while they import is delivered later: the worker
+    unblocks it once Megatron's handler is installed.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -146,15 +146,15 @@ def _ignore_and_follow(parent: int) -> None:
 
 
 def train(command: list[str], log: Path, environment: dict[str, str], ranks: int) -> None:
-    """Run torchrun with so many ranks here, its output to the terminal and appended to `log`.
+    """Run torchrun with `ranks` processes on this machine; print its output and append it to `log`.
 
-    A first SIGTERM or Ctrl-C is handed to the ranks, as soon as there are any, which save after the step they are in
-    and exit 0; the second ends them at once.
+    The first SIGTERM or Ctrl-C is sent on to the ranks, once they exist. They save after the current step and exit
+    with 0. The second one ends them at once.
 
     Raises:
-        UserError: training failed, with the line of the output that tells most.
+        UserError: training failed; the message holds the most telling line of the output.
     """
-    me, asked, asked_at = os.getpid(), 0, 0.0
+    me, requests, requested_at = os.getpid(), 0, 0.0
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -167,28 +167,28 @@ def train(command: list[str], log: Path, environment: dict[str, str], ranks: int
     )
 
     def stop(number: int, frame: object) -> None:
-        nonlocal asked, asked_at
-        if asked and time.monotonic() - asked_at < ONE_WISH:
+        nonlocal requests, requested_at
+        if requests and time.monotonic() - requested_at < ONE_REQUEST:
             return
-        asked, asked_at = asked + 1, time.monotonic()
-        if asked > 1:
+        requests, requested_at = requests + 1, time.monotonic()
+        if requests > 1:
             process.kill()
             return
-        print("stopping: saving a checkpoint first; once more to end at once", flush=True)
-        tell(number, frame)
+        print("stopping after a checkpoint is saved; press Ctrl-C again to end at once", flush=True)
+        signal_ranks(number, frame)
 
-    def tell(number: int, frame: object) -> None:
-        for rank in set(ranks_under(process.pid)) - told:
-            told.add(rank)
+    def signal_ranks(number: int, frame: object) -> None:
+        for rank in set(ranks_under(process.pid)) - signalled:
+            signalled.add(rank)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGTERM)
-        if len(told) < ranks and process.returncode is None:
+        if len(signalled) < ranks and process.returncode is None:
             signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN)  # torchrun is still starting them
 
-    told: set[int] = set()
-    handlers: dict[int, Any] = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGALRM: tell}
+    signalled: set[int] = set()
+    handlers: dict[int, Any] = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGALRM: signal_ranks}
     previous = {name: signal.signal(name, handler) for name, handler in handlers.items()}
-    telling = ours = before = ""
+    failure = user_error = previous_line = ""
     assert process.stdout is not None
     try:
         with log.open("a", encoding="utf-8") as copy:
@@ -196,29 +196,31 @@ def train(command: list[str], log: Path, environment: dict[str, str], ranks: int
                 copy.write(line)
                 copy.flush()
                 sys.stdout.write(line)
-                if not ours and line.startswith(OURS):
-                    ours = line.removeprefix(OURS).strip()
-                if not telling and FAILURE.match(line):
-                    telling = f"{line.strip()} ({before.strip()})"
-                before = line
+                if not user_error and line.startswith(OURS):
+                    user_error = line.removeprefix(OURS).strip()
+                if not failure and FAILURE.match(line):
+                    failure = f"{line.strip()} ({previous_line.strip()})"
+                previous_line = line
         code = process.wait()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for name, handler in previous.items():
             signal.signal(name, handler)
     if code != 0:
-        if ours:
-            raise UserError(f"{ours} (log: {log})")
-        if asked > 1:
-            raise UserError(f"ended without saving; the same command goes on from the last checkpoint (log: {log})")
-        raise UserError(f"Megatron stopped with exit code {code}: {telling or 'no message'} (log: {log})")
+        if user_error:
+            raise UserError(f"{user_error} (log: {log})")
+        if requests > 1:
+            raise UserError(
+                f"ended without saving; run the same command to resume from the last checkpoint (log: {log})"
+            )
+        raise UserError(f"Megatron stopped with exit code {code}: {failure or 'no message'} (log: {log})")
 
 
 def summary(run: Run, recipe: Recipe, layout: Layout) -> dict[str, Any]:
-    """What the finished run measured, from Megatron's own log; MFU only where the hardware file names a GPU.
+    """Metrics of the finished run, from Megatron's log; MFU only if the hardware file names a GPU.
 
     Raises:
-        UserError: the losses are not those of a run that learned from the right data.
+        UserError: the losses fail `check_learning`.
     """
     from launch.pretraining.gpus import gpu
     from launch.pretraining.model_size import flops_per_token, model_of, padded_vocabulary
@@ -250,27 +252,27 @@ def summary(run: Run, recipe: Recipe, layout: Layout) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a file of megatron_configs/models/")
-    parser.add_argument("--training", required=True, help="a file of megatron_configs/training/")
-    parser.add_argument("--hardware", default="cpu", help="a file of megatron_configs/hardware/ (default cpu)")
+    parser.add_argument("--model", required=True, help="a file in megatron_configs/models/")
+    parser.add_argument("--training", required=True, help="a file in megatron_configs/training/")
+    parser.add_argument("--hardware", default="cpu", help="a file in megatron_configs/hardware/ (default cpu)")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the recipe")
-    parser.add_argument("--start-over", action="store_true", help="move another training's checkpoints aside")
+    parser.add_argument("--start-over", action="store_true", help="move the checkpoints of another training away")
     parser.add_argument(
         "--node-rank",
         type=int,
         default=int(os.environ.get("MYLLM_NODE_RANK", "0")),
         metavar="N",
-        help="which of nnodes machines this is, from 0 (default $MYLLM_NODE_RANK, which Slurm's jobs set, else 0)",
+        help="rank of this machine, from 0 to nnodes - 1 (default: $MYLLM_NODE_RANK, which Slurm jobs set, else 0)",
     )
     parser.add_argument(
         "--rendezvous",
         metavar="HOST:PORT",
         default=os.environ.get("MYLLM_RENDEZVOUS"),
-        help="where machine 0 is reached, when there are several (default $MYLLM_RENDEZVOUS)",
+        help="address of machine 0, if there are several (default: $MYLLM_RENDEZVOUS)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check the recipe, print keys, ranks and the command, run nothing"
+        "--dry-run", action="store_true", help="check the recipe; print keys, ranks and the command; run nothing"
     )
     arguments = parser.parse_args()
     run = Run(arguments.run)
@@ -293,14 +295,14 @@ def main() -> int:
             f"0-{layout.nodes - 1}"
         )
     if node == 0:
-        taken = f"{run.folder} is being trained by another process: wait for it, or stop it"
-        lock = hold_lock(run.folder / ".pretrain.lock", taken)  # noqa: F841  # held until this process ends
+        in_use = f"{run.folder} is being trained by another process: wait until it ends, or stop it"
+        lock = hold_lock(run.folder / ".pretrain.lock", in_use)  # noqa: F841  # held until this process ends
         checkpoints.claim(run, recipe, arguments.start_over)
         checkpoints.use_newest_whole(run.checkpoints)
     iterations = whole(recipe, "train-iters")
-    # of several machines none decides alone: what node 0 claims, the others may not see yet; Megatron ends by itself
+    # with several machines none skips the training alone: it may not see node 0's files yet; Megatron ends by itself
     if layout.nodes == 1 and checkpoints.reached(run.checkpoints) >= iterations:
-        print(f"{run.checkpoints} is trained to iteration {iterations} already", flush=True)
+        print(f"{run.checkpoints} is already trained to iteration {iterations}", flush=True)
     else:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         environment = {
@@ -308,7 +310,7 @@ def main() -> int:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's rule for tensor parallel on older cards
             "PYTHONWARNINGS": "ignore",
-            # with CUDA's torch the ranks would take a GPU that the recipe does not want
+            # with a CUDA build of torch, the ranks would use a GPU although the recipe is for the CPU
             **({"CUDA_VISIBLE_DEVICES": ""} if get(recipe, "distributed-backend") == "gloo" else {}),
             "MYLLM_STOP_AT_SPIKE": str(get(recipe, "stop-at-spike", "")),
             "MYLLM_FUSED_ADAM": "1" if get(recipe, "fused-adam") else "",
@@ -317,7 +319,7 @@ def main() -> int:
         train(command, log_of(run.checkpoints, node), environment, layout.per_node)
         done = checkpoints.reached(run.checkpoints)
         if done < iterations:
-            text = f"stopped at iteration {done} of {iterations}, saved: the same command goes on"
+            text = f"stopped at iteration {done} of {iterations}, saved: run the same command to resume"
             print(text, flush=True)
             report_unfinished(text)
             return 0

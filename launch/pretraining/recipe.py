@@ -1,9 +1,9 @@
-"""Pretraining recipes: three small YAML files, put together and checked before anything starts.
+"""Pretraining recipes: combine three small YAML files and check them before anything starts.
 
     megatron_configs/models/<model>.yaml x training/<training>.yaml x hardware/<hardware>.yaml
 
-Keys are Megatron-LM's own flags without the leading dashes; the few that are the launcher's are `LAUNCHER_KEYS`. A key
-stands in one file only; `--set KEY=VALUE` replaces it. Megatron's own parser has the last word
+Keys are Megatron-LM's own flags without the leading dashes, and the launcher's own keys (`LAUNCHER_KEYS`). Only one of
+the three files may set a key; `--set KEY=VALUE` replaces it. Megatron's own parser checks the result
 (`launch.pretraining.flags`).
 """
 
@@ -11,33 +11,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest
+from artifacts.errors import UserError
 from artifacts.files import read_yaml
-from artifacts.layout import REPOSITORY
+from artifacts.layout import REPOSITORY, relative, yaml_file
 from launch.pretraining.gpus import gpu
 from launch.pretraining.served_flags import check_served
 
 CONFIGS = REPOSITORY / "megatron_configs"
 KINDS = ("models", "training", "hardware")
 
-# What a recipe may say beside Megatron's flags, and who reads it.
+# Keys of a recipe beside Megatron's flags, with their meaning.
 LAUNCHER_KEYS = {
-    "nnodes": "machines; torchrun's",
-    "nproc-per-node": "processes on each machine, one a GPU; torchrun's",
-    "gpu": "a name of launch/pretraining/gpus.yaml; its peak and memory serve estimate, report and benchmark",
-    "published-vocab-size": "rows of the published model's embedding; what `myllm estimate` counts with by default",
-    "stop-at-spike": "stop when a step's loss is so far above the mean of the last 100 steps (nats)",
-    "fused-adam": "torch's fused Adam kernel, which Megatron has no flag for; for runs without Transformer Engine",
-    "swanlab-project": "track the run with SwanLab under this project, from what goes to TensorBoard",
+    "nnodes": "number of machines, for torchrun",
+    "nproc-per-node": "processes per machine, one per GPU, for torchrun",
+    "gpu": "a name in launch/pretraining/gpus.yaml, whose peak and memory estimate, report and benchmark use",
+    "published-vocab-size": "rows of the published model's embedding, the default of `myllm estimate`",
+    "stop-at-spike": "stop if a step's loss is this many nats above the mean of the last 100 steps",
+    "fused-adam": "torch's fused Adam kernel, for runs without Transformer Engine; Megatron has no flag for it",
+    "swanlab-project": "send what is logged to TensorBoard to this SwanLab project too",
 }
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key's value, and the file or option that it comes from."""
+    """A key's value, and the file or option that sets it."""
 
     value: Any
     source: str
@@ -47,46 +46,46 @@ Recipe = dict[str, Key]
 
 
 def names(kind: str) -> list[str]:
-    """The recipes of a folder of megatron_configs/."""
+    """Names of the recipes in a folder of megatron_configs/."""
     return sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
 
 
 def load_recipe(model: str, training: str, hardware: str, replaced: Iterable[str] = ()) -> Recipe:
-    """Keys of the three files together, then the replaced ones.
+    """Load the keys of the three files, then apply `--set`.
+
+    Args:
+        replaced: assignments `KEY=VALUE`.
 
     Raises:
-        UserError: an unknown file, a key that two files set, an assignment that is none, a flag that would do nothing.
+        UserError: an unknown file, a key that two files set, an invalid assignment, a flag that is not supported.
     """
-    import yaml  # not before: `myllm --help` is to be quick
+    import yaml  # here, to keep `myllm --help` quick
 
     recipe: Recipe = {}
     for kind, name in zip(KINDS, (model, training, hardware), strict=True):
-        path = CONFIGS / kind / f"{name}.yaml"
-        source = f"megatron_configs/{kind}/{name}.yaml"
-        if not path.exists():
-            known = names(kind)
-            raise UserError(f"{source} does not exist{nearest(name, known)}; there are {', '.join(known)}")
+        path = yaml_file(name, CONFIGS / kind, f"{kind.removesuffix('s')} recipe")
+        source = relative(path)
         for key, value in (read_yaml(path) or {}).items():
             if key in recipe:
-                raise UserError(f"{source} sets {key}, which {recipe[key].source} sets already")
+                raise UserError(f"{source} sets {key}, which {recipe[key].source} sets already: remove one of them")
             recipe[key] = Key(value, source)
     for assignment in replaced:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise UserError(f"--set {assignment}: write it as key=value")
+            raise UserError(f"--set {assignment}: write KEY=VALUE")
         recipe[name] = Key(yaml.safe_load(text), "--set")
     check_served(recipe)
     return recipe
 
 
 def get(recipe: Recipe, name: str, default: Any = None) -> Any:
-    """The value of a key, or `default` where it is absent, null or false."""
+    """The value of a key, or `default` if it is absent, null or false."""
     key = recipe.get(name)
     return default if key is None or key.value is None or key.value is False else key.value
 
 
 def whole(recipe: Recipe, name: str, default: int | None = None) -> int:
-    """The value of a key as a whole number above zero; UserError when it is none, or absent without a default."""
+    """The value of a key as a positive integer. Raises UserError if it is not one or is absent without a default."""
     value = get(recipe, name, default)
     if value is None:
         raise UserError(f"the recipe lacks {name}: set it in its file, or with --set {name}=…")
@@ -100,7 +99,7 @@ def whole(recipe: Recipe, name: str, default: int | None = None) -> int:
 
 
 def check_launcher_keys(recipe: Recipe) -> None:
-    """The launcher's own keys, told before anything runs: an unknown GPU, a limit that is no number."""
+    """Check the launcher's own keys before anything runs. Raises UserError on an unknown GPU or an invalid limit."""
     if name := get(recipe, "gpu"):
         gpu(str(name))
     try:
@@ -111,7 +110,7 @@ def check_launcher_keys(recipe: Recipe) -> None:
 
 
 def flags(recipe: Recipe) -> list[str]:
-    """Megatron's flags: `true` gives the bare flag, `false` and null none, a list its values."""
+    """Megatron's flags: `true` gives the bare flag, `false` and null give nothing, a list gives all its values."""
     result: list[str] = []
     for name, key in recipe.items():
         if name in LAUNCHER_KEYS or key.value is False or key.value is None:
@@ -124,13 +123,13 @@ def flags(recipe: Recipe) -> list[str]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How many ranks, and what each of them is."""
+    """Number of ranks and their parallel layout."""
 
     nodes: int
     per_node: int
     tensor: int
     pipeline: int
-    chunks: int  # of layers on each pipeline stage: 1, or more when the schedule is interleaved
+    chunks: int  # chunks of layers per pipeline stage: 1, or more if the schedule is interleaved
 
     @property
     def world(self) -> int:
@@ -142,15 +141,15 @@ class Layout:
 
     def coordinates(self, rank: int) -> tuple[int, int, int]:
         """(tensor, data, pipeline) rank. Order `tp-dp-pp` of megatron-core 0.19.2's `RankGenerator`: tensor parallel
-        varies fastest and so stays on a machine, pipeline parallel slowest."""
+        varies fastest, so a group stays on one machine; pipeline parallel varies slowest."""
         return rank % self.tensor, rank // self.tensor % self.data, rank // (self.tensor * self.data)
 
 
 def layout_of(recipe: Recipe) -> Layout:
-    """The layout that a recipe asks for.
+    """The layout of a recipe.
 
     Raises:
-        UserError: heads, layers, batch or sequence that cannot be divided over it, each naming the key to mend.
+        UserError: heads, layers, batch or sequence do not fit it; the message names the key to change.
     """
     tensor, pipeline = whole(recipe, "tensor-model-parallel-size", 1), whole(recipe, "pipeline-model-parallel-size", 1)
     nodes, per_node = whole(recipe, "nnodes", 1), whole(recipe, "nproc-per-node")
@@ -158,7 +157,8 @@ def layout_of(recipe: Recipe) -> Layout:
     world = nodes * per_node
     if world % (tensor * pipeline):
         raise UserError(
-            f"{world} processes cannot be TP {tensor} x PP {pipeline}: mend nproc-per-node in the hardware file"
+            f"{world} processes are not a multiple of TP {tensor} x PP {pipeline}: change nproc-per-node in the "
+            "hardware file"
         )
     layers = whole(recipe, "num-layers")
     layout = Layout(nodes, per_node, tensor, pipeline, _chunks(recipe, layers, pipeline))
@@ -173,26 +173,26 @@ def layout_of(recipe: Recipe) -> Layout:
     micro, batch = whole(recipe, "micro-batch-size"), whole(recipe, "global-batch-size")
     if batch % (micro * layout.data):
         raise UserError(
-            f"global-batch-size {batch} is no multiple of micro-batch-size x data parallel = {micro * layout.data}"
+            f"global-batch-size {batch} is not a multiple of micro-batch-size x data parallel = {micro * layout.data}"
         )
     if layout.chunks > 1 and batch // (micro * layout.data) % pipeline:
         raise UserError(
-            f"an interleaved schedule needs a multiple of {pipeline} micro batches a step (pipeline parallel), not "
-            f"{batch // (micro * layout.data)}: mend global-batch-size or micro-batch-size"
+            f"an interleaved schedule needs a multiple of {pipeline} (pipeline parallel) micro batches per step, not "
+            f"{batch // (micro * layout.data)}: change global-batch-size or micro-batch-size"
         )
     warm_up = int(get(recipe, "lr-warmup-iters", 0))
     if warm_up >= whole(recipe, "lr-decay-iters", whole(recipe, "train-iters")):
         raise UserError(
-            f"lr-warmup-iters {warm_up} leaves no step of train-iters {whole(recipe, 'train-iters')} after it"
+            f"lr-warmup-iters {warm_up} leaves no step of train-iters {whole(recipe, 'train-iters')}: lower it"
         )
     length, longest = whole(recipe, "seq-length"), whole(recipe, "max-position-embeddings")
     if length > longest:
-        raise UserError(f"seq-length {length} is longer than the model's max-position-embeddings {longest}")
+        raise UserError(f"seq-length {length} is longer than the model's max-position-embeddings {longest}: lower it")
     return layout
 
 
 def _chunks(recipe: Recipe, layers: int, pipeline: int) -> int:
-    """Chunks of layers on a pipeline stage; UserError when the layers cannot be cut so."""
+    """Chunks of layers per pipeline stage. Raises UserError if the layers cannot be divided this way."""
     each, first, last = (
         whole(recipe, key) if get(recipe, key) is not None else None
         for key in (
@@ -209,25 +209,27 @@ def _chunks(recipe: Recipe, layers: int, pipeline: int) -> int:
         ):
             if get(recipe, key) is not None:
                 raise UserError(
-                    f"{key} is for pipeline parallel, and pipeline-model-parallel-size is 1: --set {key}=null"
+                    f"{key} is for pipeline parallel, but pipeline-model-parallel-size is 1: --set {key}=null"
                 )
         return 1
     inner = layers - (first or 0) - (last or 0)
     stages = pipeline - (first is not None) - (last is not None)
     if inner < stages or inner % max(stages, 1) or (not stages and inner):
-        told = f" after {first or 0} on the first and {last or 0} on the last" if first or last else ""
-        raise UserError(f"num-layers {layers} cannot be divided by pipeline parallel {pipeline}{told}")
+        ends = f" with {first or 0} layers on the first and {last or 0} on the last stage" if first or last else ""
+        raise UserError(f"num-layers {layers} cannot be divided by pipeline parallel {pipeline}{ends}")
     if each is None:
         return 1
     if first is not None or last is not None:
         raise UserError("an interleaved schedule needs equal stages: --set decoder-first-pipeline-num-layers=null")
     if layers // pipeline % each:
-        raise UserError(f"{layers // pipeline} layers a stage cannot be cut into chunks of {each}")
+        raise UserError(
+            f"num-layers-per-virtual-pipeline-stage {each} does not divide the {layers // pipeline} layers of a stage"
+        )
     return layers // pipeline // each
 
 
 def describe(recipe: Recipe, layout: Layout) -> str:
-    """What `--dry-run` prints: every key with its file, and what each rank is."""
+    """What `--dry-run` prints: every key with its source, and the coordinates of each rank."""
     wide = max(len(name) for name in recipe)
     lines = ["# keys"]
     for name, key in recipe.items():
@@ -245,9 +247,3 @@ def describe(recipe: Recipe, layout: Layout) -> str:
         node, local = divmod(rank, layout.per_node)
         lines.append(f"{node:>4}  {local:>5}  {rank:>4}  {tensor:>6}  {data:>4}  {pipeline:>8}")
     return "\n".join(lines)
-
-
-def relative(path: Path) -> str:
-    """A path as the repository's user writes it: relative to the repository where it lies inside."""
-    path = path.resolve()
-    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)

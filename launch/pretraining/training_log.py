@@ -1,4 +1,4 @@
-"""What Megatron's own log says of a run: curves, and the gate on them."""
+"""Read Megatron's log: the curves of a run, and the check of its losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artifacts.errors import UserError
 
-FIRST_LOSS_TOLERANCE = 0.05  # of ln(vocabulary)
+FIRST_LOSS_TOLERANCE = 0.05  # share of ln(vocabulary)
 CURVES = ("loss", "milliseconds", "grad_norm", "learning_rate", "tflops", "valid")
 
 ITERATION = re.compile(
@@ -23,7 +23,7 @@ History = dict[str, list[list[float]]]
 
 
 def log_of(checkpoints: Path, node: int = 0) -> Path:
-    """Where a machine's output goes; Megatron prints its iterations on the last rank, so on the last machine."""
+    """The log file of a machine. Megatron prints iterations on the last rank, so on the last machine."""
     return checkpoints / "megatron.log" if node == 0 else checkpoints.parent / f"megatron.node-{node}.log"
 
 
@@ -35,7 +35,7 @@ def logs_of(checkpoints: Path) -> list[Path]:
 
 
 def read_history(*logs: Path) -> History:
-    """Curves `[iteration, value]`: loss, validation, gradient norm, milliseconds a step, rate, TFLOP/s of a GPU.
+    """Curves `[iteration, value]`: loss, validation loss, gradient norm, ms per step, learning rate, TFLOP/s per GPU.
 
     A resumed run logs some iterations twice; the later line counts.
     """
@@ -56,7 +56,7 @@ def read_history(*logs: Path) -> History:
 
 
 def first_loss_fault(loss: float, vocabulary: int) -> str:
-    """Why a first loss is not that of a model that knows nothing, or ""; loss in nats."""
+    """Why a first loss (nats) is not that of an untrained model, or "" if it is."""
     uniform = math.log(vocabulary)
     if abs(loss - uniform) <= FIRST_LOSS_TOLERANCE * uniform:
         return ""
@@ -67,14 +67,14 @@ def first_loss_fault(loss: float, vocabulary: int) -> str:
 
 
 def check_learning(history: History, vocabulary: int, from_scratch: bool = True) -> None:
-    """The gate: the first loss near ln(vocabulary), where the run began from nothing, and every loss a number.
+    """Check that every loss is finite and, for a run from scratch, that the first loss is near ln(vocabulary).
 
     Raises:
-        UserError: saying which is not so.
+        UserError: one of the two checks fails.
     """
     losses = history["loss"]
     if not losses:
-        raise UserError("Megatron logged no iteration: see the log")
+        raise UserError("Megatron logged no iteration: read checkpoints/megatron.log in the run's folder")
     first_iteration, first = losses[0]
     if first_iteration == 1 and from_scratch and (fault := first_loss_fault(first, vocabulary)):
         raise UserError(fault)

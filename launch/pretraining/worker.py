@@ -1,12 +1,12 @@
-"""One rank of a pretraining run: stock `megatron.training.pretrain()` on GPT datasets. torchrun starts it.
+"""One rank of a pretraining run: stock `megatron.training.pretrain()` on GPT datasets, started by torchrun.
 
 `launch.pretraining.pretrain` turns a recipe into torchrun's command line; every argument here is Megatron's own.
-On a machine without a GPU, `artifacts.megatron_on_cpu` is installed first. The checkpoint writer of Megatron starts
-processes that import this file again: keep the `__main__` guard, and install the patch on import.
+Without a GPU, the patches of `artifacts.megatron_on_cpu` are applied first. Megatron's checkpoint writer starts
+processes that import this file again: keep the `__main__` guard, and apply the patch on import.
 
-Before the first step the data is looked at (`launch.pretraining.data_check`); in every step the loss is
-(`launch.pretraining.loss_watch`). What the launcher has to say beside Megatron's flags comes in the environment:
-MYLLM_STOP_AT_SPIKE, MYLLM_FUSED_ADAM, MYLLM_SWANLAB_PROJECT.
+The data is checked before the first step (`launch.pretraining.data_check`), the loss in every step
+(`launch.pretraining.loss_watch`). The launcher passes its own settings in the environment: MYLLM_STOP_AT_SPIKE,
+MYLLM_FUSED_ADAM, MYLLM_SWANLAB_PROJECT.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BATCH_KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 
 
 def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
-    """One micro-batch through this pipeline stage: its output, and how the last stage turns that into a loss."""
+    """Run one micro-batch through this pipeline stage; returns its output and the function that computes the loss."""
     from megatron.core import parallel_state
     from megatron.core.utils import get_attr_wrapped_model
     from megatron.training.utils import is_first_or_last_pipeline_stage
@@ -50,7 +50,7 @@ def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
     batch: dict[str, Any] = dict.fromkeys(BATCH_KEYS)
     numbers: Any = None
     if is_first_or_last_pipeline_stage(get_attr_wrapped_model(model, "vp_stage")):
-        # every tensor-parallel rank reads the same memory-mapped dataset, so nothing has to be broadcast
+        # every tensor-parallel rank reads the same memory-mapped dataset, so no broadcast is needed
         sample = next(iterator)
         batch.update({key: sample[key].cuda(non_blocking=True) for key in BATCH_KEYS if key in sample})
         numbers = sample["sample"]
@@ -68,12 +68,12 @@ def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
 
 
 def loss_of(loss_mask: Any, numbers: Any, per_token: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Summed loss, number of tokens that count, and both together as Megatron's logger averages them."""
+    """Summed loss, number of unmasked tokens, and both together for Megatron's logger to average."""
     mask = loss_mask.view(-1).float()
     loss = torch.sum(per_token.view(-1).float() * mask)
     tokens = mask.sum().detach().to(torch.int)
     if torch.is_grad_enabled():
-        look_at_loss(loss, tokens, numbers)
+        check_loss(loss, tokens, numbers)
     return loss, tokens, {"lm loss": torch.cat([loss.detach().view(1), tokens.view(1)])}
 
 
@@ -81,10 +81,11 @@ _watch: LossWatch | None = None
 _step: list[tuple[Any, Any, Any]] = []  # summed loss, tokens and sample numbers of the step's micro batches so far
 
 
-def look_at_loss(loss: Any, tokens: Any, numbers: Any) -> None:
-    """Hand a step's loss to the watch when its last micro batch is through; raises UserError where it stops the run.
+def check_loss(loss: Any, tokens: Any, numbers: Any) -> None:
+    """Check a step's loss after its last micro batch. Raises UserError if the run must stop.
 
-    One sum and one maximum over the data-parallel ranks and one transfer to the CPU a step, whatever its micro batches.
+    A step costs one sum and one maximum over the data-parallel ranks and one transfer to the CPU, however many micro
+    batches it has.
     """
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import get_num_microbatches
@@ -113,18 +114,18 @@ def look_at_loss(loss: Any, tokens: Any, numbers: Any) -> None:
         _watch.look(total / max(count, 1), args.curr_iteration + 1, samples)
     except UserError:
         if mine < worst:
-            time.sleep(WAIT_FOR_CULPRIT)  # the rank whose batch it is speaks first
+            time.sleep(WAIT_FOR_CULPRIT)  # let the rank with the bad batch report first
         raise
 
 
-_train: Any = None  # Megatron's training dataset, to find documents in
+_train: Any = None  # Megatron's training dataset, to look up documents
 
 
 def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any, Any]:
-    """Train, valid and test `GPTDataset`s for the blend that the arguments name, looked at on rank 0.
+    """Build the train, valid and test `GPTDataset`s of the blend; rank 0 checks the training data.
 
     Args:
-        samples: how many sequences each of the three must serve.
+        samples: number of sequences that each of the three must provide.
     """
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -145,20 +146,20 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any,
     if train is not None and _train is None:
         _train = train
         if args.dataloader_defer_npy_index_mmap:
-            train[0]  # opens the indices, which the checks of the data and the search for documents read
+            train[0]  # opens the indices, which the data check and `documents_of` read
         if torch.distributed.get_rank() == 0:
             from launch.pretraining.data_check import look
 
-            asked = blend_per_split[0] if blend_per_split else blend
-            look(train, tokenizer, args.vocab_size or tokenizer.vocab_size, asked[1] if asked else None)
+            wanted = blend_per_split[0] if blend_per_split else blend
+            look(train, tokenizer, args.vocab_size or tokenizer.vocab_size, wanted[1] if wanted else None)
     return tuple(dataset and Numbered(dataset) for dataset in (train, valid, test))  # type: ignore[return-value]
 
 
-datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron: call it on every rank
+datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron then calls it on every rank
 
 
 def main() -> None:
-    die_with_parent()  # torchrun gives a rank a session of its own: a kill of the launcher's group would spare it
+    die_with_parent()  # torchrun starts each rank in a new session, so a kill of the launcher's group would miss it
     if ON_CPU:
         megatron_on_cpu.patch_megatron()
     resume_with_plain_adam()
@@ -178,11 +179,13 @@ def main() -> None:
 
 
 def track_with_swanlab(project: str, args: Any) -> None:
-    """Send what Megatron writes to TensorBoard to SwanLab too; SWANLAB_MODE=local or offline needs no account."""
+    """Send what Megatron logs to TensorBoard to SwanLab too; SWANLAB_MODE=local or offline needs no account."""
     try:
         import swanlab
     except ImportError:
-        raise UserError("swanlab-project is set and swanlab is not installed: .venv/bin/pip install swanlab") from None
+        raise UserError(
+            "swanlab-project is set, but swanlab is not installed: run .venv/bin/pip install swanlab"
+        ) from None
     name = Path(args.save).resolve().parent.name
     swanlab.init(
         project=project, experiment_name=name, logdir=str(Path(args.save).parent / "swanlab"), config=vars(args)
@@ -190,7 +193,7 @@ def track_with_swanlab(project: str, args: Any) -> None:
     swanlab.sync_tensorboard_torch()
 
 
-if __name__ == "__mp_main__":  # a process that a rank spawned to write its checkpoints: a kill would leave it waiting
+if __name__ == "__mp_main__":  # a checkpoint writer that a rank spawned: after a kill it would wait for ever
     die_with_parent()
 if __name__ == "__main__":
     run_main(main)

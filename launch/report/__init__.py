@@ -1,4 +1,4 @@
-"""What a run shows: `report` writes report.json and report.html, `samples` what each model writes.
+"""Report on a run: `report` writes report.json and report.html, `samples` lets each model answer the same prompts.
 
-In: a run's folder. Out: report.html (for people), report.json (for programs).
+Input: a run's folder. Output: report.html (for people), report.json (for programs).
 """

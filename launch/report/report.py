@@ -2,15 +2,15 @@
 
     myllm report runs/poetry-tiny
 
-Everything is read from what the stages left behind; nothing is measured here, but the share of lines of the length
-that was asked for, which is counted in the served model's samples.
+Reads the files that the stages wrote into the run's folder; it measures nothing itself. A stage of your own adds scores
+by writing `eval/extra_scores/NAME.json`, a list of rows {"model", "suite", "metric", "value", "n", "low", "high" (in
+percent), "chance" (or null), "protocol"}.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,9 @@ from typing import Any
 from artifacts.errors import run_main
 from artifacts.files import read_json, write_json, write_text
 from artifacts.layout import ENVIRONMENTS, REPOSITORY, Run
-from artifacts.statistics import wilson
 from launch.pipeline.runner import Manifest, read_manifest
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-LINE_END = re.compile(r"[，。！？；：、\s]+")
 VERSIONS = {
     "train": (
         "torch",
@@ -41,22 +39,8 @@ VERSIONS = {
 LOSS_COLOURS = {"train": "#2563eb", "valid": "#dc2626"}
 
 
-def verse_form(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Share of lines that have the length asked for, over all samples; an answer without lines counts as one miss.
-
-    The form that an answer begins with (`五绝：`) is its title and no line, where it is the one asked for.
-    """
-    hits = n = 0
-    for row in samples:
-        lines = [line for line in LINE_END.split(row["text"].removeprefix(row["form"] + "：")) if line] or [""]
-        n += len(lines)
-        hits += sum(len(line) == row["line_length"] for line in lines)
-    low, high = wilson(hits, n)
-    return {"value": 100 * hits / n if n else 0.0, "n": n, "low": low, "high": high}
-
-
 def scores(run: Run) -> list[dict[str, Any]]:
-    """Every score of the run: OpenCompass's, pair accuracy, verse form."""
+    """Every score of the run: OpenCompass's, pair accuracy, rewards, and those of the pipeline's own stages."""
     found: list[dict[str, Any]] = []
     path = run.evaluation / "scores.json"
     if path.exists():
@@ -81,12 +65,12 @@ def scores(run: Run) -> list[dict[str, Any]]:
     if rewards.exists():
         for row in read_json(rewards)["models"]:
             for name, value in row["rewards"].items():
-                if name.startswith("launch.posttraining.rewards."):  # from 0 to 1; a reward model's have no such bounds
+                if "." in name and 0 <= value["low"] and value["high"] <= 1:  # a reward model's scale has no bounds
                     share = {key: 100 * value[key] for key in ("low", "high")}
                     found.append(
                         {
                             "model": row["model"],
-                            "suite": "verse_rewards",
+                            "suite": "rewards",
                             "metric": name.rpartition(".")[2],
                             "value": 100 * value["mean"],
                             "n": value["n"],
@@ -96,18 +80,8 @@ def scores(run: Run) -> list[dict[str, Any]]:
                             f"{row['kl']['mean']:.2f} nats an answer from where it came",
                         }
                     )
-    samples = run.evaluation / "serve" / "samples.json"
-    if samples.exists():
-        found.append(
-            {
-                "model": "dpo",
-                "suite": "verse_form",
-                "metric": "lines of the length asked for",
-                **verse_form(read_json(samples)),
-                "chance": None,
-                "protocol": "sampled from vLLM, temperature 0.7, top-p 0.9, zero-shot",
-            }
-        )
+    for path in sorted((run.evaluation / "extra_scores").glob("*.json")):
+        found.extend(read_json(path))
     return found
 
 

@@ -1,9 +1,10 @@
-"""What each model writes when asked the same: sample verse before and after every stage, for the report.
+"""Samples of every model from the same prompts, for the report.
 
     myllm samples --model base=runs/x/models/base --model sft=runs/x/models/sft --output samples.json
 
-A base model goes on from a first line; a model whose folder ends turns with `<|im_end|>` is asked in its own template.
-Before them stands the same architecture with random weights: what training started from.
+A base model continues the prompts' `completions`; a model with more than one end token is a chat model and answers
+their `chats` in its own chat template. The first samples are those of random weights: where training started.
+`--prompts FILE` replaces launch/report/sample_prompts.yaml.
 """
 
 from __future__ import annotations
@@ -13,19 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError, run_main
-from artifacts.files import read_json, write_json
+from artifacts.files import read_json, read_yaml, write_json
 
-FIRST_LINES = ("五绝：春风吹又生，", "五律：明月照高楼，", "七绝：万里长江一叶舟，")
-REQUESTS = ("写一首五绝。", "写一首七律。", "续写下一句：五绝：明月照高楼，")
+PROMPTS = Path(__file__).with_name("sample_prompts.yaml")
 NEW_TOKENS = 72
 
 
-def sample(model: Any, tokenizer: Any, chat: bool) -> list[dict[str, str]]:
+def read_prompts(file: Path) -> dict[str, list[str]]:
+    """`completions` and `chats` of a prompts file; raises UserError when it lacks one, or an entry is no text."""
+    content = read_yaml(file)
+    for key in ("completions", "chats"):
+        texts = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise UserError(f"{file}: `{key}` must be a list of texts, as in {PROMPTS.name}")
+    return dict(content)
+
+
+def sample(model: Any, tokenizer: Any, prompts: list[str], chat: bool) -> list[dict[str, str]]:
     """One reply to each prompt: temperature 0.7, top-p 0.9, the seed set anew for each."""
     import torch
 
     rows = []
-    for number, prompt in enumerate(REQUESTS if chat else FIRST_LINES):
+    for number, prompt in enumerate(prompts):
         text = prompt
         if chat:
             messages = [{"role": "user", "content": prompt}]
@@ -44,8 +54,10 @@ def sample(model: Any, tokenizer: Any, chat: bool) -> list[dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--prompts", type=Path, default=PROMPTS, help="a YAML file with `completions` and `chats`")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
+    prompts = read_prompts(arguments.prompts)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -61,9 +73,9 @@ def main() -> None:
             torch.manual_seed(0)
             untrained = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).eval()
             untrained.generation_config.pad_token_id = tokenizer.pad_token_id
-            samples["untrained"] = sample(untrained, tokenizer, chat=False)
+            samples["untrained"] = sample(untrained, tokenizer, prompts["completions"], chat=False)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        samples[name] = sample(model, tokenizer, chat)
+        samples[name] = sample(model, tokenizer, prompts["chats" if chat else "completions"], chat)
     write_json(arguments.output, samples)
     for name, rows in samples.items():
         print(f"{name}: " + " / ".join(f"{row['prompt']} -> {row['text']}" for row in rows))

@@ -1,6 +1,7 @@
-"""Scores by OpenCompass, each proved to be there and printed with chance, interval and protocol.
+"""Score models with OpenCompass; each score is checked, and printed with chance, interval and protocol.
 
-In: model folders or a server, a suite of eval_configs/. Out: `eval/<model>/scores.json`, predictions.
-`evaluate` is the command (`arguments`, `models`, `opencompass`, `results` are its parts); `bits_per_byte`; `compare`
-with `compare_report`; `calibrate` by a second harness. To add a set or a suite: a file in eval_configs/.
+Input: model folders or a server, and a suite of eval_configs/. Output: `eval/scores.json` and predictions.
+`evaluate` is the command; `arguments`, `models`, `opencompass` and `results` are its parts. `bits_per_byte` measures
+perplexity, `compare` (with `compare_report`) compares models, `calibrate` scores again with a second harness. To add a
+set or a suite, add a file to eval_configs/.
 """

@@ -1,6 +1,6 @@
-"""The words of `myllm eval`: which models, which suite, asked in which way, where the sets and the results lie.
+"""Arguments of `myllm eval`: models, suite, prompt format, and the folders of data sets and results.
 
-Used by `launch.scoring.evaluate`; there is nothing to run here.
+`launch.scoring.evaluate` imports this module; it is not a command.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import os
 from pathlib import Path
 
 from artifacts.errors import UserError, nearest
-from artifacts.files import read_yaml
 from artifacts.layout import REPOSITORY, cache_folder
+from eval_configs.plan import read_sets
 from launch.scoring import opencompass
 from launch.scoring.models import Model, batch_of, read_model, read_server, split_name
 
 CONFIGS = REPOSITORY / "eval_configs"
-SUITES = ("base_ppl", "base_gen", "chat_gen", "api_gen", "smoke_cpu", "next_line")
+SUITES = ("base_ppl", "base_gen", "chat_gen", "api_gen", "smoke_cpu", "questions")
 WAYS = {"base_ppl": "plain", "base_gen": "plain", "chat_gen": "chat", "api_gen": "api"}
 
 
@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, help="the sets; default $COMPASS_DATA_CACHE, else where `download` puts them"
     )
-    parser.add_argument("--questions", type=Path, help="next-line questions; default tasks/next_line.jsonl of the run")
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        help="a file of multiple-choice questions; default: the .jsonl file in tasks/ of the run",
+    )
     parser.add_argument("--plain", action="append", default=[], metavar="NAME", help="ask this model in plain text")
     parser.add_argument("--chat", action="append", default=[], metavar="NAME", help="ask it through its chat template")
     parser.add_argument("--tokenizer", type=Path, help="folder of the served model (api_gen)")
@@ -37,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, help="texts at a time; default: logits of at most 1 GB, at most 64")
     parser.add_argument(
-        "--decontamination", type=Path, action="append", help="reports of preprocess.deduplication.decontaminate"
+        "--decontamination", type=Path, action="append", help="reports of `myllm decontaminate`"
     )
     parser.add_argument("--slurm", metavar="SITE", help="submit it as a job of site/SITE.sh instead of running here")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the command, score nothing")
@@ -60,9 +64,9 @@ def way_of(name: str, suite: str, arguments: argparse.Namespace) -> str:
     return "chat" if name in arguments.chat or not name.startswith("base") else "plain"
 
 
-def check_sets(names: str) -> None:
-    """Raise UserError for a set of `--sets` that sets.yaml does not have."""
-    known = read_yaml(CONFIGS / "sets.yaml")
+def check_sets(names: str, config: Path) -> None:
+    """Raise UserError for a set of `--sets` that the suite does not have."""
+    known = read_sets(config)
     for name in filter(None, names.split(",")):
         if name not in known:
             raise UserError(f"--sets: there is no set {name!r}{nearest(name, known)}: there are {', '.join(known)}")
@@ -93,15 +97,25 @@ def sets_folder(arguments: argparse.Namespace) -> Path:
     return Path(arguments.data or os.environ.get("COMPASS_DATA_CACHE") or cache_folder() / "opencompass").resolve()
 
 
+def questions_in(home: Path | None) -> Path | None:
+    """The questions of a run: the one .jsonl file in its tasks/; raises UserError when there are several."""
+    files = sorted((home / "tasks").glob("*.jsonl")) if home else []
+    if len(files) > 1:
+        raise UserError(f"{home}/tasks holds {', '.join(f.name for f in files)}: choose one with --questions")
+    return files[0] if files else None
+
+
 def variables_of(arguments: argparse.Namespace, models: list[Model], home: Path | None) -> dict[str, str]:
     """The variables of `eval_configs/settings.py`; `home` is the run's folder, where there is one."""
-    questions = arguments.questions or (home / "tasks" / "next_line.jsonl" if home else None)
+    questions = arguments.questions or questions_in(home)
+    if questions is None and Path(arguments.suite).stem == "questions":
+        raise UserError(f"{home or 'the model'} has no questions: give them with --questions FILE")
     return opencompass.settings(
         models,
         {
             "MYLLM_EVAL_LIMIT": str(arguments.limit or 0),
             "MYLLM_EVAL_SETS": arguments.sets.replace(",", ";"),
-            "MYLLM_EVAL_QUESTIONS": str(questions.resolve()) if questions else "no --questions were given",
+            "MYLLM_EVAL_QUESTIONS": str(questions.resolve()) if questions else "",
             "MYLLM_EVAL_DEVICE": arguments.device,
             "MYLLM_EVAL_DTYPE": arguments.dtype,
             "MYLLM_EVAL_BATCH": str(arguments.batch_size or batch_of(models)),

@@ -1,14 +1,14 @@
-"""Bits per byte of a model on held-out text, source by source: lower is better, whatever the tokenizer.
+"""Measure the bits per byte of a model on held-out text, for each source. Lower is better.
 
-    myllm bits-per-byte runs/poetry-tiny/models/base --text poems=runs/poetry-tiny/corpus/poems/test.jsonl.zst
+    myllm bits-per-byte runs/mine/models/base --text wiki=runs/mine/corpus/wiki/test.jsonl.zst
     myllm bits-per-byte runs/a/models/base runs/b/models/base --text wiki=wiki.jsonl --documents 500
 
-Perplexity is per token and so of one tokenizer only; nats over all tokens of a document, divided by ln 2 and by its
-bytes in UTF-8, compare across tokenizers. The first token is predicted after the token that stood between documents in
+Perplexity per token depends on the tokenizer. Bits per byte do not: they are the nats over all tokens of a document,
+divided by ln 2 and by its bytes in UTF-8. The first token is predicted after the token that separates documents in
 training. A document longer than the model's context is read in windows that overlap by half, so that every token is
-predicted once, with at least half a context before it. float32 on a CPU. The interval is over documents.
+predicted once, with at least half a context before it. The model runs in float32. The 95 % interval is over documents.
 Writes `bits_per_byte.json`: [{"model", "source", "bits_per_byte", "low", "high", "documents", "bytes", "tokens",
-"bytes_per_token", "text": sha256 of what was read, "per_document": [[nats, bytes], ...]}].
+"bytes_per_token", "text": sha256 of the texts, "per_document": [[nats, bytes], ...]}].
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ SEPARATOR = "<|endoftext|>"  # between documents, in this project's binning and 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="+", metavar="MODEL", help="a model folder or NAME=FOLDER")
     parser.add_argument(
-        "--text", action="append", required=True, metavar="SOURCE=FILE", help='JSON lines with "text"; may be repeated'
+        "--text", action="append", required=True, metavar="SOURCE=FILE", help='JSON lines with "text"; repeatable'
     )
-    parser.add_argument("--documents", type=int, default=1000, help="the first so many of each (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="a folder; default eval/ of the run that the model lies in")
+    parser.add_argument(
+        "--documents", type=int, default=1000, help="read the first N documents of each source (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="folder for the results (default: eval/ of the model's run)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
 def windows(length: int, context: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, first scored) of the windows over `length` tokens: each token but the first is scored once."""
+    """Windows (start, end, first scored token) over `length` tokens; each token but the first is scored once."""
     start, scored = 0, 1
     while scored < length:
         end = min(length, start + context)
@@ -52,17 +54,17 @@ def windows(length: int, context: int) -> Iterator[tuple[int, int, int]]:
 
 
 def separator_of(tokenizer: Any, folder: str) -> int:
-    """The id that stands before a document; raises UserError when the tokenizer has none."""
+    """The id of the token to put before a document. Raises UserError if the tokenizer has none."""
     vocabulary = tokenizer.get_vocab()
     found = vocabulary.get(SEPARATOR, tokenizer.bos_token_id)
     found = tokenizer.eos_token_id if found is None else found
     if found is None:
-        raise UserError(f"{folder} has no {SEPARATOR}, begin or end token to set before a document")
+        raise UserError(f"{folder}: the tokenizer has no {SEPARATOR}, begin or end token to put before a document")
     return int(found)
 
 
 def nats_of(model: Any, rows: list[list[int]], context: int, batch: int, device: str) -> list[float]:
-    """Summed loss in nats of each row of ids after its first; rows shorter than the context go in batches."""
+    """Summed loss in nats of each row of ids, without its first id; windows are processed in batches."""
     import torch
     import torch.nn.functional as F
 
@@ -89,7 +91,7 @@ def nats_of(model: Any, rows: list[list[int]], context: int, batch: int, device:
 
 
 def measure(name: str, folder: Path, sources: dict[str, list[str]], device: str) -> list[dict[str, Any]]:
-    """The rows of one model; raises UserError when the folder is no model."""
+    """The result rows of one model. Raises UserError if the folder is not a model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -106,7 +108,7 @@ def measure(name: str, folder: Path, sources: dict[str, list[str]], device: str)
         bits = [value / math.log(2) for value in nats]
         value, low, high = ratio_interval(bits, [float(size) for size in sizes])
         if not math.isfinite(value):
-            raise UserError(f"{found.place} has a loss that is not a number on {source}: the weights are broken")
+            raise UserError(f"{found.place} has a NaN or infinite loss on {source}: check its weights")
         tokens = sum(len(row) - 1 for row in ids)
         rows.append(
             {
@@ -129,19 +131,19 @@ def measure(name: str, folder: Path, sources: dict[str, list[str]], device: str)
 
 
 def read_sources(named: list[str], limit: int) -> dict[str, list[str]]:
-    """Documents of every SOURCE=FILE; raises UserError when one holds no text."""
+    """The first `limit` documents of every SOURCE=FILE. Raises UserError if a file or a row has no text."""
     sources = {}
     for text in named:
         name, equals, path = text.partition("=")
         if not equals or not name:
-            raise UserError(f"--text {text} must be SOURCE=FILE, for example poems=corpus/poems/test.jsonl.zst")
+            raise UserError(f"--text {text} must be SOURCE=FILE, for example wiki=corpus/wiki/test.jsonl.zst")
         found = []
         for number, row in enumerate(islice(read_jsonl(path), limit), start=1):
             if not isinstance(row.get("text"), str) or not row["text"]:
-                raise UserError(f'{path} line {number} lacks "text": mend or remove it')
+                raise UserError(f"{path}, line {number}: `text` is missing or empty: correct or remove the line")
             found.append(row["text"])
         if not found:
-            raise UserError(f"{path} holds no document: give --text a file with text")
+            raise UserError(f"{path} has no documents: give another file with --text {name}=FILE")
         sources[name] = found
     return sources
 
@@ -149,10 +151,10 @@ def read_sources(named: list[str], limit: int) -> dict[str, list[str]]:
 def run(arguments: argparse.Namespace) -> int:
     named = [split_name(text) for text in arguments.model]
     if arguments.documents < 1:
-        raise UserError("--documents must be at least 1")
+        raise UserError(f"--documents {arguments.documents}: it must be at least 1")
     home = Path(named[0][1]).resolve().parent
     if arguments.output is None and home.name != "models":
-        raise UserError("give --output FOLDER: the model lies in no run's models/, so there is no eval/ beside it")
+        raise UserError("give --output FOLDER: the model is not in the models/ folder of a run")
     output = arguments.output or home.parent / "eval"
     sources = read_sources(arguments.text, arguments.documents)
     rows = [row for name, place in named for row in measure(name, Path(place), sources, arguments.device)]

@@ -1,12 +1,13 @@
 """Score the same questions with a second harness (lm-evaluation-harness): do the two agree?
 
     make env-lmeval
-    myllm calibrate runs/poetry-tiny/models/base --suite next_line
+    myllm calibrate runs/poetry-tiny/models/base --suite smoke_cpu
 
 Run after `myllm eval` of the same model and suite. The texts are those that OpenCompass scored, taken from its own
-predictions; the second harness, `lm_eval` in an environment of its own, tokenizes and scores them anew. Compared are
-the sets whose two protocols are one: choices of equal standing by summed loss (next_line), or single letters (C-Eval,
-CMMLU). Exits with 2 when the second accuracy lies outside the first one's 95 % interval. Writes `calibration.json`.
+predictions; the second harness, `lm_eval` in an environment of its own, tokenizes and scores them anew. Only sets with
+the same protocol in both are compared: files of questions, scored by summed loss, and C-Eval and CMMLU, where the
+choices are single letters. Exits with 2 when the second accuracy lies outside the first one's 95 % interval. Writes
+`calibration.json`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from artifacts.statistics import wilson
 from launch.scoring.models import batch_of, read_model, split_name
 from launch.scoring.opencompass import last_line
 
-ONE_PROTOCOL = ("next_line", "ceval", "cmmlu")
+LETTER_SETS = ("ceval", "cmmlu")
 # Of lm-evaluation-harness's task files: `acc` takes the choice with the largest summed log-likelihood.
 TASK = """\
 task: {name}
@@ -82,16 +83,18 @@ def questions_of(file: Path, output: Path) -> tuple[list[dict[str, Any]], list[d
 def scored_files(output: Path, model: str, identity: str, suite: str) -> dict[str, Path]:
     """{set: predictions file} of what can be compared; raises UserError when there is nothing, or of other weights."""
     found = {}
-    for name in ONE_PROTOCOL:
-        file = output / "predictions" / f"{model}-{suite}-{name}.json"
-        if file.exists() and read_json(file)["score"]["protocol"].startswith("ppl"):
-            if read_json(file)["key"]["model"] != identity:
+    for file in sorted((output / "predictions").glob(f"{model}-{suite}-*.json")):
+        content = read_json(file)
+        scored = content["score"]
+        same = scored["suite"] in LETTER_SETS or "summed loss" in scored["protocol"]
+        if scored["model"] == model and scored["protocol"].startswith("ppl") and same:
+            if content["key"]["model"] != identity:
                 raise UserError(f"{file} is of other weights: run `myllm eval` of this model again")
-            found[name] = file
+            found[str(scored["suite"])] = file
     if not found:
         raise UserError(
-            f"{output} holds no scores of {model} by {suite} in {', '.join(ONE_PROTOCOL)} (by ppl): "
-            "run `myllm eval` first"
+            f"{output} holds no scores of {model} by {suite} that lm_eval can repeat (a file of questions, "
+            f"{' or '.join(LETTER_SETS)}, by ppl): run `myllm eval` first"
         )
     return found
 

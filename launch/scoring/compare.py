@@ -1,11 +1,11 @@
-"""Models and stages side by side, with what chance alone would explain.
+"""Compare the scores of models and stages, and test whether the differences are significant.
 
     myllm compare poetry-tiny                                # base, sft, dpo of one run, against its base model
     myllm compare runs/a runs/b --against a/base --output comparison
 
-Reads `eval/predictions/*.json` and `eval/bits_per_byte.json` of the runs. Two models that were asked the same questions
-are compared question by question: exact McNemar test, p adjusted for the number of comparisons (Holm). Published
-figures of other models stand apart, with their protocol: they were not measured here. Writes `compare.json`,
+Reads `eval/predictions/*.json` and `eval/bits_per_byte.json` of the runs. Two models with the same questions are
+compared question by question: exact McNemar test, p adjusted for the number of comparisons (Holm). Published figures of
+other models, which were not measured here, are in a separate table with their protocol. Writes `compare.json`,
 `compare.md`, `compare.html` and `compare.svg`.
 """
 
@@ -30,14 +30,16 @@ RESAMPLES = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="+", metavar="RUN", help="a run's name under runs/, or its folder")
-    parser.add_argument("--against", metavar="MODEL", help="what the others are compared with (default: the first)")
-    parser.add_argument("--output", type=Path, help="default: eval/ of the first run")
+    parser.add_argument("run", nargs="+", metavar="RUN", help="name of a run in runs/, or its folder")
+    parser.add_argument(
+        "--against", metavar="MODEL", help="compare the other models with this one (default: base, else the first)"
+    )
+    parser.add_argument("--output", type=Path, help="folder for the results (default: eval/ of the first run)")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A model against another in one set: differences in points, p exact, and adjusted for all comparisons made."""
+    """A model against another in one set: difference in percentage points, exact p, p adjusted for all comparisons."""
 
     suite: str
     config: str
@@ -49,7 +51,7 @@ class Pair:
     n: int
     only_model: int
     only_against: int
-    asked: str  # a remark, where the two were asked in different ways: then the way is compared too
+    asked: str  # a remark if the two were prompted in different ways; else empty
     p: float
     p_adjusted: float = 1.0
 
@@ -62,7 +64,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Found:
-    """One predictions file: its row of scores.json, with the model's name made unique, and the questions' answers."""
+    """One predictions file: its row of scores.json with a unique model name, (id, answer) pairs, and what was right."""
 
     row: dict[str, Any]
     questions: list[tuple[str, str]]
@@ -70,29 +72,29 @@ class Found:
 
 
 def find_folder(name: str) -> Path:
-    """The eval/ folder of a run; raises UserError, naming the nearest, when there is nothing to compare."""
+    """The eval/ folder of a run. Raises UserError, which names the nearest run, if it has no scores."""
     for folder in (REPOSITORY / "runs" / name / "eval", Path(name) / "eval", Path(name)):
         if (folder / "predictions").is_dir() or (folder / "bits_per_byte.json").exists():
             return folder
     known = [path.parent.parent.name for path in (REPOSITORY / "runs").glob("*/eval/predictions")]
-    raise UserError(f"{name} holds no scores{nearest(name, known)}: run `myllm eval MODEL --suite next_line` first")
+    raise UserError(f"{name} has no scores{nearest(name, known)}: run `myllm eval MODEL --suite SUITE` first")
 
 
 def run_name(folder: Path) -> str:
-    """What the models of a folder are told apart by: the run's name, or that of the folder itself."""
+    """The prefix for the models of a folder: the name of the run, or of the folder itself."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "eval" else folder.name
 
 
 def read_found(folder: Path, prefix: str) -> list[Found]:
-    """Every score of a run that came with its predictions; models in the order in which they were given."""
+    """Every score of a run that has predictions, with models in the order of scores.json."""
     scores = folder / "scores.json"
     order = list(dict.fromkeys(row["model"] for row in read_json(scores))) if scores.exists() else []
     found = []
     for file in sorted((folder / "predictions").glob("*.json")):
         content = read_json(file)
         if "config" not in content.get("score", {}):
-            continue  # of another version's making
+            continue  # written by another version
         row = {**content["score"], "model": prefix + content["score"]["model"]}
         rows = content["predictions"]
         found.append(Found(row, [(str(r["id"]), str(r["answer"])) for r in rows], [bool(r["right"]) for r in rows]))
@@ -101,16 +103,14 @@ def read_found(folder: Path, prefix: str) -> list[Found]:
 
 
 def comparable(first: Found, second: Found) -> bool:
-    """Whether two scores are of the same questions, asked by the same kind of protocol."""
+    """Whether two scores have the same questions and the same suite."""
     a, b = first.row, second.row
-    if (a["config"], a["suite"]) != (b["config"], b["suite"]) or first.questions != second.questions:
-        return False
-    # next_line's rows hold the prompt, which is a chat model's template; their ids are the questions' own
-    return bool(a["data_hash"] == b["data_hash"] or a["suite"] == "next_line")
+    same = all(a[key] == b[key] for key in ("config", "suite", "data_hash"))
+    return same and first.questions == second.questions
 
 
 def compare(found: list[Found], against: str) -> list[Pair]:
-    """Every model against one, set by set; p is adjusted over all of them. Smoke sets are left out."""
+    """Compare every model with `against`, set by set; p is adjusted over all pairs. Smoke sets are left out."""
     pairs = []
     for base in (f for f in found if f.row["model"] == against and not f.row["smoke"]):
         for other in found:
@@ -124,7 +124,7 @@ def compare(found: list[Found], against: str) -> list[Pair]:
                 Pair(
                     base.row["suite"], base.row["config"], other.row["model"], against, round(difference, 2),
                     round(low, 2), round(high, 2), len(base.right), only_model, only_against,
-                    "" if a == b else f" (asked differently: {b}, not {a})",
+                    "" if a == b else f" (prompted differently: {b}, not {a})",
                     mcnemar(only_against, only_model),
                 )
             )  # fmt: skip
@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
     folders = [find_folder(name) for name in arguments.run]
     for name, count in Counter(run_name(folder) for folder in folders).items():
         if count > 1:
-            raise UserError(f"{count} of the folders are called {name!r}: their models could not be told apart")
+            raise UserError(f"{count} of the runs are named {name!r}, so their models have the same names: rename one")
     found: list[Found] = []
     bits: list[dict[str, Any]] = []
     for folder in folders:
@@ -179,11 +179,11 @@ def run(arguments: argparse.Namespace) -> int:
         bits += [{**row, "model": prefix + row["model"]} for row in rows]
     names = list(dict.fromkeys([f.row["model"] for f in found] + [row["model"] for row in bits]))
     if not names:
-        raise UserError(f"{folders[0]} holds no scores: run `myllm eval MODEL --suite next_line` first")
+        raise UserError(f"{folders[0]} has no scores: run `myllm eval MODEL --suite SUITE` first")
     against = arguments.against or next((name for name in names if name.endswith("base")), names[0])
     if against not in names:
         raise UserError(
-            f"--against: there is no model {against!r}{nearest(against, names)}: there are {', '.join(names)}"
+            f"--against: there is no model {against!r}{nearest(against, names)}; valid are {', '.join(names)}"
         )
     report = {
         "against": against,

@@ -1,4 +1,4 @@
-"""The comparison as a chart and as Markdown. Used by `launch.scoring.compare`; there is nothing to run here."""
+"""Write the comparison as a chart and as Markdown. Used by `launch.scoring.compare`; not a command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def chart(rows: list[dict[str, Any]]) -> str:
-    """An SVG that needs nothing beside itself: a dot and its interval for every score, a red line for chance."""
+    """A self-contained SVG: a dot with its interval for every score, a red line for chance."""
     left, width, step = 250, 420, 22
     sets = list(dict.fromkeys((row["config"], row["suite"]) for row in rows))
     lines, y = [], 12
@@ -37,7 +37,7 @@ def chart(rows: list[dict[str, Any]]) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The tables of the report, the chart as a file beside it."""
+    """The report as Markdown tables; it links to the chart in compare.svg."""
     lines = [
         "# Comparison",
         "",
@@ -66,7 +66,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{pair['high']:+.1f} | {pair['p']:.2g} | {pair['p_adjusted']:.2g} | {pair['verdict']}{pair['asked']} |"
         )
     if not report["pairs"]:
-        lines.append("| no two models were asked the same questions | | | | | | |")
+        lines.append("| no two models have scores for the same questions | | | | | | |")
     if report["bits"]:
         lines += [
             "",

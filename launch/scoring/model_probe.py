@@ -1,11 +1,11 @@
-"""What an exported model says of itself in this environment's transformers: ends, rope, template, logits.
+"""Compare how transformers 4 and 5 read an exported model: end tokens, rope, chat template, logits.
 
     .venv/bin/python -m launch.scoring.model_probe --model runs/r/models/dpo --across   # transformers 4 against 5
     .venv-serve/bin/python -m launch.scoring.model_probe --model runs/r/models/dpo             # one of them, as JSON
 
-transformers 5 keeps `rope_theta` under another name than 4, writes tokenizer classes that 4 refuses, and each reads
-what it does not find as a default, without a word. With `--across` the same folder is read by `.venv` (transformers
-4.57) and `.venv-serve` (5.x), and the command fails where they differ. `launch.serving.gate` then asks vLLM itself.
+transformers 5 stores `rope_theta` under another name than 4 and writes tokenizer classes that 4 refuses. Both silently
+use a default for a value that they do not find. With `--across`, `.venv` (transformers 4.57) and `.venv-serve` (5.x)
+read the same folder, and the command fails if they differ. `launch.serving.gate` checks vLLM itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from artifacts.errors import UserError, run_main
 from artifacts.layout import REPOSITORY, environment
 from artifacts.stage import report_metrics
 
-TOLERANCE = 1e-4  # of a float32 logit, summed in another order
-CHAT = [{"role": "user", "content": "写一首五绝。"}, {"role": "assistant", "content": "春风"}]
-TEXT = "春眠不觉晓，"
+TOLERANCE = 1e-4  # largest difference of a float32 logit, whose order of summation may differ
+CHAT = [{"role": "user", "content": "请介绍一下你自己。"}, {"role": "assistant", "content": "你好"}]
+TEXT = "春天来了，"
 
 
 def probe(folder: Path) -> dict[str, Any]:
-    """What this transformers reads from the folder; `logits` are those of the last token of TEXT, a few of them."""
+    """What this version of transformers reads from the folder; `logits` are some of those at the last token of TEXT."""
     import torch
     import transformers
 
@@ -54,33 +55,48 @@ def probe(folder: Path) -> dict[str, Any]:
     }
 
 
-def probe_in(name: str, folder: Path) -> dict[str, Any]:
-    """`probe` in an environment of this repository; raises UserError with its last line when it fails."""
-    command = [str(environment(name) / "bin" / "python"), "-m", "launch.scoring.model_probe", "--model", str(folder)]
+def probe_in(name: str, folders: list[Path]) -> list[dict[str, Any]]:
+    """Run `probe` on each folder, in one process in an environment of this repository.
+
+    Raises:
+        UserError: a folder cannot be read; the message has the process's last line.
+    """
+    command = [str(environment(name) / "bin" / "python"), "-m", "launch.scoring.model_probe"]
+    command += [word for folder in folders for word in ("--model", str(folder))]
     variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
     variables.pop("MYLLM_METRICS", None)
     result = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True)
-    if result.returncode:
+    found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"transformers"')]
+    if result.returncode or len(found) != len(folders):
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{folder} cannot be read in {environment(name).name}: {last}")
-    return json.loads(result.stdout.splitlines()[-1])
+        raise UserError(f"{folders[len(found)]} cannot be read in {environment(name).name}: {last}")
+    return found
 
 
-def compare(folder: Path) -> dict[str, Any]:
-    """The folder as transformers 4 and 5 read it, and how far their logits differ.
+def compare(*folders: Path) -> list[dict[str, Any]]:
+    """For each folder, what transformers 4 and 5 both read from it, and the largest difference of their logits.
 
-    Raises UserError when anything differs, or when a chat model does not end its turns.
+    Raises:
+        UserError: the two versions differ, or rope_theta is not the one in config.json.
     """
-    old, new = probe_in("train", folder), probe_in("serve", folder)
+    with ThreadPoolExecutor(2) as pool:
+        olds, news = pool.map(probe_in, ("train", "serve"), (list(folders), list(folders)))
+    return [compare_probes(*three) for three in zip(folders, olds, news, strict=True)]
+
+
+def compare_probes(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Compare the probes of one folder; see `compare`."""
     differing = [key for key in old if key not in ("transformers", "logits") and old[key] != new[key]]
     if differing:
-        told = "; ".join(f"{key}: {old[key]!r} and {new[key]!r}" for key in differing)
+        values = "; ".join(f"{key}: {old[key]!r} and {new[key]!r}" for key in differing)
         raise UserError(
-            f"{folder} is not the same in transformers {old['transformers']} and {new['transformers']}: {told}"
+            f"transformers {old['transformers']} and {new['transformers']} read {folder} differently: {values}"
         )
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if old["rope_theta"] != float(written["rope_theta"]):
-        raise UserError(f"{folder}: rope_theta is read as {old['rope_theta']}, written as {written['rope_theta']}")
+        raise UserError(
+            f"{folder}: config.json has rope_theta {written['rope_theta']}, but transformers reads {old['rope_theta']}"
+        )
     difference = max(abs(a - b) for a, b in zip(old["logits"], new["logits"], strict=True))
     if not difference <= TOLERANCE:
         raise UserError(f"{folder}: logits of transformers 4 and 5 differ by {difference:.2g} (allowed {TOLERANCE:g})")
@@ -90,15 +106,21 @@ def compare(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
-    parser.add_argument("--across", action="store_true", help="read it in .venv and .venv-serve, and compare")
+    parser.add_argument(
+        "--model", type=Path, action="append", required=True, help="Hugging Face model folder; repeatable"
+    )
+    parser.add_argument("--across", action="store_true", help="read it in .venv and in .venv-serve, and compare")
     arguments = parser.parse_args()
-    if not (arguments.model / "config.json").exists():
-        raise UserError(f"{arguments.model} holds no config.json: pass the folder of an exported model")
+    for folder in arguments.model:
+        if not (folder / "config.json").exists():
+            raise UserError(f"{folder} has no config.json: give the folder of an exported model with --model")
     if arguments.across:
-        report_metrics(**compare(arguments.model))
+        for folder, found in zip(arguments.model, compare(*arguments.model), strict=True):
+            print(f"{folder}: transformers {' and '.join(found['transformers'])} read the same")
+            report_metrics(**found)
     else:
-        print(json.dumps(probe(arguments.model), ensure_ascii=False))
+        for folder in arguments.model:
+            print(json.dumps(probe(folder), ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What `myllm eval` scores, looked at before anything heavy starts: a model folder, or a served model.
+"""Check the models of `myllm eval` (model folders or a served model) before anything heavy starts.
 
-Used by `launch.scoring.evaluate`; there is nothing to run here. A folder's `identity` is a hash of its weights,
-tokenizer and template: it names the results, so that a changed checkpoint never meets an old one.
+Used by `launch.scoring.evaluate`; not a command. A folder's `identity` is a hash of its weights, tokenizer and chat
+template. It is part of the results' names, so results of a changed checkpoint are never mixed with old ones.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from artifacts.errors import UserError
 from artifacts.files import read_json, sha256
 
 AGAIN = "export the model again"
-LOGITS_BYTES = 1 << 30  # of a batch's logits in float32 at full length: decides the batch where none is given
-# Asked of a server, greedily: the replies tell its weights apart, which it does not show.
+LOGITS_BYTES = 1 << 30  # float32 logits of a batch at full length; determines the default batch size
+# Greedy questions to a server: the replies identify its weights, which it does not show.
 PROBES = ("床前明月光，下一句是什么？", "中国的首都是哪里？", "一加一等于几？", "写一句关于春天的诗。")
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LARGEST_BATCH = 64  # texts; 32 to 128 differ little for a few million parameters on two cores
@@ -30,7 +30,7 @@ LARGEST_BATCH = 64  # texts; 32 to 128 differ little for a few million parameter
 
 @dataclass(frozen=True)
 class Model:
-    """`place` is a folder or a server's address; `way` is plain, chat or api; positions are tokens."""
+    """A model to score. `place` is a folder or a server's URL; `way` is plain, chat or api; `positions` are tokens."""
 
     name: str
     place: str
@@ -42,23 +42,23 @@ class Model:
 
     @property
     def abbr(self) -> str:
-        """How OpenCompass names the model, and the folder of its results."""
+        """OpenCompass's name of the model and of its results folder."""
         return f"{self.name}-{self.identity}"
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """`NAME=PLACE`, or a place alone, whose last part is the name; raises UserError for a name that is no file's."""
+    """Split `NAME=PLACE`; without a name, the last part of the place is it. Raises UserError for an invalid name."""
     name, equals, place = text.partition("=")
     if not equals or "/" in name:
         place = text
         name = "served" if text.startswith("http") else Path(text).resolve().name
     if not re.fullmatch(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*", name):
-        raise UserError(f"{text}: a model's name may hold letters, digits, '_', '.' and '-' only: give NAME=FOLDER")
+        raise UserError(f"{text}: a model name may have only letters, digits, '_', '.' and '-': write NAME=FOLDER")
     return name, place
 
 
 def read_model(name: str, folder: Path, way: str) -> Model:
-    """Check that a folder can be scored, and hash what decides its answers; raises UserError naming file and mend."""
+    """Check that a folder can be scored, and hash its files. Raises UserError, naming file and mend, if it cannot."""
     if not folder.is_dir():
         raise UserError(f"the model folder {folder} does not exist: run the stage that makes it first")
     config = read_json(folder / "config.json")
@@ -87,9 +87,9 @@ def read_model(name: str, folder: Path, way: str) -> Model:
             raise UserError(f"{folder / 'config.json'} lacks {key}: {AGAIN}")
     template = folder / "chat_template.jinja"
     if way == "chat" and not template.exists() and not settings.get("chat_template"):
-        raise UserError(f"{folder} holds no chat_template.jinja: {AGAIN}, or pass --plain {name}")
+        raise UserError(f"{folder} has no chat_template.jinja: {AGAIN}, or give --plain {name}")
     if ";" in str(folder.resolve()):
-        raise UserError(f"{folder.resolve()}: a path with ';' cannot be handed to OpenCompass: move the model")
+        raise UserError(f"{folder.resolve()}: OpenCompass cannot read a path with ';': move the model")
     files += [file for file in (template,) if file.exists()]
     digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
     positions, vocabulary = int(config["max_position_embeddings"]), int(config["vocab_size"])
@@ -97,42 +97,52 @@ def read_model(name: str, folder: Path, way: str) -> Model:
 
 
 def ask_server(url: str, route: str, key: str, body: dict[str, Any] | None = None) -> Any:
-    """JSON of a GET, or of a POST of `body`; raises UserError that tells what the server said."""
+    """Send a GET, or a POST of `body`, and parse the JSON reply. Raises UserError with the server's message."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    # A proxy of the machine's environment is not for the machine itself.
+    # No proxy for this machine itself.
     here = (urllib.parse.urlsplit(url).hostname or "") in LOCAL
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
     try:
         with opener.open(urllib.request.Request(url + route, data, headers), timeout=60) as reply:
             return json.loads(reply.read())
     except urllib.error.HTTPError as error:
-        told = error.read().decode(errors="replace")[:200]
-        mend = "set MYLLM_API_KEY to its key" if error.code == 401 else "look at the server's log"
-        raise UserError(f"{url}{route} answers {error.code} {told}: {mend}") from None
+        message = error.read().decode(errors="replace")[:200]
+        mend = "set MYLLM_API_KEY to its key" if error.code == 401 else "read the server's log"
+        raise UserError(f"{url}{route} answers {error.code} {message}: {mend}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise UserError(f"{url} does not answer ({reason}): start it, for example with `myllm serve`") from None
 
 
 def read_server(name: str, url: str, tokenizer: Path | None) -> Model:
-    """Ask a server which model it has and whether it chats; raises UserError when it does not.
+    """Ask a server for its model, and check that it answers chats.
 
-    The server shows no weights: its identity is its model's name, the tokenizer's bytes, and what it replies to a few
-    questions, greedily. A server that does not reply the same twice is asked everything again, never the other way.
+    A server does not show its weights. Its identity is the name of its model, the tokenizer's bytes, and its greedy
+    replies to a few questions. If a reply changes, everything is scored again; old scores are never reused by mistake.
+
+    Raises:
+        UserError: the tokenizer is missing, or the server does not answer chats.
     """
     if tokenizer is None:
-        raise UserError(f"{url}: pass --tokenizer FOLDER (the served model's), by which the prompts are measured")
+        raise UserError(f"{url}: give --tokenizer FOLDER of the served model; it is needed to measure the prompts")
     if not (tokenizer / "tokenizer.json").exists():
-        raise UserError(f"{tokenizer / 'tokenizer.json'} does not exist: pass the folder of the served model")
+        raise UserError(
+            f"{tokenizer / 'tokenizer.json'} does not exist: give the folder of the served model with --tokenizer"
+        )
     key = os.environ.get("MYLLM_API_KEY", "none")
     url = url.rstrip("/").removesuffix("/v1") + "/v1"
     found = ask_server(url, "/models", key).get("data", [])
     if not found:
-        raise UserError(f"{url}/models names no model: start the server with one")
+        raise UserError(f"{url}/models lists no model: start the server with a model")
     served = str(found[0]["id"])
     config = read_json(tokenizer / "config.json") if (tokenizer / "config.json").exists() else {}
-    positions = int(found[0].get("max_model_len") or config.get("max_position_embeddings") or 2048)
+    positions = int(found[0].get("max_model_len") or config.get("max_position_embeddings") or 0)
+    if not positions:
+        raise UserError(
+            f"{url}/models does not say max_model_len, and {tokenizer} has no config.json: give the folder of the "
+            "served model with --tokenizer, so that prompts are not cut without notice"
+        )
     replies = []
     for question in PROBES:
         body = {
@@ -144,13 +154,13 @@ def read_server(name: str, url: str, tokenizer: Path | None) -> Model:
         try:
             replies.append(str(ask_server(url, "/chat/completions", key, body)["choices"][0]["message"]["content"]))
         except (KeyError, IndexError, TypeError):
-            raise UserError(f"{url}/chat/completions gives no choices: it is no chat server") from None
+            raise UserError(f"{url}/chat/completions returns no choices: give the address of a chat server") from None
     parts = [served, sha256(tokenizer / "tokenizer.json"), *replies]
     identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     return Model(name, url, identity, positions, int(config.get("vocab_size", 0)), "api", served)
 
 
 def batch_of(models: list[Model]) -> int:
-    """Texts of a batch whose logits take at most LOGITS_BYTES for the largest of the models."""
+    """Number of texts in a batch whose logits take at most LOGITS_BYTES, for the largest of the models."""
     most = max((model.positions * model.vocabulary * 4 for model in models), default=1) or 1
     return max(1, min(LARGEST_BATCH, LOGITS_BYTES // most))

@@ -1,7 +1,7 @@
-"""Start OpenCompass on a suite, watch it, and find the line of its logs that says what went wrong.
+"""Start OpenCompass on a suite, show its progress, and find the line in its logs that explains a failure.
 
-Used by `launch.scoring.evaluate`; there is nothing to run here. OpenCompass writes `tmp/`, `.cache/` and
-`icl_inference_output/` into its working folder: it gets one of its own, in which nothing else lies.
+Used by `launch.scoring.evaluate`; not a command. OpenCompass writes `tmp/`, `.cache/` and `icl_inference_output/` into
+its working folder, so it gets a folder of its own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from artifacts.layout import REPOSITORY, environment
 from artifacts.processes import without_proxy
 from launch.scoring.models import LOCAL, Model
 
-START = "Start inferencing ["  # …model/dataset], one a dataset, in OpenCompass's log
-BAR = "Calculating PPL for prompts labeled"  # one a label of a ppl dataset
+START = "Start inferencing ["  # …model/dataset], once per dataset, in OpenCompass's log
+BAR = "Calculating PPL for prompts labeled"  # once per label of a ppl dataset
 TAIL = 200_000  # bytes of the log that are read for progress
-BEGUN = "==== begun "  # in the log, before what OpenCompass says in this run
+BEGUN = "==== begun "  # marks the start of each run in the log
 ERROR = re.compile(r"(Error|Exception)\b|failed with code")
 
 
@@ -42,11 +42,11 @@ def settings(models: list[Model], extra: dict[str, str]) -> dict[str, str]:
 
 
 def whole_environment(work: Path, data: Path) -> dict[str, str]:
-    """Offline, and all that OpenCompass and its libraries write beside their results goes under `work`."""
+    """The complete environment of OpenCompass: offline, and all caches of its libraries under `work`."""
     variables = dict(os.environ)
-    # Without byte code every start compiles thousands of files again.
+    # Without byte code, every start compiles thousands of files again.
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
-    # OpenCompass would take the sets from another hub.
+    # With it, OpenCompass would load the sets from another hub.
     variables.pop("DATASET_SOURCE", None)
     return {
         **variables,
@@ -61,17 +61,17 @@ def whole_environment(work: Path, data: Path) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        # glibc keeps a batch's logits for the next batch; giving them back each time cost a quarter of all CPU seconds.
+        # glibc keeps a batch's memory of logits for the next; returning it each time cost a quarter of the CPU time.
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(2 << 30),
-        # Threads that wait sleep: spinning ones cost twice the seconds when another program has a core.
+        # Waiting threads sleep: spinning ones doubled the time when another program used a core.
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
     }
 
 
 def earlier(work: Path) -> str | None:
-    """The time stamp of the newest unfinished run in a working folder, its torn files removed."""
+    """The time stamp of the newest run in a working folder, or None; its incomplete files are removed."""
     stamps = sorted(folder.name for folder in (work / "out").glob("*_*") if folder.is_dir())
     if not stamps:
         return None
@@ -79,35 +79,35 @@ def earlier(work: Path) -> str | None:
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, OSError):
-            print(f"{file} is torn (the run was killed while it was written): its set is asked again", flush=True)
+            print(f"{file} is incomplete (the run was killed while writing it): its set is run again", flush=True)
             file.unlink()
     return stamps[-1]
 
 
 def command(config: Path, work: Path) -> list[str]:
-    """In-process (`--debug`): a process for every model and suite would cost 8 to 15 s each."""
+    """The opencompass command. `--debug` runs in one process; one per model and suite would cost 8 to 15 s each."""
     again = earlier(work)
     program = str(environment("eval") / "bin" / "opencompass")
     return [program, str(config), "-w", str(work / "out"), "--debug", *(["-r", again] if again else [])]
 
 
 def shown(command: list[str], variables: dict[str, str], data: Path) -> str:
-    """The command as one would type it, with the variables that the suite reads."""
-    told = {**variables, "COMPASS_DATA_CACHE": str(data), "PYTHONPATH": str(REPOSITORY)}
-    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in told.items() if value), shlex.join(command)])
+    """The command as a shell line, with the variables that the suite reads."""
+    given = {**variables, "COMPASS_DATA_CACHE": str(data), "PYTHONPATH": str(REPOSITORY)}
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in given.items() if value), shlex.join(command)])
 
 
 def texts_of(log: Path) -> str:
-    """The end of a log."""
+    """The last TAIL bytes of a log, as text."""
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - TAIL))
         return stream.read().decode("utf-8", "replace")
 
 
 def questions_done(work: Path, log: str, pairs: list[dict[str, Any]]) -> int:
-    """How many of the pairs' questions are answered: those of whole datasets, and the share of the one in work.
+    """Number of answered questions: those of finished datasets, and a share of the current dataset.
 
-    A ppl dataset shows a bar for every label, a gen dataset one.
+    OpenCompass shows one progress bar per label of a ppl dataset, and one for a gen dataset.
     """
     done = 0
     for pair in pairs:
@@ -118,7 +118,7 @@ def questions_done(work: Path, log: str, pairs: list[dict[str, Any]]) -> int:
     if inside is None or any((work / "out").glob(f"*/predictions/{inside['model']}/{inside['dataset']}.json")):
         return done
     begun = rest.count(BAR)
-    # Steps are shown in iterations; the bars of `datasets`, in examples, are not ours.
+    # Bars in iterations are OpenCompass's; bars in examples belong to `datasets`.
     steps = re.findall(r"(\d+)/(\d+) \[[^\]]*(?:it/s|s/it)\]", rest.rpartition(BAR)[2])
     share = int(steps[-1][0]) / max(1, int(steps[-1][1])) if steps else 0.0
     if inside["kind"] == "ppl":
@@ -127,17 +127,17 @@ def questions_done(work: Path, log: str, pairs: list[dict[str, Any]]) -> int:
 
 
 def run(arguments: list[str], variables: dict[str, str], work: Path, pairs: list[dict[str, Any]]) -> Path:
-    """Run OpenCompass in `work`; returns its log. A non-zero exit is a UserError; a zero proves nothing."""
+    """Run OpenCompass in `work`; returns its log. Raises UserError if its exit code is not 0 (0 proves no success)."""
     log = work / "opencompass.log"
     with log.open("a", encoding="utf-8") as stream:
         stream.write(f"\n{BEGUN}{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     total = sum(pair["n"] for pair in pairs)
-    told, seen, first, began = 0.0, -1, -1, time.monotonic()
+    printed_at, seen, first, began = 0.0, -1, -1, time.monotonic()
     with Guarded(arguments, env=variables, cwd=work, log=log) as process:
         while (status := process.poll()) is None:
             time.sleep(0.2)
-            if time.monotonic() - told > 1:
-                told = time.monotonic()
+            if time.monotonic() - printed_at > 1:
+                printed_at = time.monotonic()
                 done = questions_done(work, texts_of(log), pairs)
                 if done > seen:
                     first, seen = (done if first < 0 else first), done
@@ -148,15 +148,15 @@ def run(arguments: list[str], variables: dict[str, str], work: Path, pairs: list
 
 
 def left(done: int, rest: int, began: float) -> str:
-    """`, ETA 3:20` once something is done."""
+    """The remaining time as `, ETA 3:20`; empty before the first question is done."""
     seconds = int((time.monotonic() - began) * rest / done) if done > 0 else 0
     return f", ETA {seconds // 60}:{seconds % 60:02d}" if seconds else ""
 
 
 def last_line(log: Path) -> str:
-    """The newest line of a log that says something, at most 300 characters: an error's if there is one.
+    """The last error line of a log, else its last non-empty line, at most 300 characters.
 
-    Of a log that several runs wrote, only what the last one said.
+    If several runs wrote to the log, only the last run counts.
     """
     text = log.read_text(encoding="utf-8", errors="replace").rpartition(BEGUN)[2]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -165,9 +165,9 @@ def last_line(log: Path) -> str:
 
 
 def log_of(work: Path, model: str, dataset: str, log: Path) -> Path:
-    """The log that tells of one dataset: that of its own task, where tasks have logs, else the run's.
+    """The log of one dataset: that of its own task if tasks have logs, else the log of the run.
 
-    Tasks of several datasets are named by the first, with a number: the newest that holds an error is taken.
+    A task of several datasets is named after the first, with a number; then the newest log with an error is used.
     """
     own = [file for kind in ("infer", "eval") for file in (work / "out").glob(f"*/logs/{kind}/{model}/*.out")]
     exact = [file for file in own if file.stem == dataset]

@@ -154,7 +154,7 @@ def score_set(
 
 def verdict(row: Score) -> str:
     """What the interval says of chance, in a word."""
-    if row.smoke and row.suite != "next_line":
+    if row.smoke:
         return "smoke"
     if 2 * row.unread > row.n:
         return "not answered"

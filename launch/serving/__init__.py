@@ -1,7 +1,7 @@
-"""Serving a model folder as an OpenAI-compatible API, with vLLM or LMDeploy.
+"""Serve a model folder as an OpenAI-compatible API, with vLLM or LMDeploy.
 
-In: a model folder. Out: a server on this machine, behind a key; `gate` proves that it answers as Hugging Face does.
-`serve` is the command; `preflight` looks at the folder and `machine` at the machine before an engine starts;
-`engines` makes the command line; `key` asks for the key on every route; `client` talks to a server.
-To add an engine: its command line and environment in `engines`.
+Input: a model folder. Output: a server on this machine, protected by a key; `gate` checks that it gives the same tokens
+as Hugging Face. `serve` is the command. Before an engine starts, `preflight` checks the folder, `machine` the machine.
+`engines` makes the command line; `key` requires the key on every route; `client` talks to a server.
+To add an engine, add a file to `engines`.
 """

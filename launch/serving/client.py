@@ -1,4 +1,4 @@
-"""Talk to an OpenAI-compatible server: plain requests, and replies that stream. Standard library only.
+"""Client of an OpenAI-compatible server: plain requests and streamed replies. Standard library only.
 
     from launch.serving.client import Address, stream_reply
     for piece in stream_reply(Address("http://127.0.0.1:8000", "dpo", key), messages, {"temperature": 0.7}): ...
@@ -23,11 +23,13 @@ from artifacts.layout import cache_folder
 
 Messages = list[dict[str, str]]
 LOCAL = ("127.0.0.1", "localhost")
+# what a refusal of too long a conversation contains: vLLM's and LMDeploy's words, and the error code of OpenAI's API
+CONTEXT_FULL = (b"context length", b"context_length_exceeded")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is (`http://127.0.0.1:8000`, no path), what it calls its model, and its key."""
+    """URL of a server (`http://127.0.0.1:8000`, no path), name of its model, and its key."""
 
     url: str
     name: str
@@ -35,14 +37,14 @@ class Address:
 
 
 class ContextFull(UserError):
-    """The conversation has no room left in the model's context."""
+    """The conversation is longer than the model's context."""
 
 
 def request(address: Address, route: str, body: dict[str, Any] | None = None, timeout: float = 120.0) -> Any:
-    """POST `body` (GET without one) with the key and parse the JSON reply; raises urllib's errors."""
+    """POST `body` (or GET if it is None) with the key and parse the JSON reply. Raises urllib's errors."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {address.key}", "Content-Type": "application/json"}
-    # Straight to the server: a proxy of the machine's environment is not for 127.0.0.1.
+    # Without a proxy: one in the environment cannot reach 127.0.0.1.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(urllib.request.Request(address.url + route, data, headers), timeout=timeout) as reply:
         text = reply.read()
@@ -50,12 +52,12 @@ def request(address: Address, route: str, body: dict[str, Any] | None = None, ti
 
 
 def key_file(port: int) -> Any:
-    """Where `myllm serve` keeps the key that it made for the server on this port (mode 0600)."""
+    """The file in which `myllm serve` keeps the key of the server on this port (mode 0600)."""
     return cache_folder() / "keys" / f"{port}.key"
 
 
 def find_key(url: str) -> str:
-    """The key for a server: $MYLLM_API_KEY, or the file that `myllm serve` left for that port on this machine."""
+    """The key of a server: $MYLLM_API_KEY, or the key file of `myllm serve` for that port on this machine."""
     given = os.environ.get("MYLLM_API_KEY")
     if given:
         return given
@@ -67,7 +69,11 @@ def find_key(url: str) -> str:
 
 
 def connect(url: str, name: str | None = None) -> Address:
-    """The address of a running server, asked for its models; raises UserError in one line when that fails."""
+    """The address of a running server, after asking it for its models.
+
+    Raises:
+        UserError: the URL is wrong, no server answers, it refuses the key, or it does not have the model.
+    """
     url = url.rstrip("/").removesuffix("/v1")
     url = url if "://" in url else f"http://{url}"
     try:
@@ -82,16 +88,16 @@ def connect(url: str, name: str | None = None) -> Address:
     except urllib.error.HTTPError as error:
         raise UserError(refusal(address, error.code, error.read())) from None
     except OSError as error:
-        raise UserError(f"no server answers at {url} ({error}): start one, `myllm serve MODEL`") from None
+        raise UserError(f"no server answers at {url} ({error}): start one with `myllm serve MODEL`") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"what answers at {url} is no OpenAI-compatible server: check the address") from None
+        raise UserError(f"{url} is not an OpenAI-compatible server: check the address") from None
     if name and name not in models:
-        raise UserError(f"{url} serves {', '.join(models)}, not {name!r}{nearest(name, models)}")
+        raise UserError(f"{url} does not serve {name!r}{nearest(name, models)}; it serves {', '.join(models)}")
     return Address(url, name or models[0], address.key)
 
 
 def refusal(address: Address, status: int, body: bytes) -> str:
-    """One line for a reply that is not 200."""
+    """One line that describes a reply whose status is not 200."""
     if status == 401:
         return f"{address.url} refuses the key: set MYLLM_API_KEY to the key of that server"
     try:
@@ -106,10 +112,13 @@ def refusal(address: Address, status: int, body: bytes) -> str:
 def stream_reply(
     address: Address, messages: Messages, options: dict[str, Any], usage: dict[str, int] | None = None
 ) -> Generator[str, None, None]:
-    """Pieces of the reply to a conversation as they come (server-sent events); `usage` gets the token counts.
+    """Stream the reply to a conversation in pieces (server-sent events); `usage` receives the token counts.
 
-    Closing the iterator hangs up, and the server stops generating. Raises UserError for whatever goes wrong,
-    ContextFull when the conversation is too long.
+    Closing the iterator closes the connection, and the server stops generating.
+
+    Raises:
+        ContextFull: the conversation is longer than the model's context.
+        UserError: the server refuses the request, sends an error, or ends the connection.
     """
     parts = urlsplit(address.url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -123,7 +132,7 @@ def stream_reply(
         reply = connection.getresponse()
         if reply.status != 200:
             text = reply.read()
-            if reply.status == 400 and b"context length" in text:
+            if reply.status == 400 and any(words in text for words in CONTEXT_FULL):
                 raise ContextFull(refusal(address, reply.status, text))
             raise UserError(refusal(address, reply.status, text))
         for line in reply:
@@ -141,19 +150,21 @@ def stream_reply(
                 piece = choice.get("delta", {}).get("content")
                 if piece:
                     yield piece
-        raise UserError(f"{address.url} ended in the middle of a reply: look at the server's log")
+        raise UserError(f"{address.url} stopped in the middle of a reply: read the server's log")
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"{address.url} is gone ({error or type(error).__name__}): look at the server's log") from None
+        raise UserError(
+            f"the connection to {address.url} failed ({error or type(error).__name__}): read the server's log"
+        ) from None
     finally:
         if reply:
-            reply.close()  # it holds the socket: without this the server would not see the hang-up
+            reply.close()  # the reply holds the socket: else the server would not notice that the client is gone
         connection.close()
 
 
 def stream_fitting(address: Address, messages: Messages, options: dict[str, Any]) -> Generator[str, None, None]:
-    """`stream_reply`, forgetting the oldest turns (in `messages`, in place) while the conversation is too long.
+    """Like `stream_reply`, but remove the oldest turns from `messages` (in place) until the conversation fits.
 
-    The system prompt and the last turn stay; raises ContextFull when those alone are too long.
+    The system prompt and the last turn stay. Raises ContextFull if these alone are too long.
     """
     while True:
         try:

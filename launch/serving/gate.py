@@ -1,12 +1,12 @@
-r"""Gate: the served model says, token for token, what Hugging Face `generate` says; then sample it for the scores.
+r"""Check that a served model gives the same tokens as Hugging Face `generate`; then sample replies for the scores.
 
-    myllm serve-gate --model runs/poetry-tiny/models/dpo --prompts prompts.json \
+    myllm serve-gate --model runs/poetry-tiny/models/dpo --prompts runs/poetry-tiny/tasks/gate_prompts.json \
         --output runs/poetry-tiny/serve
 
-`--prompts` is JSON: {"completions": ["春", …], "chats": [[{"role": "user", "content": "…"}], …]}. Greedy, float32 on
-both sides, token ids compared (vLLM's `return_token_ids`), the prompt's ids too. Writes `serve.json`, and with
-`--sample-prompts` `samples.json`. A difference ends the stage with exit code 2 and the evidence in `serve.json`.
-vLLM only: LMDeploy computes in 16 bits alone, where the order of a sum decides between near words.
+`--prompts` is JSON: {"completions": ["春", …], "chats": [[{"role": "user", "content": "…"}], …]}. Both sides decode
+greedily in float32. The token ids of prompts and replies are compared (vLLM's `return_token_ids`). It writes
+`serve.json`, and with `--sample-prompts` `samples.json`. If a reply differs, the exit code is 2 and `serve.json` shows
+both. vLLM only: LMDeploy computes in 16 bits, where the order of summation decides between close tokens.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from artifacts.layout import REPOSITORY, environment
 from artifacts.processes import free_port
 from artifacts.stage import report_metrics, track
 from launch.serving.client import Address, request
-from launch.serving.engines import Plan
+from launch.serving.plan import Plan
 from launch.serving.serve import last_error, make_plan, running, wait_until_ready
 
 MAX_TOKENS = 48
-# Two logits of a float32 model nearer than this are a tie: the order of a sum decides between them.
+# Two logits of a float32 model closer than this are a tie: the order of summation decides between them.
 TIE = 1e-4
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 96}
 CONCURRENT = 32
 
 
 def read_prompts(path: Path) -> dict[str, list[Any]]:
-    """The prompts file, checked: strings, and conversations of role and content."""
+    """Read and check the prompts file: texts, and conversations of messages with role and content."""
     prompts = read_json(path)
     lists = [prompts.get(part) for part in ("completions", "chats")] if isinstance(prompts, dict) else [None]
     if not all(isinstance(part, list) for part in lists) or not any(lists):
         raise UserError(f'{path} must be {{"completions": [text, …], "chats": [[{{"role", "content"}}, …], …]}}')
     if not all(isinstance(text, str) and text for text in prompts["completions"]):
-        raise UserError(f"{path}: every completion must be a text that is not empty")
+        raise UserError(f"{path}: every entry of `completions` must be a non-empty text")
     if not all(chat and all({"role", "content"} <= set(turn) for turn in chat) for chat in prompts["chats"]):
-        raise UserError(f"{path}: every chat must be a list of {{role, content}}")
+        raise UserError(f"{path}: every entry of `chats` must be a list of {{role, content}}")
     return {"completions": prompts["completions"], "chats": prompts["chats"]}
 
 
@@ -74,10 +74,10 @@ def ask(address: Address, prompt: Any, max_tokens: int) -> dict[str, Any]:
 
 
 def compare(expected: dict[str, Any], served: dict[str, Any], stops: list[int]) -> dict[str, Any] | None:
-    """None when prompt and continuation are the same ids and end alike; else the evidence, with `tie` true or false.
+    """None if prompt and continuation have the same ids and the same ending; else the difference, with `tie`.
 
-    A tie: at the first different token the reference's two largest logits lie within `TIE`, and the server took the
-    second of them. Whether the stop token itself is reported differs between servers, so it is compared as an ending.
+    It is a tie if at the first different token the reference's two largest logits differ by less than `TIE` and the
+    server took the second one. Not every server reports the stop token, so only the fact of stopping is compared.
     """
     if expected["prompt_ids"] != served["prompt_ids"]:
         evidence = {"kind": "prompt", "expected": expected["prompt_ids"], "served": served["prompt_ids"]}
@@ -90,7 +90,7 @@ def compare(expected: dict[str, Any], served: dict[str, Any], stops: list[int]) 
     left, right = words(expected["ids"]), words(served["ids"])
     if left == right and ended == (served["finish"] == "stop"):
         return None
-    # Where one ends and the other goes on, they differ at the step of the ending.
+    # If one stops and the other continues, they differ at the step of the stop.
     steps = enumerate(zip(left, right, strict=False))
     at = next((step for step, pair in steps if pair[0] != pair[1]), min(len(left), len(right)))
     margin = expected["margins"][at] if at < len(expected["margins"]) else None
@@ -109,10 +109,10 @@ def compare(expected: dict[str, Any], served: dict[str, Any], stops: list[int]) 
 
 
 def check(plan: Plan, prompts_file: Path, output: Path, sample_prompts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compare one model; returns its part of serve.json. The reference is made while the server starts."""
+    """Check one model; returns its part of serve.json. The reference is computed while the server starts."""
     folder = plan.folder
     prompts = read_prompts(prompts_file)
-    asked = [*prompts["completions"], *prompts["chats"]]
+    all_prompts = [*prompts["completions"], *prompts["chats"]]
     reference_file, reference_log = output / f"reference-{folder.name}.json", output / f"reference-{folder.name}.log"
     server_log = output / f"{plan.engine}-{folder.name}.log"
     reference_file.unlink(missing_ok=True)
@@ -131,10 +131,12 @@ def check(plan: Plan, prompts_file: Path, output: Path, sample_prompts: list[dic
         start_seconds = wait_until_ready(server, address, server_log)
         print(f"the server was ready after {start_seconds:.1f} s", flush=True)
         if reference_process.wait() != 0 or not reference_file.exists():
-            raise UserError(f"the Hugging Face reference failed: read {reference_log}{last_error(reference_log)}")
+            raise UserError(f"the reference by Hugging Face failed: read {reference_log}{last_error(reference_log)}")
         reference = read_json(reference_file)
         differences = []
-        for prompt, expected in track(list(zip(asked, reference["rows"], strict=True)), len(asked), "prompts"):
+        for prompt, expected in track(
+            list(zip(all_prompts, reference["rows"], strict=True)), len(all_prompts), "prompts"
+        ):
             try:
                 served = ask(address, prompt, expected["max_tokens"])
             except HTTPError as error:
@@ -153,8 +155,8 @@ def check(plan: Plan, prompts_file: Path, output: Path, sample_prompts: list[dic
     return {
         "model": str(folder.name),
         "tp": plan.tp,
-        "prompts": len(asked),
-        "identical": len(asked) - len(differences),
+        "prompts": len(all_prompts),
+        "identical": len(all_prompts) - len(differences),
         "version": version,
         "reference": reference["versions"],
         "start_seconds": round(start_seconds, 2),
@@ -165,7 +167,7 @@ def check(plan: Plan, prompts_file: Path, output: Path, sample_prompts: list[dic
 
 
 def sample(address: Address, rows: list[dict[str, Any]], output: Path) -> dict[str, Any]:
-    """One sampled reply for each prompt, many at a time, each with a seed of its own; writes samples.json.
+    """Sample one reply for each prompt, in parallel, each with its own seed; writes samples.json.
 
     Returns the speed: tokens, seconds, tokens per second of all requests together.
     """
@@ -184,7 +186,9 @@ def sample(address: Address, rows: list[dict[str, Any]], output: Path) -> dict[s
         try:
             replies = list(track(pool.map(one, enumerate(rows)), len(rows), "samples"))
         except HTTPError as error:
-            raise UserError(f"the server refused a sample: {error.code} {error.read().decode()[:300]}") from None
+            raise UserError(
+                f"the server refused a prompt of --sample-prompts: {error.code} {error.read().decode()[:300]}"
+            ) from None
     seconds = time.monotonic() - started
     write_json(output / "samples.json", [row for row, _ in replies])
     tokens = sum(count for _, count in replies)
@@ -198,28 +202,30 @@ def sample(address: Address, rows: list[dict[str, Any]], output: Path) -> dict[s
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Check that served greedy tokens equal Hugging Face's, and sample the served model.",
+        description="Check that a served model gives the same greedy tokens as Hugging Face, and sample replies.",
         epilog="example: myllm serve-gate --model runs/poetry-tiny/models/dpo "
-        "--prompts runs/poetry-tiny/prompts.json --output runs/poetry-tiny/serve",
+        "--prompts runs/poetry-tiny/tasks/gate_prompts.json --output runs/poetry-tiny/serve",
     )
-    parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeat for more")
+    parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeatable")
     parser.add_argument("--prompts", type=Path, required=True, help='JSON: {"completions": […], "chats": […]}')
     parser.add_argument("--output", type=Path, required=True, help="folder for serve.json, samples.json and the logs")
-    parser.add_argument("--tp", type=int, default=1, help="tensor parallel (default: %(default)s)")
-    parser.add_argument("--sample-prompts", type=Path, help="JSON list of {id, messages, …}: sample the last model")
+    parser.add_argument("--tp", type=int, default=1, help="tensor parallel size (default: %(default)s)")
+    parser.add_argument(
+        "--sample-prompts", type=Path, help="JSON list of {id, messages, …} to sample the last model with"
+    )
     return parser.parse_args()
 
 
 def main() -> int:
     arguments = parse_arguments()
-    # SIGTERM unwinds as Ctrl-C does, so that the server is ended and waited for.
+    # SIGTERM is handled like Ctrl-C, so that the server is stopped and waited for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments.output.mkdir(parents=True, exist_ok=True)
     sample_prompts = read_sample_prompts(arguments.sample_prompts) if arguments.sample_prompts else []
     started = time.monotonic()
     parts = []
     for number, folder in enumerate(arguments.model, start=1):
-        # float32 against float32 wherever the gate runs
+        # float32 on both sides, on every machine
         plan = make_plan(folder, free_port(), tp=arguments.tp, dtype="float32")
         last = number == len(arguments.model)
         parts.append(check(plan, arguments.prompts, arguments.output, sample_prompts if last else []))
@@ -244,8 +250,8 @@ def main() -> int:
         first = result["mismatches"][0]
         raise UserError(
             f"{len(result['mismatches'])} of {result['prompts']} served replies differ from Hugging Face's, the first "
-            f"for {first['prompt'][:40]!r}: {arguments.output / 'serve.json'} holds the evidence; check the model's "
-            "tokenizer and config files"
+            f"for {first['prompt'][:40]!r}: read {arguments.output / 'serve.json'}, and check the model's tokenizer "
+            "and config files"
         )
     return 0
 

@@ -1,11 +1,11 @@
-"""Ask for the key on every route of a server but /health, and let it finish what it has begun before it ends.
+"""Require the key on every route of a server but /health, and let running replies finish before the server stops.
 
-vLLM's own check guards /v1 and a few prefixes alone: with it, /invocations generated text for anybody, and /tokenize
-and /metrics were open. LMDeploy's leaves /health, /docs, /redoc and /nodes open. Both servers get this ASGI middleware
-around everything instead (`--middleware launch.serving.key.RequireKey`, `launch.serving.lmdeploy_closed`), and so does
-the chat page. Standard library only: it is imported in three environments.
+vLLM's own check protects only /v1 and a few prefixes: /invocations generated text without the key, and /tokenize and
+/metrics were open. LMDeploy's check leaves /health, /docs, /redoc and /nodes open. So this ASGI middleware wraps both
+servers (`--middleware launch.serving.key.RequireKey`, `launch.serving.lmdeploy_closed`) and the chat page. Standard
+library only: it is imported in three environments.
 
-`POST /drain`, with the key, refuses new requests from then on (503) and answers when the last reply is out.
+After `POST /drain` with the key, the server refuses new requests (503); the call returns when the last reply is sent.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ OPEN_PATH, DRAIN_PATH = "/health", "/drain"
 
 
 class RequireKey:
-    """401 unless the request carries `Authorization: Bearer KEY`; KEY is $VLLM_API_KEY where none is given.
+    """Answer 401 unless the request has `Authorization: Bearer KEY`. The default for KEY is $VLLM_API_KEY.
 
-    With `browser` the key is also taken as the password of HTTP Basic, which every browser asks for by itself, and a
-    request that another site's page sends is refused: browsers send that password along.
+    With `browser`, the key is also accepted as the password of HTTP Basic, for which browsers show a dialogue. Requests
+    from pages of other sites are then refused, because browsers would send the password with them.
     """
 
     def __init__(self, app: Application, key: str | None = None, browser: bool = False) -> None:
         self.app = app
         self.key = (key or os.environ.get("VLLM_API_KEY", "")).encode()
         if not self.key:
-            raise RuntimeError("VLLM_API_KEY is empty: the server would be open to everybody")
+            raise RuntimeError("VLLM_API_KEY is empty: the server would be open to everyone")
         self.browser = browser
         self.running = 0
         self.draining = False
@@ -54,7 +54,7 @@ class RequireKey:
         return secrets.compare_digest(word, self.key)
 
     def foreign(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether a page of another site sent the request (the header Origin names another host than Host does)."""
+        """Whether a page of another site sent the request: the header Origin names another host than Host."""
         origin = headers.get(b"origin")
         return origin is not None and origin.partition(b"://")[2] != headers.get(b"host")
 
@@ -71,7 +71,7 @@ class RequireKey:
         if path == DRAIN_PATH:
             return await self.drain(send)
         if self.draining:
-            return await refuse(scope, send, 503, "the server is ending")
+            return await refuse(scope, send, 503, "the server is stopping")
         self.running += 1
         try:
             await self.app(scope, receive, send)
@@ -92,7 +92,7 @@ async def refuse(scope: Message, send: Send, status: int, reason: str, browser: 
         return
     headers = [(b"content-type", b"application/json")]
     if status == 401:
-        asked = b'Basic realm="the key is the password, any user name", charset="UTF-8"' if browser else b"Bearer"
-        headers.append((b"www-authenticate", asked))
+        scheme = b'Basic realm="the key is the password, any user name", charset="UTF-8"' if browser else b"Bearer"
+        headers.append((b"www-authenticate", scheme))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b'{"error": "' + reason.encode() + b'"}'})

@@ -1,9 +1,9 @@
-"""LMDeploy's command, whose server asks for the key on every route but /health and drains when it is asked to end.
+"""Run LMDeploy's command with a server that requires the key on every route but /health and supports /drain.
 
     VLLM_API_KEY=… python -m launch.serving.lmdeploy_closed serve api_server MODEL --chat-template hf
 
-Takes the words of `lmdeploy` and runs it, in this process and unchanged, but for one thing: the application that it
-hands to uvicorn is wrapped in `launch.serving.key`. LMDeploy's own `--api-keys` puts the key on the command line,
+It takes the arguments of `lmdeploy` and runs it unchanged in this process, with one difference: the application that it
+passes to uvicorn is wrapped in `launch.serving.key`. LMDeploy's own `--api-keys` puts the key on the command line,
 which every user of the machine can read, and leaves /docs and /nodes open. Runs in the environment `.venv-lmdeploy`.
 """
 
@@ -15,7 +15,7 @@ from launch.serving.key import RequireKey
 
 
 def close() -> None:
-    """Have uvicorn (which LMDeploy 0.18 calls as `uvicorn.run(app=…)`) serve the guarded application."""
+    """Make uvicorn serve the guarded application; LMDeploy 0.18 calls `uvicorn.run(app=…)`."""
     import uvicorn
 
     run = uvicorn.run

@@ -1,9 +1,9 @@
-"""What is looked at before a server starts, because the engines swallow it: files, weights, tokenizer, template, stops.
+"""Check a model folder before a server starts: files, weights, tokenizer, chat template, stop tokens.
 
-vLLM starts healthily without a tokenizer and refuses every request afterwards; a path that does not exist becomes an
-HFValidationError after 13 s; weights cut off in their data end in a traceback of a worker. Every such fault is one line
-here, in a second, before anything heavy is imported. Used by `launch.serving.serve`, `launch.serving.gate` and the chat
-commands.
+The engines report such faults late or not at all. Without a tokenizer, vLLM starts and then refuses every request; a
+path that does not exist gives an HFValidationError after 13 s; truncated weights end in a traceback of a worker. Here
+each fault is one line, within a second, before anything heavy is imported. Used by `launch.serving.serve`,
+`launch.serving.gate` and the chat commands.
 
     from launch.serving.preflight import check_model
     config = check_model(Path("runs/poetry-tiny/models/dpo"))
@@ -23,25 +23,18 @@ from typing import Any
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_json
 from artifacts.layout import ENVIRONMENTS, REPOSITORY
+from launch.serving import engines
 
 AGAIN = "export the model again"
 EMBEDDING_NAMES = ("model.embed_tokens.weight", "transformer.wte.weight")
-WEIGHT_TYPES = {"F32": 4, "BF16": 2, "F16": 2}  # safetensors' name to bytes of one number
-GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # transformers' own mark of what the assistant says
+WEIGHT_TYPES = {"F32": 4, "BF16": 2, "F16": 2}  # safetensors' name: bytes per number
+GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # a tag of transformers around the assistant's text
 LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
-# vllm/v1/attention/backends/cpu_attn.py, CPUAttentionBackend.get_supported_head_sizes (0.32.0). Another size starts,
-# says that it is healthy, and dies with the first token.
-CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-# The source files that list the architectures, and the name of the dictionary in each.
-ARCHITECTURES = {
-    "vllm": ("serve", "vllm/model_executor/models/registry.py", "_TEXT_GENERATION_MODELS"),
-    "lmdeploy": ("lmdeploy", "lmdeploy/turbomind/supported_models.py", "SUPPORTED_ARCHS"),
-}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the safetensors headers of a folder say: name to shape, the types of the numbers, how many numbers."""
+    """From the safetensors headers of a folder: shape by name, types of the numbers, number of numbers."""
 
     shapes: dict[str, list[int]]
     types: set[str]
@@ -49,9 +42,9 @@ class Weights:
 
 
 def read_weights(folder: Path) -> Weights:
-    """Read the headers of a folder's safetensors files, no weight; raises UserError when a file is cut off.
+    """Read the headers of a folder's safetensors files, without the weights. Raises UserError if a file is truncated.
 
-    The format: 8 bytes, little-endian, the header's length; then the header, JSON; then the data, whose offsets the
+    Format: 8 bytes, little-endian, with the length of the header; the header in JSON; the data at the offsets that the
     header gives (https://github.com/huggingface/safetensors#format).
     """
     shapes: dict[str, list[int]] = {}
@@ -65,11 +58,11 @@ def read_weights(folder: Path) -> Weights:
                 size = struct.unpack("<Q", start)[0]
                 header = json.loads(stream.read(size))
             except (struct.error, ValueError, OverflowError, MemoryError):
-                raise UserError(f"{file} is not a whole safetensors file: {AGAIN}") from None
+                raise UserError(f"{file} is not a complete safetensors file: {AGAIN}") from None
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = 8 + size + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         if file.stat().st_size != end:
-            raise UserError(f"{file} has {file.stat().st_size:,} bytes where its header says {end:,}: {AGAIN}")
+            raise UserError(f"{file} has {file.stat().st_size:,} bytes, but its header says {end:,}: {AGAIN}")
         shapes.update({name: entry["shape"] for name, entry in tensors.items()})
         types.update(entry["dtype"] for entry in tensors.values())
     return Weights(shapes, types, sum(math.prod(shape) for shape in shapes.values()))
@@ -77,28 +70,28 @@ def read_weights(folder: Path) -> Weights:
 
 def check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        hint = "a hub name is not served: download it first, `hf download NAME --local-dir FOLDER`"
+        hint = "hub names are not supported: download it first with `hf download NAME --local-dir FOLDER`"
         mend = "run the stage that makes it first" if folder.parent.is_dir() else hint
         raise UserError(f"the model folder {folder} does not exist: {mend}")
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise UserError(
-            f"{folder} is an adapter, not a model: merge it first, `myllm posttrain merge --model BASE "
+            f"{folder} is an adapter, not a model: merge it first with `myllm posttrain merge --model BASE "
             f"--adapter {folder} --output FOLDER`"
         )
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> Weights:
-    """Weights that are whole: every shard there, every layer there, in a type that both engines read."""
+    """Check that the weights are complete (every shard, every layer) and of a type that both engines read."""
     weights = read_weights(folder)
     if not weights.shapes:
         pickled = next(folder.glob("*.bin"), None)
         mend = f"{pickled.name} is a pickle, save it as safetensors" if pickled else AGAIN
-        raise UserError(f"{folder} holds no *.safetensors weights: {mend}")
+        raise UserError(f"{folder} has no *.safetensors weights: {mend}")
     index = folder / "model.safetensors.index.json"
     if index.exists():
         for name, file in read_json(index)["weight_map"].items():
             if name not in weights.shapes:
-                raise UserError(f"{index} names {file} for {name}, which is not there: {AGAIN}")
+                raise UserError(f"{index} names {file} for {name}, which is missing: {AGAIN}")
     unknown = weights.types - set(WEIGHT_TYPES)
     if unknown and "quantization_config" not in config:
         raise UserError(
@@ -108,17 +101,17 @@ def check_weights(folder: Path, config: dict[str, Any]) -> Weights:
     layers = {int(found[1]) for name in weights.shapes if (found := LAYER.search(name))}
     wanted = config.get("num_hidden_layers")
     if isinstance(wanted, int) and layers != set(range(wanted)):
-        raise UserError(f"{folder}: config.json says {wanted} layers and the weights hold {len(layers)}: {AGAIN}")
+        raise UserError(f"{folder}: config.json says {wanted} layers, but the weights have {len(layers)}: {AGAIN}")
     return weights
 
 
 def check_tokenizer(folder: Path, config: dict[str, Any], weights: Weights, engine: str) -> dict[str, int]:
-    """A tokenizer.json that fits the embedding; returns its added tokens, text to id."""
+    """Check that tokenizer.json fits the embedding; returns the ids of its added tokens by text."""
     if not (folder / "tokenizer.json").exists():
-        raise UserError(f"{folder / 'tokenizer.json'} does not exist, every request would fail: {AGAIN}")
+        raise UserError(f"{folder / 'tokenizer.json'} does not exist, so every request would fail: {AGAIN}")
     rows = next((weights.shapes[name][0] for name in EMBEDDING_NAMES if name in weights.shapes), None)
     if rows is None:
-        raise UserError(f"the weights in {folder} hold no embedding ({' or '.join(EMBEDDING_NAMES)}): {AGAIN}")
+        raise UserError(f"the weights in {folder} have no embedding ({' or '.join(EMBEDDING_NAMES)}): {AGAIN}")
     tokenizer = read_json(folder / "tokenizer.json")
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
     vocabulary = tokenizer["model"]["vocab"]
@@ -126,19 +119,20 @@ def check_tokenizer(folder: Path, config: dict[str, Any], weights: Weights, engi
     if max(ids) >= rows or config.get("vocab_size") != rows:
         raise UserError(
             f"{folder}: tokenizer.json has {max(ids) + 1} tokens, config.json says {config.get('vocab_size')} and the "
-            f"embedding has {rows} rows: the files are not of one model, {AGAIN}"
+            f"embedding has {rows} rows: the files belong to different models; {AGAIN}"
         )
     check_pattern(folder, config, tokenizer, engine)
     return added
 
 
 def check_pattern(folder: Path, config: dict[str, Any], tokenizer: dict[str, Any], engine: str) -> None:
-    """transformers 5 builds Qwen2's own normalizer and pattern for `model_type` qwen2, whatever tokenizer.json says.
+    """Check the normalizer and pattern of a qwen2 tokenizer.
 
-    A tokenizer of another make is then served with other ids than it was trained with. The pattern is read from the
-    engine's own source, `PRETOKENIZE_REGEX` of transformers/models/qwen2/tokenization_qwen2.py.
+    For `model_type` qwen2, transformers 5 uses Qwen2's own normalizer and pattern and ignores those of tokenizer.json.
+    Another tokenizer would then be served with other ids than in training. The pattern is read from the engine's own
+    source, `PRETOKENIZE_REGEX` of transformers/models/qwen2/tokenization_qwen2.py.
     """
-    source = environment_file(ARCHITECTURES[engine][0], "transformers/models/qwen2/tokenization_qwen2.py")
+    source = environment_file(engines.engine(engine).ENVIRONMENT, "transformers/models/qwen2/tokenization_qwen2.py")
     if config.get("model_type") != "qwen2" or source is None:
         return
     pattern = ast.literal_eval(assigned(source, "PRETOKENIZE_REGEX"))
@@ -146,13 +140,13 @@ def check_pattern(folder: Path, config: dict[str, Any], tokenizer: dict[str, Any
     normalizer = (tokenizer.get("normalizer") or {}).get("type")
     if json.dumps(pattern, ensure_ascii=False) not in own or normalizer != "NFC":
         raise UserError(
-            f"{folder / 'tokenizer.json'} is not split as Qwen2 splits (NFC and its pattern), and transformers 5 would "
-            "split so all the same: train the tokenizer with `myllm tokenizer`, or name the model's type llama"
+            f"{folder / 'tokenizer.json'} does not split text as Qwen2 does (NFC and its pattern), but transformers 5 "
+            "would: train the tokenizer with `myllm tokenizer`, or set model_type llama in config.json"
         )
 
 
 def check_template(folder: Path) -> None:
-    """A chat template that is there, is Jinja, and writes the user's words."""
+    """Check that there is a chat template, that it is valid Jinja, and that it writes the user's text."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -160,9 +154,9 @@ def check_template(folder: Path) -> None:
     settings = read_json(settings_file) if settings_file.exists() else {}
     text = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
     if not text:
-        raise UserError(f"{folder} holds no chat_template.jinja, every chat would fail: {AGAIN}")
+        raise UserError(f"{folder} has no chat_template.jinja, so every chat would fail: {AGAIN}")
     if not isinstance(text, str):
-        return  # several templates by name: the engine chooses
+        return  # several named templates: the engine chooses one
     where = file if file.exists() else settings_file
     sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -178,17 +172,17 @@ def check_template(folder: Path) -> None:
     names = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items() if value}
     word = "床前明月光"
     try:
-        said = sandbox.from_string(GENERATION.sub("", text)).render(
+        rendered = sandbox.from_string(GENERATION.sub("", text)).render(
             messages=[{"role": "user", "content": word}], add_generation_prompt=True, **names
         )
     except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{where}: the chat template fails ({error}): mend it or {AGAIN}") from None
-    if word not in said:
-        raise UserError(f"{where}: the chat template drops what the user says: mend it or {AGAIN}")
+        raise UserError(f"{where}: the chat template fails ({error}): correct it or {AGAIN}") from None
+    if word not in rendered:
+        raise UserError(f"{where}: the chat template drops the user's text: correct it or {AGAIN}")
 
 
 def check_stops(folder: Path, config: dict[str, Any], added: dict[str, int]) -> None:
-    """Generation must end where training ended: without generation_config.json vLLM stopped at other tokens than HF."""
+    """Check that generation stops at the end token of training; without generation_config.json vLLM did not."""
     file = folder / "generation_config.json"
     stops = read_json(file).get("eos_token_id") if file.exists() else None
     if isinstance(stops, int):
@@ -203,12 +197,16 @@ def check_stops(folder: Path, config: dict[str, Any], added: dict[str, int]) -> 
     if end in added and added[end] not in stops:
         raise UserError(
             f"{file}: eos_token_id {stops} lacks {added[end]}, the {end} that {settings.name} ends a turn with, so a "
-            f"reply would run on: {AGAIN}"
+            f"reply would not stop: {AGAIN}"
         )
 
 
 def check_model(folder: Path, cpu: bool = True, engine: str = "vllm") -> dict[str, Any]:
-    """Check all of a folder that a server needs; returns config.json, raises UserError naming file and mend."""
+    """Check everything that a server needs in a model folder; returns config.json.
+
+    Raises:
+        UserError: the first fault; the message names the file and what to do.
+    """
     check_folder(folder)
     config: dict[str, Any] = read_json(folder / "config.json")
     weights = check_weights(folder, config)
@@ -219,22 +217,24 @@ def check_model(folder: Path, cpu: bool = True, engine: str = "vllm") -> dict[st
     if {"rope_theta"} <= set(config) & set(rope) and config["rope_theta"] != rope["rope_theta"]:
         raise UserError(
             f"{folder / 'config.json'}: rope_theta is {config['rope_theta']} and {rope['rope_theta']} under "
-            f"rope_parameters; transformers 4 reads the one, transformers 5 the other: {AGAIN}"
+            f"rope_parameters; transformers 4 reads the first, transformers 5 the second: {AGAIN}"
         )
     check_architecture(folder, config, engine)
-    if cpu and head_size(config) not in CPU_HEAD_SIZES:
+    sizes = engines.engine(engine).CPU_HEAD_SIZES if cpu else ()
+    if sizes and head_size(config) not in sizes:
         raise UserError(
-            f"{folder / 'config.json'}: vLLM has no CPU kernel for attention heads of size {head_size(config)}: "
-            f"choose one of {', '.join(map(str, CPU_HEAD_SIZES))} in the model recipe"
+            f"{folder / 'config.json'}: {engine} has no CPU kernel for attention heads of size {head_size(config)}: "
+            f"choose one of {', '.join(map(str, sizes))} in the model recipe (hidden-size / num-attention-heads)"
         )
     return config
 
 
 def check_architecture(folder: Path, config: dict[str, Any], engine: str) -> None:
-    """The architecture is one that the engine's own table lists."""
+    """Check that the engine's own table lists the architecture."""
     name = next(iter(config.get("architectures") or []), None)
-    where, file, table = ARCHITECTURES[engine]
-    source = environment_file(where, file)
+    served = engines.engine(engine)
+    file, table = served.ARCHITECTURES
+    source = environment_file(served.ENVIRONMENT, file)
     if source is None:
         return
     tree = assigned(source, table)
@@ -243,7 +243,7 @@ def check_architecture(folder: Path, config: dict[str, Any], engine: str) -> Non
         keys = [keyword.arg for keyword in tree.keywords if keyword.arg]
     if name not in keys:
         raise UserError(
-            f"{folder / 'config.json'}: {engine} does not serve the architecture {name}{nearest(str(name), keys)}"
+            f"{folder / 'config.json'}: {engine} does not support the architecture {name}{nearest(str(name), keys)}"
         )
 
 
@@ -253,7 +253,7 @@ def head_size(config: dict[str, Any]) -> int:
 
 
 def environment_file(name: str, file: str) -> Path | None:
-    """A source file of a package in one of the environments; None where that was not made: its start says so."""
+    """A source file of a package in an environment; None if the environment is missing, which the start reports."""
     folder = REPOSITORY / ENVIRONMENTS[name]
     if not folder.exists():
         return None
@@ -264,9 +264,9 @@ def environment_file(name: str, file: str) -> Path | None:
 
 
 def assigned(source: Path, name: str) -> Any:
-    """The value that a module assigns to a name at its top, as a syntax tree: an import would take ten seconds."""
+    """The value assigned to a top-level name of a module, as a syntax tree; an import would take ten seconds."""
     for statement in ast.parse(source.read_text(encoding="utf-8")).body:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
         if isinstance(target, ast.Name) and target.id == name:
             return statement.value  # type: ignore[attr-defined]
-    raise UserError(f"{source} does not assign {name}: the package is another version than the lock file's")
+    raise UserError(f"{source} does not define {name}: the package has another version than in the lock file")

@@ -1,7 +1,7 @@
-"""What the server must say: greedy float32 continuations by Hugging Face `generate`, one prompt at a time.
+"""Compute the reference for `launch.serving.gate`: greedy float32 continuations by Hugging Face `generate`.
 
-Started by `launch.serving.gate` in the training environment, whose transformers is another major version than the
-server's: the comparison proves the model folder across both.
+The gate starts it in the training environment, whose transformers has another major version than the server's, so the
+comparison checks the model folder with both.
 
     python -m launch.serving.reference --model runs/poetry-tiny/models/dpo --prompts p.json --output reference.json
 """
@@ -21,17 +21,17 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--prompts", type=Path, required=True, help="JSON file of `myllm serve-gate --prompts`")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--max-tokens", type=int, default=48, help="longest continuation (default: %(default)s)")
     arguments = parser.parse_args()
 
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # One thread: the server takes the other core while it starts, and sums come out the same on every machine.
+    # One thread: the starting server uses the other core, and the order of summation is the same on every machine.
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
@@ -41,7 +41,7 @@ def main() -> None:
     ]
     rows = []
     for text in [*prompts["completions"], *chats]:
-        # A chat template writes its own special tokens; a verse holds none; Qwen2 adds none.
+        # The chat template writes its own special tokens; plain text gets none: Qwen2's tokenizer adds none.
         prompt = tokenizer(text, return_tensors="pt", add_special_tokens=False)
         length = prompt["input_ids"].shape[1]
         room = min(arguments.max_tokens, model.config.max_position_embeddings - length)
@@ -56,7 +56,7 @@ def main() -> None:
                 "prompt_ids": prompt["input_ids"][0].tolist(),
                 "ids": out.sequences[0, length:].tolist(),
                 "max_tokens": room,
-                # Per step: the gap between the two largest logits, and the id of the second. Near 0 is a tie.
+                # For each step: the difference of the two largest logits (near 0 is a tie), and the id of the second.
                 "margins": [float(step.values[0] - step.values[1]) for step in best],
                 "runner_up": [int(step.indices[1]) for step in best],
             }

@@ -1,6 +1,6 @@
-"""Pipelines as Slurm jobs.
+"""Run pipelines as Slurm jobs.
 
-In: a pipeline and a site file (site/). Out: a chain of jobs, whose states `myllm status` shows.
-`submit` freezes the code and submits, `job` runs one stage inside a job, `scheduler` asks Slurm, `site` reads the site
-file, `preflight` looks at the nodes. The sbatch scripts beside them can be submitted by hand.
+Input: a pipeline and a site file (site/). Output: a chain of jobs, whose states `myllm status` shows.
+`submit` copies the code and submits, `job` runs one stage inside a job, `scheduler` calls Slurm's commands, `site`
+reads the site file, `preflight` checks the nodes. The sbatch scripts in this folder can also be submitted by hand.
 """

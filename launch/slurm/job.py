@@ -1,13 +1,13 @@
-"""One stage of a submitted pipeline, inside a Slurm job: what `launch/slurm/stage.sbatch` starts, one task a node.
+"""Run one stage of a submitted pipeline inside a Slurm job. `launch/slurm/stage.sbatch` starts it, one task per node.
 
     python -m launch.slurm.job --submission runs/mine/slurm/1 --stage pretrain
     python -m launch.slurm.job --submission runs/mine/slurm/1 --stage pretrain --is-done    # exit code 0 or 1
     python -m launch.slurm.job --train --model qwen2-0.5b … --run runs/mine                 # launch/slurm/train.sbatch
 
-The first node runs the stage as `myllm run` does; the others join where it trains on several machines. How it ended is
-left for the job script in `<submission>/<stage>.outcome` (`<run>/slurm/train.outcome`): `done`, `advanced …` (stopped
-in good order, newer checkpoint), `stopped …` (stopped, no newer checkpoint) or `failed …`. No file means that this
-process was lost.
+The first node runs the stage as `myllm run` does; the other nodes join if the stage trains on several machines. The
+result is written for the job script to `<submission>/<stage>.outcome` (`<run>/slurm/train.outcome`): `done`,
+`advanced …` (stopped with a newer checkpoint), `stopped …` (stopped without a newer checkpoint) or `failed …`. No file
+means that this process was killed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, write_text
 from artifacts.layout import REPOSITORY, Run
 from launch.pipeline.definition import Pipeline, Stage, fingerprint, is_myllm
-from launch.pipeline.runner import end_once, is_fresh, run_pipeline, run_stage, start
+from launch.pipeline.runner import StageUnfinished, end_once, is_fresh, run_pipeline, run_stage, start
 from launch.pretraining.checkpoints import reached
 
-STEP = re.compile(r"checkpoint-(\d+)$")  # the folder of a checkpoint of Hugging Face's trainers
+STEP = re.compile(r"checkpoint-(\d+)$")  # a checkpoint folder of Hugging Face's trainers
 
 
 def read_frozen(submission: Path) -> tuple[Pipeline, Run]:
-    """The pipeline and the run of a submission; UserError where the folder is none."""
+    """The pipeline and the run of a submission. Raises UserError if the folder is not a submission."""
     found = read_json(submission / "pipeline.json")
     stages = [
         Stage(s["name"], s["commands"], s["needs"], [REPOSITORY / name for name in s["reads"]]) for s in found["stages"]
@@ -41,12 +41,12 @@ def read_frozen(submission: Path) -> tuple[Pipeline, Run]:
 
 
 def trains(stage: Stage) -> list[str] | None:
-    """The stage's command that pretrains, which several machines run together; None where there is none."""
+    """The stage's `myllm pretrain` command, which several machines run together; None if it has none."""
     return next((command for command in stage.commands if is_myllm(command, "pretrain")), None)
 
 
 def done_before(pipeline: Pipeline, run: Run, stage: Stage) -> bool:
-    """Whether the stage was done from what it would be done from now."""
+    """Whether the stage is done, with the same inputs as now."""
     known: dict[str, str] = {}
     for each in pipeline.stages:
         known[each.name] = fingerprint(each, known)
@@ -54,7 +54,7 @@ def done_before(pipeline: Pipeline, run: Run, stage: Stage) -> bool:
 
 
 def progress(run: Run) -> dict[str, int]:
-    """How far each training of the run is: Megatron's newest iteration, and the newest step of each post-training."""
+    """Progress of each training in the run: Megatron's newest iteration, and the newest step of each post-training."""
     found = {"checkpoints": reached(run.checkpoints)}
     for folder in run.models.glob("*.work/output/checkpoint-*"):
         if step := STEP.search(folder.name):
@@ -64,39 +64,39 @@ def progress(run: Run) -> dict[str, int]:
 
 
 def furthest(before: dict[str, int], after: dict[str, int]) -> str:
-    """What advanced, as text, e.g. `checkpoints 25 -> 54`; empty when nothing did."""
+    """What advanced, as text, e.g. `checkpoints 25 -> 54`; empty if nothing did."""
     return ", ".join(f"{name} {before.get(name, 0)} -> {n}" for name, n in after.items() if n > before.get(name, 0))
 
 
 def run_first(run: Run, execute: Callable[[], object]) -> str:
-    """Run a stage here; returns how it ended. What failed is printed as an error, with its log."""
+    """Run a stage on this node and return its outcome. A failure is printed as an error with the log's path."""
     before = progress(run)
     try:
         execute()
         return "done"
     except KeyboardInterrupt:
-        reason = "asked to end"
-    except UserError as error:
-        if "is not finished" not in str(error):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            return f"failed {str(error).splitlines()[0]}"
+        reason = "interrupted"
+    except StageUnfinished as error:
         reason = str(error)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return f"failed {str(error).splitlines()[0]}"
     if advance := furthest(before, progress(run)):
         return f"advanced {advance}"
     return f"stopped no newer checkpoint ({reason})"
 
 
 def join(run: Run, stage: Stage, node: int) -> int:
-    """Train with the first node: the same command, which finds its node and the meeting point in the environment."""
+    """Train with the first node: run the same command, which reads node rank and rendezvous from the environment."""
     command = trains(stage)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)  # Slurm asks the trainer as well, which saves and ends
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # Slurm signals the trainer too, which saves and exits
     if command is None:
         print(f"stage {stage.name} runs on one node; node {node} has nothing to do", flush=True)
         return 0
     run.logs.mkdir(parents=True, exist_ok=True)
     name = f"{stage.name}.node-{node}"
     with (run.logs / f"{name}.log").open("wb") as log:
-        # without the run's mark: on a host with several nodes the first one would end this as left over
+        # without the run's mark: on a host with several nodes the first node would kill this as left over
         process = start(command, run, log, run.logs / f"{name}.metrics.json", marked=False)
         return process.wait()
 
@@ -104,12 +104,12 @@ def join(run: Run, stage: Stage, node: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--submission", type=Path, help="folder that `myllm submit` made")
-    parser.add_argument("--stage", help="of its pipeline")
-    parser.add_argument("--is-done", action="store_true", help="only tell, by the exit code, if it was done before")
+    parser.add_argument("--stage", help="stage of the submission's pipeline")
+    parser.add_argument("--is-done", action="store_true", help="run nothing; exit with 0 if the stage is done, else 1")
     parser.add_argument(
-        "--train", action="store_true", help="pretrain; the other options are launch.pretraining.pretrain's"
+        "--train", action="store_true", help="pretrain, with the options of launch.pretraining.pretrain"
     )
-    parser.add_argument("--run", type=Path, help="folder of the run, with --train")
+    parser.add_argument("--run", type=Path, help="folder of the run (with --train)")
     arguments, rest = parser.parse_known_args()
     signal.signal(signal.SIGTERM, end_once)
     if arguments.train:

@@ -1,13 +1,13 @@
-"""Look at the nodes of a job before a long training: GPUs, disk, clock, arithmetic, network. Slow nodes are named.
+"""Check the nodes of a job before a long training: GPUs, disk, clock, arithmetic, network. Slow nodes are named.
 
     sbatch --nodes=4 --gpus-per-node=8 launch/slurm/preflight.sbatch          # by hand
-    python -m launch.slurm.preflight --folder runs/mine --output preflight.json     # one task a node; what the job does
+    python -m launch.slurm.preflight --folder runs/mine --output preflight.json     # one task per node, as in the job
 
-Jobs of several nodes do it by themselves where the site file says MYLLM_PREFLIGHT=yes. The network is measured by
-all-reduces of torch.distributed between neighbours on a ring (NCCL between first GPUs where there are any, else Gloo),
-and a node counts with the better of its two neighbours, so that a slow one does not taint them. Slow means below
-`--slow-share` of the median. Not measured: the links between the GPUs of one node, and all network cards but the first
-GPU's. Exit code 2 and one line for each finding where a node is not fit.
+Jobs on several nodes run it themselves if the site file sets MYLLM_PREFLIGHT=yes. The network is measured by
+all-reduces of torch.distributed between neighbours on a ring (NCCL between the first GPUs if there are any, else Gloo).
+Each node gets the rate with the better of its two neighbours, so that a slow node does not lower their rates. Slow
+means below `--slow-share` of the median. Not measured: the links between the GPUs of one node, and all network cards
+but the first GPU's. If a node fails a check, the exit code is 2 and the error lists every finding.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import write_json
 
-REPEAT = 7  # measurements, of which the best counts: a node is asked what it can do, not what disturbed it
-TRIES = 5  # of the clock; the quickest answer counts
+REPEAT = 7  # measurements; the best counts, which other load on the node disturbs least
+TRIES = 5  # clock readings; the one with the shortest round trip counts
 SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass
 class Node:
-    """What one node found. Sizes in GB (1e9), rates in GFLOP/s and MB/s, times in seconds."""
+    """Measurements of one node. Sizes in GB (1e9), rates in GFLOP/s and MB/s, times in seconds."""
 
     node: str
     gpus: int
-    gpus_given: int | None  # by Slurm; None where it does not say
-    disk_gb: float  # free, where the run lies
-    scratch_gb: float  # free, under TMPDIR
-    shared_memory_gb: float  # free, under /dev/shm: NCCL and data loaders
-    clock_off: float  # against the first node
+    gpus_given: int | None  # allocated by Slurm; None if it does not say
+    disk_gb: float  # free in the run's folder
+    scratch_gb: float  # free in TMPDIR
+    shared_memory_gb: float  # free in /dev/shm, which NCCL and data loaders use
+    clock_off: float  # ahead of the first node's clock
     gflops: float
-    network: float = 0.0  # all-reduce with the better neighbour: bytes of the tensor a second
+    network: float = 0.0  # all-reduce with the better neighbour: tensor bytes per second, in MB/s
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class Limits:
 
 
 def judge(nodes: list[Node], limits: Limits) -> list[str]:
-    """What is wrong, one line for each finding, naming the node; empty where all are fit."""
+    """The findings, one line each, with the node's name; empty if every node is fit."""
     found = []
     most = max(node.gpus for node in nodes)
     for node in nodes:
         wanted = most if node.gpus_given is None else max(most, node.gpus_given)
         if node.gpus < wanted:
-            found.append(f"{node.node} sees {node.gpus} GPUs of {wanted}")
+            found.append(f"{node.node} sees {node.gpus} of {wanted} GPUs")
         if node.disk_gb < limits.min_disk_gb:
-            found.append(f"{node.node} has {node.disk_gb:.1f} GB free for the run, of {limits.min_disk_gb:g} wanted")
+            found.append(f"{node.node} has {node.disk_gb:.1f} GB free for the run and needs {limits.min_disk_gb:g}")
         if abs(node.clock_off) > limits.max_clock_off:
             found.append(f"{node.node} has a clock that is {node.clock_off:+.1f} s off the first node's")
     for name, unit in (("gflops", "GFLOP/s"), ("network", "MB/s to its better neighbour")):
@@ -73,7 +73,7 @@ def judge(nodes: list[Node], limits: Limits) -> list[str]:
             if len(nodes) > 2 and value < limits.slow_share * middle:
                 found.append(f"{node.node} is slow: {value:.0f} {unit}, the median is {middle:.0f}")
             if name == "network" and len(nodes) > 1 and value < limits.min_network:
-                found.append(f"{node.node} reaches {value:.0f} {unit}, of {limits.min_network:g} wanted")
+                found.append(f"{node.node} reaches {value:.0f} {unit} and needs {limits.min_network:g}")
     if len(nodes) == 2:
         slow, fast = sorted(nodes, key=lambda node: node.gflops)
         if slow.gflops < limits.slow_share * fast.gflops:
@@ -100,7 +100,7 @@ def free_gb(folder: Path) -> float:
 
 
 def arithmetic() -> float:
-    """GFLOP/s of a matrix product: bfloat16 on the first GPU, else float32 on the CPU."""
+    """GFLOP/s of a matrix product, in bfloat16 on the first GPU, else in float32 on the CPU."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -118,7 +118,7 @@ def arithmetic() -> float:
 
 
 def clock_off(rank: int, world: int) -> float:
-    """Seconds that this node's clock is ahead of the first node's; the first answers the others in turn."""
+    """Seconds by which this node's clock is ahead of the first node's, which answers the others in turn."""
     import torch
     import torch.distributed as dist
 
@@ -138,7 +138,7 @@ def clock_off(rank: int, world: int) -> float:
 
 
 def pairs(world: int) -> list[tuple[int, int]]:
-    """Neighbours on a ring: every node has two, one where there are but two nodes."""
+    """Pairs of neighbours on a ring: every node has two neighbours, or one if there are only two nodes."""
     return [(i, i + 1) for i in range(world - 1)] + ([(world - 1, 0)] if world > 2 else [])
 
 
@@ -162,12 +162,12 @@ def network(rank: int, world: int) -> float:
                     torch.cuda.synchronize()
                 best = min(best, time.perf_counter() - begin)
             found = max(found, tensor.nbytes / best / 1e6)
-        dist.barrier()  # the next pair does not disturb this one
+        dist.barrier()  # do not let the next pair disturb this one
     return found
 
 
 def look(folder: Path, rank: int, world: int) -> Node:
-    """Everything about this node; all nodes must call it together."""
+    """Measure this node. All nodes must call it together."""
     import torch
 
     given = os.environ.get("SLURM_GPUS_ON_NODE", "")
@@ -186,12 +186,14 @@ def look(folder: Path, rank: int, world: int) -> Node:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the run will write")
-    parser.add_argument("--output", type=Path, required=True, help="JSON of what was found")
-    parser.add_argument("--min-disk-gb", type=float, default=20, help="free for the run (default 20)")
-    parser.add_argument("--max-clock-off", type=float, default=2, help="seconds (default 2)")
-    parser.add_argument("--slow-share", type=float, default=0.5, help="of the median (default 0.5)")
-    parser.add_argument("--min-network", type=float, default=0, help="MB/s, whatever the median (default 0)")
+    parser.add_argument("--folder", type=Path, required=True, help="folder that the run will write to")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for measurements and findings")
+    parser.add_argument("--min-disk-gb", type=float, default=20, help="GB that must be free for the run (default 20)")
+    parser.add_argument("--max-clock-off", type=float, default=2, help="largest clock offset, seconds (default 2)")
+    parser.add_argument(
+        "--slow-share", type=float, default=0.5, help="a node below this share of the median is slow (default 0.5)"
+    )
+    parser.add_argument("--min-network", type=float, default=0, help="lowest network rate, MB/s (default 0)")
     a = parser.parse_args()
     import torch
     import torch.distributed as dist

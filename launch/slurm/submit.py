@@ -1,14 +1,14 @@
-"""Submit a pipeline's stages to Slurm as a chain of jobs; look at them; cancel them.
+"""Submit a pipeline's stages to Slurm as a chain of jobs; show their states; cancel them.
 
-    myllm submit poetry-tiny --site mine --dry-run     # the sbatch commands, nothing is written
-    myllm submit poetry-tiny --site mine               # the same again later: only what is missing
+    myllm submit poetry-tiny --site mine --dry-run     # print the sbatch commands, write nothing
+    myllm submit poetry-tiny --site mine               # run it again later to submit only the missing stages
     myllm status poetry-tiny
     myllm cancel poetry-tiny
 
-A submission freezes what its jobs will read in `runs/<name>/slurm/<n>/`: the code, recipes and site file as they are
-now (`code/`, `site.sh`), the stages' commands (`pipeline.json`), the git revision with what differs from it
-(`revision.txt`). Job ids go to `runs/<name>/slurm/jobs.json` as they come. Each job runs one stage
-(`launch/slurm/stage.sbatch`, `launch.slurm.job`) after the one before it has succeeded.
+A submission copies what its jobs will read to `runs/<name>/slurm/<n>/`: the code, recipes and site file as they are
+now (`code/`, `site.sh`), the stages' commands (`pipeline.json`), the git revision and the changes since
+(`revision.txt`). Each job id is added to `runs/<name>/slurm/jobs.json` at once. Each job runs one stage
+(`launch/slurm/stage.sbatch`, `launch.slurm.job`) after the job before it has succeeded.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NOT_CODE = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info", "bu
 @dataclass(frozen=True)
 class Planned:
     """A job to submit: its stage, sbatch's options without the dependency, the script with its arguments, and the
-    commands that it will run."""
+    commands of the stage."""
 
     stage: str
     options: list[str]
@@ -50,7 +50,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that was submitted, as `jobs.json` keeps it."""
+    """A submitted job, as stored in `jobs.json`."""
 
     id: int
     stage: str
@@ -68,13 +68,13 @@ def submitted_jobs(run: Run) -> list[Submitted]:
 
 
 def git(*arguments: str) -> str:
-    """Output of git in the repository; empty where this is no clone."""
+    """Output of git in the repository; empty if it is not a git clone."""
     done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
     return done.stdout if done.returncode == 0 else ""
 
 
 def copy_code(target: Path) -> None:
-    """Copy the repository's files: those that git does not ignore, or, without git, all but environments and runs."""
+    """Copy the repository's files that git does not ignore; without git, all files but environments and runs."""
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if not listed:
         shutil.copytree(REPOSITORY, target, ignore=NOT_CODE, dirs_exist_ok=True)
@@ -86,10 +86,10 @@ def copy_code(target: Path) -> None:
 
 
 def freeze(pipeline: Pipeline, run: Run, site: Site, number: int) -> Path:
-    """Make the folder of a submission; returns it.
+    """Create the folder of a submission and return it.
 
     Raises:
-        UserError: the run's folder cannot be written.
+        UserError: the run's folder is not writable.
     """
     folder = run.folder / "slurm" / str(number)
     try:
@@ -99,7 +99,7 @@ def freeze(pipeline: Pipeline, run: Run, site: Site, number: int) -> Path:
             home = Path(site.environment.get("MYLLM_ENVIRONMENTS", REPOSITORY))
             for name in ENVIRONMENTS.values():
                 (aside / "code" / name).symlink_to(home / name)
-            (aside / "code" / "runs").symlink_to(REPOSITORY / "runs")  # commands name runs from the repository's folder
+            (aside / "code" / "runs").symlink_to(REPOSITORY / "runs")  # commands name runs relative to the repository
             shutil.copy(site.path, aside / "site.sh")
             changes = git("status", "--short") + git("diff", "HEAD")
             write_text(aside / "revision.txt", f"revision {git('rev-parse', 'HEAD').strip() or 'unknown'}\n{changes}")
@@ -114,17 +114,17 @@ def freeze(pipeline: Pipeline, run: Run, site: Site, number: int) -> Path:
         )
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder} cannot be written ({error.strerror}): no job could log there; mend "
-            "it, or give --run-folder"
+            f"{error.filename or folder} cannot be written ({error.strerror}), so no job could log there: make it "
+            "writable, or give --run-folder"
         ) from None
     return folder
 
 
 def what_is_missing(pipeline: Pipeline, run: Run, stages: list[Stage]) -> list[Stage]:
-    """Those of the stages that are not done, or need one that is not.
+    """The given stages that are not done, or that need a stage which is not done.
 
     Raises:
-        UserError: one that is needed is neither done nor among them.
+        UserError: a stage that they need is neither done nor given.
     """
     known: dict[str, str] = {}
     missing: list[Stage] = []
@@ -140,10 +140,10 @@ def what_is_missing(pipeline: Pipeline, run: Run, stages: list[Stage]) -> list[S
 
 
 def machines(stage: Stage) -> tuple[int, list[str]]:
-    """Nodes that a stage runs on, and sbatch's options for them: a pretraining's are its hardware recipe's.
+    """Number of nodes for a stage, and sbatch's options for them. For pretraining the hardware recipe decides.
 
     Raises:
-        UserError: the recipe cannot be read, or its layout is impossible.
+        UserError: the recipe cannot be read, or its layout is not possible.
     """
     command = trains(stage)
     if command is None:
@@ -163,7 +163,7 @@ def machines(stage: Stage) -> tuple[int, list[str]]:
 
 
 def plan(run: Run, stages: list[Stage], site: Site, submission: Path) -> list[Planned]:
-    """The jobs of a chain. Where the site forbids requeueing, a stage that trains becomes several."""
+    """The jobs of a chain. If the site forbids requeueing, a stage that trains becomes several jobs."""
     planned = []
     for stage in stages:
         nodes, where = machines(stage)
@@ -186,7 +186,7 @@ def plan(run: Run, stages: list[Stage], site: Site, submission: Path) -> list[Pl
 
 
 def dependency(previous: int | str | None, after: list[int], singleton: bool) -> list[str]:
-    """sbatch's options that make a job wait. A singleton waits for the jobs of its name, however they ended."""
+    """sbatch's options that make a job wait. A singleton waits for all earlier jobs of its name, failed ones too."""
     waits = [f"afterok:{':'.join(map(str, after))}"] if after else []
     if previous is not None:
         waits.append(f"afterok:{previous}")
@@ -196,7 +196,7 @@ def dependency(previous: int | str | None, after: list[int], singleton: bool) ->
 
 
 def chained(planned: list[Planned]) -> Iterator[tuple[Planned, str | None]]:
-    """Each job with the stage whose last job it waits for; None for the first stage's."""
+    """Each job with the stage whose last job it waits for; None for jobs of the first stage."""
     before: str | None = None
     for i, job in enumerate(planned):
         if i and planned[i - 1].stage != job.stage:
@@ -209,10 +209,10 @@ def show(planned: list[Planned], site: Site, after: list[int]) -> None:
     for name, value in site.environment.items():
         if name.startswith("SBATCH_"):
             print(f"export {name}={shlex.quote(value)}")
-    told = ""
+    printed = ""
     for job, before in chained(planned):
-        if job.stage != told:
-            told = job.stage
+        if job.stage != printed:
+            printed = job.stage
             print("\n".join(f"# {shlex.join(command)}" for command in job.commands))
         waits = dependency(f"${before}" if before else None, [] if before else after, job.singleton)
         words = [shlex.join(["sbatch", "--parsable", *job.options]), *waits, shlex.join(job.script)]
@@ -220,23 +220,26 @@ def show(planned: list[Planned], site: Site, after: list[int]) -> None:
 
 
 def alone(run: Run) -> IO[str]:
-    """Hold the right to submit for a run: two at once would take the same folder, and forget each other's jobs."""
+    """Lock a run for submission: two at once would use the same folder and overwrite each other's job list."""
     try:
-        return hold_lock(run.folder / ".submit.lock", f"another `myllm submit` of {run.name} is at work: wait for it")
+        return hold_lock(
+            run.folder / ".submit.lock", f"another `myllm submit` of {run.name} is running: wait until it ends"
+        )
     except OSError as error:
         raise UserError(
-            f"{error.filename or run.folder} cannot be written ({error.strerror}): mend it, or give --run-folder"
+            f"{error.filename or run.folder} cannot be written ({error.strerror}): make it writable, or give "
+            "--run-folder"
         ) from None
 
 
 def submit_pipeline(
     pipeline: Pipeline, run: Run, stages: list[Stage], site: Site, after: list[int], dry_run: bool
 ) -> list[Submitted]:
-    """Check, freeze and submit the given stages as a chain; returns its jobs, already written to the run.
+    """Check the given stages, copy the code and submit them as a chain; returns its jobs, already in `jobs.json`.
 
     Raises:
-        UserError: nothing was submitted: jobs of this run still wait or run, Slurm refuses one of the jobs, a job to
-            wait for is dead, or the run's folder cannot be written.
+        UserError: nothing was submitted, because jobs of this run are still pending or running, Slurm refuses a job, a
+            job to wait for failed or is unknown, or the run's folder is not writable.
     """
     with nullcontext() if dry_run else alone(run):
         missing = what_is_missing(pipeline, run, stages)
@@ -257,7 +260,7 @@ def submit_pipeline(
         if busy:
             numbers = ", ".join(str(job.id) for job in busy)
             raise UserError(
-                f"jobs {numbers} of {run.name} still wait or run: let them end, or `myllm cancel {run.name}`"
+                f"jobs {numbers} of {run.name} are still pending or running: wait, or run `myllm cancel {run.name}`"
             )
         scheduler.refuse_dead(after)
         for job in {tuple(job.options): job for job in planned}.values():
@@ -266,7 +269,7 @@ def submit_pipeline(
             except UserError as error:
                 raise UserError(f"{error} (stage {job.stage}, site file {site.path})") from None
         freeze(pipeline, run, site, number)
-        for stage in missing:  # one that is done, of a stage that is not, would else skip itself
+        for stage in missing:  # a done stage must run again if a stage that it needs does
             manifest_path(run, stage.name).unlink(missing_ok=True)
         return _submit(planned, run, number, environment, known, after)
 
@@ -279,7 +282,7 @@ def _submit(
     known: list[Submitted],
     after: list[int],
 ) -> list[Submitted]:
-    """Submit the chain; cancels what it had submitted when a job is refused midway."""
+    """Submit the chain. If Slurm refuses a job midway, cancel the jobs submitted so far."""
     jobs: list[Submitted] = []
     last: dict[str, int] = {}  # a stage's newest job
     for job, before in chained(planned):
@@ -301,7 +304,7 @@ def _submit(
 
 
 def states(run: Run) -> dict[str, tuple[Submitted, scheduler.Job]]:
-    """The newest submitted job of each stage with its state; of a chain the first that is not over."""
+    """The newest submitted job of each stage with its state; in a chain, the first job that has not ended."""
     known = submitted_jobs(run)
     newest = max((job.submission for job in known), default=0)
     found = scheduler.find_jobs(job.id for job in known if job.submission == newest) if known else {}
@@ -313,7 +316,7 @@ def states(run: Run) -> dict[str, tuple[Submitted, scheduler.Job]]:
 
 
 def describe(entry: Submitted, job: scheduler.Job) -> str:
-    """One job for `myllm status`."""
+    """A job's state as `myllm status` prints it."""
     if job.alive:
         return f"job {job.id} {job.state} {job.elapsed} {job.why}".rstrip()
     ended: dict[str, Any] = {"COMPLETED": "", scheduler.UNKNOWN: " (Slurm has forgotten it)"}
@@ -321,7 +324,7 @@ def describe(entry: Submitted, job: scheduler.Job) -> str:
 
 
 def cancel_run(run: Run) -> list[int]:
-    """Cancel every job of a run that waits or runs; returns their ids."""
+    """Cancel every pending or running job of a run; returns their ids."""
     found = scheduler.find_jobs(job.id for job in submitted_jobs(run)).values()
     alive = [job.id for job in found if job.alive and job.state != "COMPLETING"]
     if alive:

@@ -1,5 +1,5 @@
-"""What is worth training on: simplification, rules for prose and verse, masking of personal data.
+"""Clean documents: quality filter, conversion to Simplified Chinese, masking of personal data.
 
-In: JSON lines of documents. Out: the same, fewer, with what was dropped and why beside them.
-`clean` applies the rules of `quality` (`characters`, `phrases`); `simplify` is OpenCC; `privacy` masks.
+Input: JSON lines of documents. Output: the kept documents, and beside them the dropped ones with the reason.
+`clean` applies the rules of `quality` (`characters`, `phrases`); `simplify` runs OpenCC; `privacy` masks personal data.
 """

@@ -1,7 +1,7 @@
-"""Characters of many documents as one array, so that rules cost nanoseconds a character instead of microseconds.
+"""Hold the characters of many documents in one array, so that rules take nanoseconds per character, not microseconds.
 
-A batch of texts becomes the array of its code points, each text followed by a line feed, and an array of kinds (what
-sort of character each is). Everything that the rules ask, shares, lines, n-grams, is then a few passes of numpy.
+A batch of texts becomes an array of code points, each text followed by a line feed, and an array with the kind of each
+character. Everything that the rules need (shares, lines, n-grams) is then computed with a few numpy passes.
 
     characters = Characters.of(["春风。", "明月。"])
     characters.counts()[:, CHINESE]      # Chinese characters of each text
@@ -18,15 +18,15 @@ import numpy as np
 
 OTHER, CHINESE, SPACE, NEWLINE, LETTER, DIGIT, SENTENCE, CONTROL, LATIN, GARBLED, KINDS = range(11)
 SENTENCE_MARKS = "，。！？；：、…,.!?;:"
-LINE_ENDS = "。！？；：…”』」）》!?;.:)"  # what a line of running text ends with
-TOP = 0x40000  # code points from here on (tags, private planes) count as this one
-# U+FFFD stands where bytes could not be read; Latin letters with accents are what UTF-8 read as Latin-1 looks like
+LINE_ENDS = "。！？；：…”』」）》!?;.:)"  # the last character of a line of running text
+TOP = 0x40000  # larger code points (tags, private planes) are clipped to this one
+# U+FFFD replaces undecodable bytes; accented Latin letters are the sign of UTF-8 decoded as Latin-1
 REPLACEMENT = 0xFFFD
 
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 _BASE = np.uint64(0xD6E8FEB86659FD93)  # odd: the rolling hash is a polynomial in it, modulo 2^64
 
-# The commonest characters and marks: their UTF-8 read as GBK gives the characters by which that mishap is known.
+# The most common characters and marks: their UTF-8 decoded as GBK gives the characters that reveal this error.
 _COMMONEST = "的一是了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年，。、：；！？“”"
 
 
@@ -36,9 +36,9 @@ def is_chinese(character: str) -> bool:
 
 
 def garbled_characters() -> str:
-    """Characters that stand in text whose UTF-8 was read as GBK, and hardly ever in Chinese: 锛 銆 鐨 鏄 …"""
+    """Characters common in UTF-8 text decoded as GBK, but very rare in Chinese: 锛 銆 鐨 鏄 …"""
     seen = {c for mark in _COMMONEST for c in (mark * 2).encode().decode("gbk", "ignore") if is_chinese(c)}
-    # level 1 of GB 2312 (first byte 0xB0 to 0xD7) holds the 3,755 characters in daily use: those prove nothing
+    # level 1 of GB 2312 (first byte 0xB0 to 0xD7) is the 3,755 characters in daily use, so they are left out
     return "".join(sorted(c for c in seen if not 0xB0 <= (c.encode("gb2312", "ignore") or b"\0")[0] <= 0xD7))
 
 
@@ -62,7 +62,7 @@ def kinds_table() -> np.ndarray:
         elif 0x80 <= code < 0x100:
             table[code] = LATIN
     table[0xB7] = OTHER  # the middle dot of foreign names
-    for code in (0xA7, 0xB0, 0xB1, 0xD7, 0xF7):  # § ° ± × ÷ are at home in Chinese text
+    for code in (0xA7, 0xB0, 0xB1, 0xD7, 0xF7):  # § ° ± × ÷ are usual in Chinese text
         table[code] = OTHER
     for code in range(0xFF10, 0xFF1A):
         table[code] = DIGIT
@@ -120,22 +120,22 @@ class Characters:
         key: np.ndarray = self.owners() * KINDS
         key += self.kinds
         counts = np.bincount(key, minlength=self.count * KINDS).reshape(self.count, KINDS)
-        counts[:, NEWLINE] -= 1  # the line feed that ends a text here is not its own
+        counts[:, NEWLINE] -= 1  # the line feed that this class adds after each text does not count
         return counts
 
     def without_space(self) -> Characters:
-        """The same texts with white space and control characters left out."""
+        """The same texts without white space and control characters."""
         return self.only((self.kinds != SPACE) & (self.kinds != NEWLINE) & (self.kinds != CONTROL))
 
     def only(self, keep: np.ndarray) -> Characters:
-        """The same texts with no other characters than those where `keep` is true (it is changed)."""
+        """The same texts with only the characters where `keep` is true. Modifies `keep`."""
         keep[self.ends] = True
         place: np.ndarray = np.zeros(len(keep) + 1, dtype=np.int64)
         np.cumsum(keep, out=place[1:])
         return Characters(self.codes[keep], self.kinds[keep], place[self.starts], place[self.ends])
 
     def window_starts(self, size: int) -> np.ndarray:
-        """Where windows of `size` characters inside one text begin; the text's line feed is never part of one."""
+        """Start positions of the windows of `size` characters within each text, its line feed excluded."""
         counts = np.maximum(self.ends - self.starts - size + 1, 0)
         shift: np.ndarray = np.repeat(self.starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
         return np.arange(counts.sum()) + shift
@@ -146,7 +146,7 @@ class Characters:
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
-    """Spread 64-bit values over all their bits, in place (the finish of a multiplicative hash)."""
+    """Mix the bits of 64-bit values, in place (the final step of a multiplicative hash)."""
     values ^= values >> np.uint64(31)
     values *= _MIX[0]
     values ^= values >> np.uint64(29)
@@ -156,10 +156,10 @@ def mixed(values: np.ndarray) -> np.ndarray:
 
 
 def window_hashes(codes: np.ndarray, size: int) -> np.ndarray:
-    """A 64-bit hash of the `size` characters from every position on; shape [len(codes) - size + 1].
+    """A 64-bit hash of the `size` characters that start at each position; shape [len(codes) - size + 1].
 
-    A polynomial hash (Karp and Rabin 1987), windows doubled until they are long enough, so that a window of 13
-    costs five multiplications and not thirteen.
+    A polynomial hash (Karp and Rabin 1987). Windows are doubled until they are long enough, so that a window of 13
+    takes five multiplications instead of thirteen.
     """
     if len(codes) < size:
         return np.zeros(0, dtype=np.uint64)
@@ -174,7 +174,7 @@ def window_hashes(codes: np.ndarray, size: int) -> np.ndarray:
         if rest & 1:
             if whole is None:
                 whole = power.copy()
-            else:  # the window so far, then `width` characters more
+            else:  # extend the window by `width` characters
                 length = len(power) - covered
                 whole = whole[:length] * _BASE ** np.uint64(width) + power[covered:]
             covered += width

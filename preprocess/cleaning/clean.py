@@ -1,21 +1,21 @@
-"""Drop documents that are not worth training on, and say why.
+"""Drop low-quality documents, and write out the dropped ones with the reason.
 
-    myllm clean --input F.jsonl.zst --output G.jsonl.zst --rules verse
+    myllm clean --input F.jsonl.zst --output G.jsonl.zst --rules prose
+    myllm clean --input F.jsonl.zst --output G.jsonl.zst --rules my_rules.keep
 
-A rule set is a function from a document to the reason for dropping it, or None. Dropped documents are written beside
-the output (`*.dropped.jsonl.zst`) with their reason, so that a threshold can be judged by what it costs.
+Dropped documents are written beside the output (`*.dropped.jsonl.zst`) with the reason, so that you can see the effect
+of a threshold.
 
-The rule set `verse` keeps regular verse: 4 to 12 lines, all of five or all of seven characters, nothing lost. The
-kept text names its form first (`五绝：`, `七律：`), so that a model learns to obey a form before it is asked for one.
-The rule set `prose` is for running text of any kind: `preprocess.cleaning.quality` holds its rules and their
-thresholds; `--set min_characters=50` replaces one.
+`--rules prose` is for running text of any kind: `preprocess.cleaning.quality` defines its rules and thresholds;
+`--set min_characters=50` changes a threshold. `--rules MODULE.FUNCTION` calls your own function: it takes a document
+{"id", "text", "metadata"}, may change it, and returns the reason for dropping it, or None to keep it.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from itertools import islice
@@ -24,65 +24,54 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest, run_main
 from artifacts.files import read_jsonl, write_jsonl
+from artifacts.plugs import load_function
 from artifacts.stage import report_metrics
-from artifacts.verse import NUMERALS, VERSE_LINES, couplets, verse_form, verse_lines
-from preprocess.cleaning.characters import is_chinese
 from preprocess.cleaning.quality import Thresholds, judge, normalise_rows
 
 Document = dict[str, Any]
+Rule = Callable[[Document], str | None]  # the reason for dropping a document, or None to keep it
 
-BATCH = 1024  # documents judged in one call
-
-
-def verse(document: Document) -> str | None:
-    """Keep regular verse only; on keeping, the text is set anew: `五绝：line，line。line，line。`"""
-    lines = verse_lines(document["text"])
-    if len(lines) not in VERSE_LINES:
-        return "number of lines"
-    if len(lines[0]) not in NUMERALS or any(len(line) != len(lines[0]) for line in lines):
-        return "line length"
-    if not all(is_chinese(character) for line in lines for character in line):
-        return "lacuna or foreign character"
-    document["text"] = f"{verse_form(lines)}：{couplets(lines)}"
-    document["metadata"]["line_length"] = len(lines[0])
-    return None
+BATCH = 1024  # documents per call of the rules
 
 
 def prose(document: Document, thresholds: Thresholds = Thresholds()) -> str | None:  # noqa: B008 (frozen)
-    """Judge one document of running text; its text is set in order (`preprocess.cleaning.quality.normalised`)."""
+    """Normalise one document of running text in place, and return the reason for dropping it, or None."""
     normalise_rows([document])
     return judge([document["text"]], thresholds)[0]
 
 
-RULES = ("verse", "prose")
-
-
 def thresholds_of(settings: list[str]) -> Thresholds:
-    """`name=value` pairs over the defaults; raises UserError for a name or a value that cannot be."""
+    """Default thresholds, overridden by `name=value` pairs. Raises UserError for an unknown name or a bad value."""
     known = {field.name: type(field.default) for field in fields(Thresholds)}
     changed: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or name not in known:
-            raise UserError(f"--set {setting}: want NAME=VALUE{nearest(name, known)}; names: {', '.join(known)}")
+            raise UserError(
+                f"--set {setting}: give NAME=VALUE with a known name{nearest(name, known)}; names: {', '.join(known)}"
+            )
         try:
             changed[name] = float(value) if known[name] is float else int(value)
         except ValueError:
-            raise UserError(f"--set {setting}: {name} wants a number") from None
+            kind = "a number" if known[name] is float else "an integer"
+            raise UserError(f"--set {setting}: {name} must be {kind}") from None
     return replace(Thresholds(), **changed)
 
 
 def clean(
     source: Path,
-    rules: str,
+    rule: Rule | None,
     reasons: Counter[str],
     thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
 ) -> Iterator[tuple[Document, str | None]]:
-    """Every document with the reason for dropping it, or None; `reasons` is counted up."""
+    """Yield every document with the reason for dropping it, or None; counts the reasons in `reasons`.
+
+    Without a rule, the rules for running text with `thresholds` decide.
+    """
     documents = read_jsonl(source)
     while batch := list(islice(documents, BATCH)):
-        if rules == "verse":
-            found = [verse(document) for document in batch]
+        if rule:
+            found = [rule(document) for document in batch]
         else:
             normalise_rows(batch)
             found = judge([document["text"] for document in batch], thresholds)
@@ -96,7 +85,7 @@ def dropped_path(output: Path) -> Path:
 
 
 def split_out(rows: Iterator[tuple[Document, str | None]], output: Path) -> None:
-    """Write kept documents to `output` and dropped ones beside it, in one pass and constant memory."""
+    """Write kept documents to `output` and dropped ones to `dropped_path(output)`, in one pass and constant memory."""
     import orjson
     import zstandard
 
@@ -120,14 +109,17 @@ def split_out(rows: Iterator[tuple[Document, str | None]], output: Path) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl.zst file")
-    parser.add_argument("--rules", choices=RULES, required=True)
+    parser.add_argument("--rules", metavar="prose|MODULE.FUNCTION", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a threshold of `prose`")
     arguments = parser.parse_args()
     reasons: Counter[str] = Counter()
     thresholds = thresholds_of(arguments.set)
-    split_out(clean(arguments.input, arguments.rules, reasons, thresholds), arguments.output)
+    rule = None if arguments.rules == "prose" else load_function(arguments.rules, "--rules")
+    if rule and arguments.set:
+        raise UserError(f"--set works only with `--rules prose`: leave it out with --rules {arguments.rules}")
+    split_out(clean(arguments.input, rule, reasons, thresholds), arguments.output)
     report_metrics(documents_in=reasons.total(), documents=reasons.pop("kept", 0), dropped=dict(reasons))
 
 

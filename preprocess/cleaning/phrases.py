@@ -1,9 +1,9 @@
-"""Phrases by which adverts and page furniture are known, and a search for all of them at once.
+"""Lists of phrases typical of adverts and page furniture (boilerplate), and a search for all of them at once.
 
     finder().counts(characters)     # hits of each group in each text
 
-The lists are the project's own; they hold what is hardly ever written in running text. One phrase proves nothing:
-`preprocess.cleaning.quality` asks for several different ones, or for a dense crowd.
+The lists are the project's own; their phrases are very rare in running text. A single phrase is no evidence:
+`preprocess.cleaning.quality` requires several different ones, or a high share of the text.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _BUCKETS = 1 << 16
 
 @dataclass(frozen=True)
 class Finder:
-    """Every phrase by its first two characters; `candidates` says which hashes of two characters begin any."""
+    """Phrases indexed by their first two characters; `candidates` marks the hashes of pairs that begin a phrase."""
 
     candidates: np.ndarray  # bool [65536]
     by_pair: dict[int, list[tuple[int, int, list[int]]]]  # pair -> (group, phrase number, code points)
 
     def find(self, characters: Characters) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Every hit: the text it stands in, its group, the phrase's number, its length (four arrays of one length)."""
+        """All hits as four arrays of equal length: text, group, number of the phrase, length of the phrase."""
         codes = characters.codes
         pairs = (codes[:-1] * np.uint32(31) + codes[1:]) & np.uint32(_BUCKETS - 1)
         places = np.flatnonzero(self.candidates[pairs])
@@ -67,7 +67,7 @@ class Finder:
         return found[:, 0], found[:, 1], found[:, 2], found[:, 3]
 
     def counts(self, characters: Characters) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """For each group: how many different phrases each text holds, and how many characters all hits cover."""
+        """For each group: number of different phrases, and of characters covered by all hits; both of shape [texts]."""
         texts, groups, numbers, lengths = self.find(characters)
         counted = {}
         for index, group in enumerate(GROUPS):

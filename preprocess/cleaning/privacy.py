@@ -1,4 +1,4 @@
-"""Mask what identifies a person: mail addresses, mainland mobile and identity numbers. On by default, and counted.
+"""Mask and count personal data: mail addresses, and mobile and identity numbers of mainland China.
 
     myllm mask --input F.jsonl --output G.jsonl
 
@@ -6,8 +6,8 @@
 
 Mobile numbers: eleven digits, 1 then 3 to 9 (numbering plan of the Ministry of Industry and Information Technology,
 2017), with or without +86 and with single hyphens or spaces between the groups. Identity numbers: eighteen
-characters with a date of birth and the check digit of GB 11643-1999 (ISO 7064 MOD 11-2); a number whose check digit
-is wrong is some other number and stays. Digits may be full width.
+characters with a date of birth and the check digit of GB 11643-1999 (ISO 7064 MOD 11-2); a number with a wrong check
+digit is not an identity number and is kept. Digits may be full width. `myllm corpora` masks by default.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from artifacts.files import read_jsonl, write_jsonl
 from artifacts.stage import report_metrics
 
 MAIL, PHONE, IDENTITY = "[邮箱]", "[电话]", "[身份证号]"
-BATCH = 1024  # documents masked in one call
+BATCH = 1024  # documents per call
 SEPARATOR = "\x1e"
 
-# the engine looks for the first literal or class by itself, so lookbehinds stand after it
+# the regex engine searches fast for a leading literal or class, so lookbehinds come after it
 _MAIL = re.compile(r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])")
 _LOCAL_PART = re.compile(r"[A-Za-z0-9._%+\-]{1,64}\Z")
 _PHONE = re.compile(r"[1１](?<![\d０-９.][1１])[3-9３-９]\d[- ]?\d{4}[- ]?\d{4}(?![\d０-９])(?!\.\d)(?![A-Za-z])")
@@ -70,7 +70,7 @@ def _mask_phones(text: str, counts: Counter[str]) -> str:
 
 
 def mask(text: str, counts: Counter[str]) -> str:
-    """The text with identifying numbers and addresses replaced; `counts` is added to."""
+    """Replace identifying numbers and addresses in a text; adds the number of each kind to `counts`."""
 
     def identity(match: re.Match[str]) -> str:
         if not valid_identity(match[0]):
@@ -78,20 +78,20 @@ def mask(text: str, counts: Counter[str]) -> str:
         counts["identity numbers"] += 1
         return IDENTITY
 
-    # identity numbers first: a phone number may stand inside one, never the other way
+    # identity numbers first: one can contain a phone number, never the reverse
     text = _IDENTITY.sub(identity, text)
     text = _mask_phones(text, counts)
     return _mask_mails(text, counts) if "@" in text else text
 
 
 def mask_rows(rows: list[dict[str, Any]]) -> Counter[str]:
-    """Mask the texts of a batch in place, many at once (a call costs more than a short text); counts what was found."""
+    """Mask the texts of a batch in place, joined (a call costs more than a short text). Returns the counts."""
     counts: Counter[str] = Counter()
     joined = SEPARATOR.join(row["text"] for row in rows)
     masked = mask(joined, counts)
     if masked is not joined and masked != joined:
         parts = masked.split(SEPARATOR)
-        if len(parts) != len(rows):  # a text holds the separator itself: one by one
+        if len(parts) != len(rows):  # a text contains the separator: mask one by one
             counts.clear()
             parts = [mask(row["text"], counts) for row in rows]
         for row, text in zip(rows, parts):
@@ -101,8 +101,8 @@ def mask_rows(rows: list[dict[str, Any]]) -> Counter[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     arguments = parser.parse_args()
     counts: Counter[str] = Counter()
 

@@ -1,9 +1,9 @@
-"""Which running text is worth training on, judged by its characters alone: no word segmentation, no model.
+"""Filter low-quality running text by character statistics, without word segmentation or a model.
 
     myllm clean --rules prose --input F.jsonl --output G.jsonl
 
-`judge` takes a batch of texts and gives for each the reason for dropping it, or None. Every threshold is a field of
-`Thresholds`, with its source; `myllm clean --set min_characters=50` replaces one.
+`judge` takes a batch of texts and returns for each the reason for dropping it, or None. Every threshold is a field of
+`Thresholds`, with its source; `myllm clean --set min_characters=50` changes one.
 """
 
 from __future__ import annotations
@@ -35,46 +35,46 @@ CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff0-\ufffc\ufffe\uffff]"
 )
 LINE_BREAKS = re.compile("\r\n?|[\u2028\u2029\x85]")
-# drawn tables and rules: a vocabulary would learn them as words
+# box-drawing characters and rules: a tokenizer would learn them as words
 RULED = "-=_*~#+.·—…"
 ORNAMENTS = re.compile(f"[\u2500-\u259f]+|([{re.escape(RULED)}])\\1{{5,}}")
 BLANKS = " \t\u3000\xa0"
 TRAILING = re.compile(f"[{BLANKS}]+\n|\n{{3,}}")
-# what tells that a batch needs any of this: one class for the engine, and substrings, which are found much faster
+# a fast test whether a batch needs any of this: one regex class, and substrings, which are found much faster
 SUSPECT = re.compile(CONTROLS.pattern[:-1] + "\u2028\u2029\u2500-\u259f]")
 SUSPECT_PARTS = ["\n\n\n", *(blank + "\n" for blank in BLANKS), *(mark * 6 for mark in RULED)]
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Shares are of 1. A text goes when a value lies beyond its threshold.
+    """Thresholds of the quality filter; shares are between 0 and 1. A text beyond a threshold is dropped.
 
     Sources: CWT = ChineseWebText (Chen et al. 2023, arXiv 2311.01149, section 3); FW2 = FineWeb 2's tuned values for
-    cmn_Hani (Penedo et al. 2025, configs/cmn_Hani.yml); Gopher = Rae et al. 2021, table A1; own = set here, judged by
-    `python -m benchmarks.preprocess` on real clean prose and planted junk.
+    cmn_Hani (Penedo et al. 2025, configs/cmn_Hani.yml); Gopher = Rae et al. 2021, table A1; own = chosen here with
+    `python -m benchmarks.preprocess`, on real clean prose and planted junk.
     """
 
-    min_characters: int = 10  # without white space; WuDaoCorpora (Yuan et al. 2021) drops pages below ten
-    min_chinese: float = 0.2  # of the same; CWT asks 0.3, below which lies real technical prose with commands in it
-    max_mojibake: float = 0.03  # of the same: accented Latin letters and U+FFFD; own
-    max_garbled: float = 0.08  # of Chinese characters: those of UTF-8 read as GBK; own
+    min_characters: int = 10  # white space excluded; WuDaoCorpora (Yuan et al. 2021) drops pages below ten
+    min_chinese: float = 0.2  # of these characters; CWT uses 0.3, which drops technical prose with commands in it
+    max_mojibake: float = 0.03  # of these characters: accented Latin letters and U+FFFD; own
+    max_garbled: float = 0.08  # of Chinese characters: those typical of UTF-8 decoded as GBK; own
     min_sentence_marks: float = 0.01  # of the characters that are not white space; own (running text has 0.08 to 0.15)
     max_digits: float = 0.4  # of the characters that are not white space; own
-    max_repeated_lines: float = 0.287  # lines that stand before in the same text, of all lines; FW2 dup_line_frac
-    max_repeated_windows: float = 0.5  # windows of 13 characters that stand before; CWT
+    max_repeated_lines: float = 0.287  # share of lines that repeat an earlier one of the text; FW2 dup_line_frac
+    max_repeated_windows: float = 0.5  # share of 13-character windows that repeat an earlier one; CWT
     repeated_window: int = 13  # characters; CWT
-    min_line_ends: float = 0.106  # lines that end like a sentence, of all lines; FW2 line_punct_thr
-    min_line_length: float = 10.0  # mean, asked only where too few lines end like a sentence; CWT
-    max_line_breaks: float = 0.178  # line feeds to characters, asked as above; FW2 new_line_ratio
-    advert_phrases: int = 3  # so many different ones are an advert whatever the length ...
-    advert_share: float = 0.05  # ... and so are two, or one in a text of a few lines, that fill this share; own
-    furniture_phrases: int = 4  # different ones, where they fill `furniture_share`; own
+    min_line_ends: float = 0.106  # share of lines that end like a sentence; FW2 line_punct_thr
+    min_line_length: float = 10.0  # mean; checked only if too few lines end like a sentence; CWT
+    max_line_breaks: float = 0.178  # line feeds per character, checked as above; FW2 new_line_ratio
+    advert_phrases: int = 3  # this many different ones that fill a fifth of `advert_share`, ...
+    advert_share: float = 0.05  # ... or two that fill this share, or one that fills twice this share; own
+    furniture_phrases: int = 4  # different ones, if they fill `furniture_share`; own
     furniture_share: float = 0.08
-    garbage_phrases: int = 2  # 锟斤拷 and the like; own
+    garbage_phrases: int = 2  # such as 锟斤拷; own
 
 
 def normalised(text: str) -> str:
-    """NFC; line feeds alone for line breaks; no control or invisible characters, drawn rules or trailing blanks."""
+    """Normalise a text: NFC, line feeds as line breaks, no control or invisible characters, rules, trailing blanks."""
     text = LINE_BREAKS.sub("\n", unicodedata.normalize("NFC", text))
     text = ORNAMENTS.sub(lambda match: (match[1] or "") * 3, CONTROLS.sub("", text))
     while (cut := TRAILING.sub(lambda match: match[0].lstrip(BLANKS)[:2], text)) != text:
@@ -83,7 +83,7 @@ def normalised(text: str) -> str:
 
 
 def normalise_rows(rows: list[dict]) -> None:
-    """Set the texts of a batch in order, in place. Most texts need nothing; one look at all tells which batches do."""
+    """Normalise the texts of a batch in place. One search over the joined texts skips batches that need no change."""
     joined = "\n".join([row["text"] for row in rows])
     untidy = SUSPECT.search(joined) or any(part in joined for part in SUSPECT_PARTS)
     if untidy or not unicodedata.is_normalized("NFC", joined):
@@ -96,10 +96,10 @@ def normalise_rows(rows: list[dict]) -> None:
 
 @dataclass(frozen=True)
 class Lines:
-    """What the rules ask of the lines of each text; blank lines do not count."""
+    """Line statistics of each text, without blank lines; arrays of shape [texts]."""
 
     count: np.ndarray  # lines of each text
-    repeated: np.ndarray  # of them, those that stand before in the same text
+    repeated: np.ndarray  # of them, those that repeat an earlier line of the text
     ended: np.ndarray  # of them, those that end like a sentence
 
     @staticmethod
@@ -109,10 +109,10 @@ class Lines:
         codes, kinds = characters.codes[keep], characters.kinds[keep]
         place: np.ndarray = np.zeros(len(keep) + 1, dtype=np.int64)
         np.cumsum(keep, out=place[1:])
-        ends = np.flatnonzero(kinds == NEWLINE)  # every text ends with one, so every line does
+        ends = np.flatnonzero(kinds == NEWLINE)  # every text ends with a line feed, so every line does
         starts = np.concatenate(([0], ends[:-1] + 1))
         lengths = ends - starts
-        # a line's hash: the sum over its characters of a mix of character and place in the line
+        # hash of a line: the sum of a hash of each character with its position in the line
         within = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
         values = mixed((within.astype(np.uint64) << np.uint64(20)) ^ codes)
         values[ends] = 0  # the line feeds
@@ -129,7 +129,7 @@ class Lines:
 
 
 def _repeats(owners: np.ndarray, hashes: np.ndarray, texts: int) -> np.ndarray:
-    """How many of each text's hashes stand in it before. Sorted as one key: the text above, 40 bits of hash below."""
+    """How many hashes of each text repeat an earlier one. The sort key is the text's number above 40 bits of hash."""
     keys = (owners.astype(np.uint64) << np.uint64(40)) | (hashes >> np.uint64(24))
     keys.sort()
     again = keys[1:][keys[1:] == keys[:-1]]
@@ -137,7 +137,7 @@ def _repeats(owners: np.ndarray, hashes: np.ndarray, texts: int) -> np.ndarray:
 
 
 def repeated_windows(solid: Characters, size: int) -> np.ndarray:
-    """The share of windows of `size` characters that stand before in the same text; shape [texts]."""
+    """The share of windows of `size` characters that repeat an earlier one of the text; shape [texts]."""
     hashes = window_hashes(solid.codes, size)
     counts = solid.window_counts(size)
     hashes = hashes[solid.window_starts(size)]
@@ -146,7 +146,7 @@ def repeated_windows(solid: Characters, size: int) -> np.ndarray:
 
 
 def judge(texts: list[str], thresholds: Thresholds = Thresholds()) -> list[str | None]:  # noqa: B008 (frozen)
-    """For each normalised text the first rule that it breaks, or None. Batches of a few megabytes are the fastest."""
+    """For each normalised text, the first rule that it breaks, or None. Batches of a few megabytes are fastest."""
     if not texts:
         return []
     t = thresholds

@@ -1,9 +1,9 @@
-"""Traditional to Simplified Chinese with OpenCC, in processes (OpenCC gains nothing from threads).
+"""Convert Traditional to Simplified Chinese with OpenCC, in several processes (OpenCC gains nothing from threads).
 
     myllm simplify --input F.jsonl.zst --output G.jsonl.zst --config t2s
 
-`text` and the string values of `metadata` are converted. `t2s` suits mainland-style Traditional text, `tw2s` text
-written in Taiwan (it also mends 看著 to 看着).
+`text` and the string values of `metadata` are converted. Use `t2s` for mainland-style Traditional text, `tw2s` for text
+written in Taiwan (it also converts 看著 to 看着).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from artifacts.errors import UserError, nearest, run_main
 from artifacts.files import read_jsonl, write_jsonl
 from artifacts.stage import report_metrics
 
-BATCH = 256  # documents: small batches stay in the processor's cache
+BATCH = 256  # documents: small batches fit in the CPU cache
 CONFIGS = ("t2s", "tw2s", "hk2s")
 SEPARATOR = "\x1e"  # not NUL: OpenCC's tw2s stops there
 
 
 @cache
 def converter(config: str) -> Callable[[str], str]:
-    """A function that converts a text; raises UserError for a configuration that is not one of CONFIGS."""
+    """A function that converts a text. Raises UserError if the configuration is not in CONFIGS."""
     from opencc import OpenCC
 
     if config not in CONFIGS:
@@ -38,10 +38,10 @@ def converter(config: str) -> Callable[[str], str]:
 
 
 def convert_many(texts: list[str], config: str) -> list[str]:
-    """Convert texts in one call: OpenCC's cost is per call more than per character."""
+    """Convert texts in one call: the cost per call of OpenCC outweighs that per character."""
     convert = converter(config)
     converted = convert(SEPARATOR.join(texts)).split(SEPARATOR)
-    if len(converted) != len(texts):  # a text holds the separator itself, or NUL: one by one, cut at both
+    if len(converted) != len(texts):  # a text contains the separator or NUL: convert one by one, split at both
         return [re.sub("[^\x00\x1e]+", lambda match: convert(match[0]), text) for text in texts]
     return converted
 
@@ -68,7 +68,7 @@ def simplify_batch(rows: list[dict[str, Any]], config: str) -> list[dict[str, An
 
 
 def simplify(source: Path, config: str, processes: int) -> Iterator[dict[str, Any]]:
-    """Documents of `source`, in its order, simplified; the result does not depend on `processes`."""
+    """Yield the documents of `source`, converted, in order. The result does not depend on `processes`."""
     rows = read_jsonl(source)
     batches = iter(lambda: list(islice(rows, 8 * BATCH)), [])
     done = 0
@@ -81,8 +81,8 @@ def simplify(source: Path, config: str, processes: int) -> Iterator[dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     parser.add_argument("--config", default="t2s", help=f"OpenCC configuration: {', '.join(CONFIGS)}")
     parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
     arguments = parser.parse_args()

@@ -1,5 +1,5 @@
-"""From raw files to clean, deduplicated shards in one command: a datatrove pipeline.
+"""Turn raw files into clean, deduplicated shards with one command, a datatrove pipeline.
 
-In: raw files of a source. Out: shards of documents, and a data card.
-`pipeline` is the command, on this machine or on Slurm; `blocks` are its steps; `data_card` counts what each did.
+Input: raw files of a source. Output: shards of documents, and a data card.
+`pipeline` is the command, for this machine or Slurm; `blocks` are its steps; `data_card` reports what each step did.
 """

@@ -1,13 +1,14 @@
-"""Blocks of a datatrove pipeline that hand on batches of documents, not one document at a time.
+"""Blocks of a datatrove pipeline that pass batches of documents, not single documents.
 
 A batch is a list of rows `{"id", "text", "metadata"}` of about half a million characters, so that numpy, OpenCC and
-zstandard work on much at once. Every block leaves a report (`preprocess.corpora.data_card`) when its task ends; what a
-block drops is written with the reason to `dropped/STEP/TASK.jsonl.zst`. Files are whole or absent.
+zstandard process large inputs. Every block writes a report (`preprocess.corpora.data_card`) when its task ends. Dropped
+documents are written with the reason to `dropped/STEP/TASK.jsonl.zst`. Files are written completely or not at all.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -28,9 +29,9 @@ from preprocess.deduplication import minhash
 from preprocess.sources.read import Batches, Piece, Problems, Row, in_batches, records
 from preprocess.sources.shapes import WrongShape, document, shape_of
 
-LEVEL = 3  # of zstandard
+LEVEL = 3  # zstandard's compression level
 
-# datatrove shows every task's log on stderr, tracebacks of user errors too; the log files under logs/ keep all of it
+# datatrove prints every task's log, with tracebacks of user errors, on stderr; the files under logs/ have all of it
 if "SLURM_JOB_ID" not in os.environ:
     datatrove_logging.sys = SimpleNamespace(stderr=open(os.devnull, "w"))  # type: ignore[attr-defined]
     datatrove_logging.setup_default_logger()
@@ -38,7 +39,7 @@ if "SLURM_JOB_ID" not in os.environ:
 
 @contextmanager
 def row_writer(path: Path) -> Iterator[Callable[[list[Row]], None]]:
-    """Write batches of rows to a `.jsonl` or `.jsonl.zst` file, whole or not at all."""
+    """A function that writes batches of rows to a `.jsonl` or `.jsonl.zst` file, which appears only when complete."""
     import orjson
     import zstandard
 
@@ -57,12 +58,12 @@ def row_writer(path: Path) -> Iterator[Callable[[list[Row]], None]]:
 
 
 def read_shard(path: Path) -> Batches:
-    """Batches of a shard that an earlier step wrote."""
+    """Read a shard of an earlier step in batches."""
     return in_batches(row for _, row in records(Piece(str(path)), Problems(), sys.maxsize))
 
 
 class Block(PipelineStep):
-    """A step by name; subclasses say in `work` what becomes of the batches, and count in the report."""
+    """A named step. Subclasses process batches in `work` and count documents in the report."""
 
     type = "corpora"
 
@@ -87,14 +88,43 @@ class Block(PipelineStep):
         write_report(self.folder, self.name, rank, report)
 
 
+def made_prefix(source: str) -> str:
+    """How the ids begin that `Read` makes for records without an id of their own."""
+    return f"{source}/"
+
+
+def names_of(paths: set[str]) -> dict[str, str]:
+    """A name for each file, for the ids of its records: its own without its endings, or as much more as tells it apart.
+
+    `c4-zh.00001.jsonl.gz` is `c4-zh` if it is alone, else `c4-zh.00001`; files of one name in several folders keep the
+    folders below the first that they share.
+    """
+
+    def stem(name: str) -> str:
+        return re.sub(r"(\.(jsonl?|ndjson|txt|csv|parquet|arrow|gz|bz2|xz|zst))+$", "", name)
+
+    shared = os.path.commonprefix(list(paths)).rfind("/") + 1
+    for short in (
+        lambda path: os.path.basename(path).split(".")[0],
+        lambda path: stem(os.path.basename(path)),
+        lambda path: stem(path[shared:]),
+        lambda path: path[shared:],
+    ):
+        names = {path: short(path) for path in paths}
+        if len(set(names.values())) == len(paths):
+            return names
+    raise AssertionError(f"paths that are equal: {paths}")
+
+
 class Read(Block):
-    """Documents of the raw files, divided among tasks by `plan`; raises UserError above `max_bad_share`."""
+    """Read documents from the raw files that `plan` gives the task. UserError if more than the share `bad` is bad."""
 
     def __init__(
         self, folder: Path, plan: list[list[Piece]], source: str, text_key: str | None, bad: float, longest: int
     ) -> None:
         super().__init__("read", folder)
         self.plan, self.source, self.text_key, self.bad, self.longest = plan, source, text_key, bad, longest
+        self.names = names_of({piece.path for pieces in plan for piece in pieces})
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
         problems = Problems()
@@ -110,10 +140,10 @@ class Read(Block):
     def documents(self, task: int, problems: Problems) -> Iterator[Row]:
         shape = shape_of(self.source, self.text_key)
         for piece in self.plan[task]:
-            name = piece.path.rsplit("/", 1)[-1].split(".")[0]
+            name = self.names[piece.path]
             for place, record in records(piece, problems, self.longest):
                 try:
-                    yield document(shape, record, f"{self.source}/{name}/{place}")
+                    yield document(shape, record, f"{made_prefix(self.source)}{name}/{place}")
                 except WrongShape as error:
                     lined = piece.path.endswith((".jsonl", ".ndjson", ".txt"))
                     problems.add(str(error), piece.path, None if lined else place, place if lined else None)
@@ -121,7 +151,7 @@ class Read(Block):
 
 
 class Change(Block):
-    """`function` changes the rows of a batch in place and may return what it counted."""
+    """Apply `function`, which changes the rows of a batch in place and may return counts."""
 
     def __init__(self, name: str, folder: Path, function: Callable[[list[Row]], Counter[str] | None]) -> None:
         super().__init__(name, folder)
@@ -135,7 +165,7 @@ class Change(Block):
 
 
 class Drop(Block):
-    """`function` gives for each row of a batch the reason for dropping it, or None."""
+    """Drop rows by `function`, which returns for each row of a batch the reason for dropping it, or None."""
 
     def __init__(self, name: str, folder: Path, function: Callable[[list[Row]], list[str | None]]) -> None:
         super().__init__(name, folder)
@@ -161,7 +191,7 @@ def _sort_out(rows: list[Row], reasons: list[str | None], report: Report, write:
 
 
 class Sign(Block):
-    """Keys of every document for `minhash`; an id made here repeats nothing and gets no key."""
+    """Write the `minhash` keys of every document. Ids that begin with `made_prefix` come from `Read` and get no key."""
 
     def __init__(self, folder: Path, work_folder: Path, made_prefix: str | None) -> None:
         super().__init__("sign", folder)
@@ -181,7 +211,7 @@ class Sign(Block):
 
 
 class Write(Block):
-    """The documents of a task as one shard."""
+    """Write the documents of a task as one shard."""
 
     def __init__(self, folder: Path, target: Path) -> None:
         super().__init__("write", folder)
@@ -196,7 +226,7 @@ class Write(Block):
 
 
 class Match(Block):
-    """Candidate pairs by one kind of key; task k matches kind k."""
+    """Write the candidate pairs of one kind of key; task k matches kind k."""
 
     def __init__(self, folder: Path, work_folder: Path, memory: int) -> None:
         super().__init__("match", folder)
@@ -208,7 +238,7 @@ class Match(Block):
 
 
 class Collect(Block):
-    """The 5-grams of a shard's candidates."""
+    """Write the 5-grams of a shard's candidates."""
 
     def __init__(self, folder: Path, work_folder: Path, documents: Path) -> None:
         super().__init__("collect", folder)
@@ -220,7 +250,7 @@ class Collect(Block):
 
 
 class Deduplicate(Block):
-    """The final shard: its documents without those that repeat an earlier one, in this shard or another."""
+    """Write the final shard, without documents that repeat an earlier one of this or another shard."""
 
     def __init__(self, folder: Path, work_folder: Path, documents: Path, target: Path) -> None:
         super().__init__("deduplicate", folder)

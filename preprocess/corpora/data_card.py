@@ -1,11 +1,11 @@
-"""What a run of the corpus steps did: documents and characters in and out of every step, drops with examples, licence.
+"""Write the data card of a corpus: documents and characters in and out of each step, drops with examples, licence.
 
     myllm data-card --folder runs/mine/corpus/c4_zh
     myllm data-card --folder runs/mine/corpus/c4_zh --binning runs/mine/dataset/c4_zh.binning.json
 
-Every task leaves `reports/STEP/TASK.json`; this adds them up and writes `data_card.json`, `data_card.md` and its figure
-`data_card.svg` beside the shards. `preprocess.corpora.pipeline` does it at the end of a run. Once the shards are
-binned, the second form adds the tokens (several --binning where they became several datasets).
+Every task writes `reports/STEP/TASK.json`; this command adds them up and writes `data_card.json`, `data_card.md` and
+its figure `data_card.svg` beside the shards. `preprocess.corpora.pipeline` does the same at the end of a run. After
+binning, the second form adds the number of tokens (repeat --binning for each dataset).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from artifacts.errors import UserError, run_main
 from artifacts.files import read_json, write_json, write_text
 from artifacts.stage import report_metrics
 
-EXAMPLES = 3  # of each reason
+EXAMPLES = 3  # per reason
 SHOWN = 120  # characters of an example
 
 
 @dataclass
 class Report:
-    """What one task of one step did. `counts` holds what a step counts besides, e.g. masked mail addresses."""
+    """Counts of one task of one step. `counts` holds additional counts, e.g. masked mail addresses."""
 
     documents_in: int = 0
     characters_in: int = 0
@@ -37,7 +37,7 @@ class Report:
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[dict[str, Any]] = field(default_factory=list)
-    lengths: Counter[str] = field(default_factory=Counter)  # documents out, by the bits of their length in characters
+    lengths: Counter[str] = field(default_factory=Counter)  # documents out, by bit length of their number of characters
 
     def enter(self, rows: list[dict[str, Any]]) -> None:
         self.documents_in += len(rows)
@@ -71,12 +71,12 @@ def write_report(folder: Path, step: str, task: int, report: Report) -> None:
 
 
 def gather(folder: Path, steps: list[str]) -> dict[str, Report]:
-    """The reports of every step, tasks added up in their order; raises UserError when a step left none."""
+    """The report of every step, summed over its tasks. Raises UserError if a step has no report."""
     gathered = {}
     for step in steps:
         files = sorted((folder / "reports" / step).glob("*.json"))
         if not files:
-            raise UserError(f"{folder / 'reports' / step} holds no report: run the pipeline to its end first")
+            raise UserError(f"{folder / 'reports' / step} has no report: run `myllm corpora` to the end first")
         gathered[step] = Report()
         for file in files:
             gathered[step].add(read_json(file))
@@ -84,14 +84,14 @@ def gather(folder: Path, steps: list[str]) -> dict[str, Report]:
 
 
 def markdown(card: dict[str, Any]) -> str:
-    """The card as a page: a table of the steps, then reasons for drops with examples."""
+    """The card in Markdown: a table of the steps, then the reasons for drops with examples."""
     lines = [f"# Data card: {card['source']}", ""]
     lines += [f"Licence: {card['licence']}. Inputs: {', '.join(card['inputs'])}.", ""]
     lines += [f"{card['documents']:,} documents, {card['characters']:,} characters remain.", ""]
     for name, made in card.get("datasets", {}).items():
         lines += [f"Dataset `{name}`: {made['documents']:,} documents, {made['tokens']:,} tokens.", ""]
     if "characters_per_token" in card:
-        lines += [f"{card['characters_per_token']} characters a token.", ""]
+        lines += [f"{card['characters_per_token']} characters per token.", ""]
     lines += ["![what each step left, and how long the documents are](data_card.svg)", ""]
     lines += ["| step | documents in | out | characters in | out | dropped |", "|---|---|---|---|---|---|"]
     for step, report in card["steps"].items():
@@ -115,28 +115,26 @@ def markdown(card: dict[str, Any]) -> str:
 
 
 def tokens_of(binned: list[Path], documents: int, characters: int) -> dict[str, Any]:
-    """Documents and tokens of each dataset; characters a token where together they hold all of the documents.
+    """Documents and tokens of each dataset, and characters per token if together they have all the documents.
 
-    Raises UserError when a file is no report of `preprocess.dataset.binning`.
+    Raises UserError if a file is not a report of `preprocess.dataset.binning`.
     """
     datasets = {}
     for path in binned:
         report = read_json(path)
         if not isinstance(report, dict) or not {"documents", "tokens"} <= report.keys():
-            raise UserError(
-                f"{path} is no report of preprocess.dataset.binning: pass the PREFIX.binning.json of a dataset"
-            )
+            raise UserError(f"{path} is not a report of `myllm binning`: pass the PREFIX.binning.json of a dataset")
         datasets[path.name.removesuffix(".binning.json")] = {key: report[key] for key in ("documents", "tokens")}
     found: dict[str, Any] = {"datasets": datasets} if datasets else {}
     if datasets and sum(made["documents"] for made in datasets.values()) == documents:
-        # the end-of-text token of each document stands for no character
+        # the end-of-text token of each document has no characters
         tokens = sum(made["tokens"] - made["documents"] for made in datasets.values())
         found["characters_per_token"] = round(characters / max(1, tokens), 3)
     return found
 
 
 def figure(card: dict[str, Any]) -> str:
-    """SVG: characters that each step left, reasons for drops, lengths of the documents that remain."""
+    """An SVG with characters after each step, reasons for drops, and lengths of the remaining documents."""
     import io
 
     import matplotlib
@@ -175,7 +173,7 @@ def figure(card: dict[str, Any]) -> str:
 
 
 def write_card(folder: Path, binned: list[Path] | None = None) -> dict[str, Any]:
-    """Write `data_card.json`, `.md` and `.svg` from what the tasks reported; returns the card."""
+    """Write `data_card.json`, `.md` and `.svg` from the reports of the tasks; returns the card."""
     settings = read_json(folder / "settings.json")
     steps = gather(folder, settings["steps"])
     last = steps[settings["steps"][-1]]
@@ -189,7 +187,7 @@ def write_card(folder: Path, binned: list[Path] | None = None) -> dict[str, Any]
         "steps": {step: dict(vars(report)) for step, report in steps.items()},
     }
     for report in card["steps"].values():
-        report.pop("seconds")  # a card tells of the data: the same data, the same bytes
+        report.pop("seconds")  # the same data must give the same bytes
     card |= tokens_of(binned or [], last.documents_out, last.characters_out)
     write_text(folder / "data_card.svg", figure(card))
     write_json(folder / "data_card.json", card)
@@ -199,7 +197,7 @@ def write_card(folder: Path, binned: list[Path] | None = None) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="the output folder of preprocess.corpora.pipeline")
+    parser.add_argument("--folder", type=Path, required=True, help="the output folder of `myllm corpora`")
     parser.add_argument("--binning", type=Path, action="append", default=[], help="PREFIX.binning.json; repeatable")
     arguments = parser.parse_args()
     card = write_card(arguments.folder, arguments.binning)

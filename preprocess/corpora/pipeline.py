@@ -1,21 +1,21 @@
-"""From raw source files to clean, deduplicated shards: one command, a datatrove pipeline, one task a shard.
+"""Turn raw source files into clean, deduplicated shards with one datatrove pipeline, one task per shard.
 
-    myllm corpora --source c4_zh --output-folder corpus/c4_zh --tasks 8     # what was downloaded
+    myllm corpora --source c4_zh --output-folder corpus/c4_zh --tasks 8     # the downloaded files
     myllm corpora --source jsonl --input 'mine/*.jsonl.gz' --output-folder corpus/mine --tasks 8
     myllm corpora --source wudao --input WuDaoCorpus2.0_base_200G --output-folder corpus/wudao \\
         --executor slurm --partition cpu --tasks 512 --workers 128
 
     prepare      read -> normalise -> simplify -> mask -> quality -> [decontaminate] -> sign -> write
-    match        documents that share a key (whole text, id, or a band of their MinHash), one task a kind of key
-    collect      the 5-grams of candidates
-    deduplicate  verify, and write the final shards
+    match        find documents that share a key (whole text, id, or a MinHash band), one task per kind of key
+    collect      collect the 5-grams of candidates
+    deduplicate  verify candidates, and write the final shards
 
-Output folder: `shards/TASK.jsonl.zst` is the result; `dropped/STEP/` holds what was dropped and why; `data_card.md`
-tells what happened; `reports/`, `logs/`, `settings.json` belong to the run; `work/` may be deleted afterwards. The same
-inputs and number of tasks give the same bytes, whichever executor ran them and however often it was killed: a task's
-files are renamed when whole, then datatrove marks it done, and a rerun does only what is not.
+Output folder: `shards/TASK.jsonl.zst` is the result; `dropped/STEP/` has the dropped documents with the reason;
+`data_card.md` reports every step; `reports/`, `logs/`, `settings.json` belong to the run; `work/` can be deleted
+afterwards. The same inputs and number of tasks give the same bytes, for any executor and after any interruption: a
+task's files are renamed when complete, then datatrove marks it done, and a rerun does only the missing tasks.
 
-Inputs are fsspec paths; the output folder is one that all tasks see (a local disk, a cluster's shared file system).
+Inputs are fsspec paths. All tasks must see the output folder (a local disk, or a cluster's shared file system).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any
 import huggingface_hub
 
 # datatrove 0.10.1's readers and writers import three names that this environment's huggingface_hub, pinned by
-# transformers 4.57, does not have yet. They serve Hugging Face buckets alone; None in their place lets the rest load.
+# transformers 4.57, does not have yet. They are used only for Hugging Face buckets; as None, they let datatrove load.
 for _name in ("batch_bucket_files", "create_bucket", "list_bucket_tree"):
     if not hasattr(huggingface_hub, _name):
         setattr(huggingface_hub, _name, None)
@@ -45,7 +45,18 @@ from preprocess.cleaning.clean import thresholds_of  # noqa: E402
 from preprocess.cleaning.privacy import mask_rows  # noqa: E402
 from preprocess.cleaning.quality import judge_rows, normalise_rows  # noqa: E402
 from preprocess.cleaning.simplify import CONFIGS, simplify_rows  # noqa: E402
-from preprocess.corpora.blocks import Block, Change, Collect, Deduplicate, Drop, Match, Read, Sign, Write  # noqa: E402
+from preprocess.corpora.blocks import (  # noqa: E402
+    Block,
+    Change,
+    Collect,
+    Deduplicate,
+    Drop,
+    Match,
+    Read,
+    Sign,
+    Write,
+    made_prefix,
+)  # fmt: skip
 from preprocess.corpora.data_card import write_card  # noqa: E402
 from preprocess.deduplication import decontaminate, minhash  # noqa: E402
 from preprocess.sources.download import SOURCES, load_source, source_file  # noqa: E402
@@ -55,7 +66,7 @@ from preprocess.sources.shapes import SHAPES, shape_of  # noqa: E402
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that the bytes of the result depend on, besides the input files themselves."""
+    """All settings that the result depends on, besides the input files."""
 
     source: str
     inputs: list[str]
@@ -68,14 +79,15 @@ class Settings:
     deduplicate: bool = True
     max_bad_share: float = 0.01
     max_record: int = 16 << 20  # bytes
-    memory: int = 1 << 30  # bytes that a matching task may hold
+    memory: int = 1 << 30  # bytes of memory for a matching task
     licence: str = "not stated"
 
 
 def prepare_blocks(settings: Settings, files: list[tuple[str, int]], folder: Path) -> list[Block]:
     """The blocks of the first stage; each is a step of the data card.
 
-    Their functions come from other modules: what stands in this one, the program itself, cannot be pickled for Slurm.
+    Their functions must come from other modules: this one runs as `__main__`, so its functions cannot be pickled for
+    Slurm.
     """
     s = settings
     blocks: list[Block] = [
@@ -92,14 +104,13 @@ def prepare_blocks(settings: Settings, files: list[tuple[str, int]], folder: Pat
         judge = partial(decontaminate.judge, paths=s.evaluation, simplified=s.simplify != "none")
         blocks.append(Drop("decontaminate", folder, judge))
     if s.deduplicate:
-        has_ids = shape_of(s.source, s.text_key).identity is not None
-        blocks.append(Sign(folder, folder / "work", f"{s.source}/" if has_ids else ""))
+        blocks.append(Sign(folder, folder / "work", made_prefix(s.source)))
     blocks.append(Write(folder, folder / ("work/documents" if s.deduplicate else "shards")))
     return blocks
 
 
 def stages(settings: Settings, files: list[tuple[str, int]], folder: Path) -> list[tuple[str, int, list[Block]]]:
-    """Name, number of tasks and blocks of every stage, in order."""
+    """The (name, number of tasks, blocks) of every stage, in order."""
     found = [("prepare", settings.tasks, prepare_blocks(settings, files, folder))]
     if settings.deduplicate:
         work, documents = folder / "work", folder / "work" / "documents"
@@ -112,7 +123,7 @@ def stages(settings: Settings, files: list[tuple[str, int]], folder: Path) -> li
 
 
 def claim(settings: Settings, files: list[tuple[str, int]], folder: Path) -> None:
-    """Write the settings beside the run; raises UserError when the folder holds a run of other settings or inputs."""
+    """Write `settings.json`. Raises UserError if the folder has a run with other settings or inputs."""
     steps = [block.name for block in prepare_blocks(settings, files, folder)]
     steps += ["deduplicate"] if settings.deduplicate else []
     wanted = {
@@ -126,7 +137,7 @@ def claim(settings: Settings, files: list[tuple[str, int]], folder: Path) -> Non
         known = read_json(path)
         changed = [key for key in wanted if known.get(key) != wanted[key]]
         if changed:
-            raise UserError(f"{folder} holds a run with other {', '.join(changed)}: delete it or name another folder")
+            raise UserError(f"{folder} has a run with other {', '.join(changed)}: delete it or use another folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
@@ -150,11 +161,11 @@ def _manager() -> Any:
 
 
 def run_local(settings: Settings, files: list[tuple[str, int]], folder: Path, workers: int) -> None:
-    """Every stage on this machine, one after another; raises what the first failing task raised."""
+    """Run every stage on this machine, in order. Raises the exception of the first task that fails."""
     import multiprocess
     from datatrove.executor import LocalPipelineExecutor
 
-    # the executor's manager process, too, ends with this one: it would wait for ever
+    # the executor's manager process must end with this one, or it would wait for ever
     multiprocess.Manager = _manager
     for name, tasks, blocks in stages(settings, files, folder):
         ended = threading.Event()
@@ -165,7 +176,7 @@ def run_local(settings: Settings, files: list[tuple[str, int]], folder: Path, wo
                 tasks=tasks,
                 workers=min(workers, tasks),
                 logging_dir=str(folder / "logs" / name),
-                start_method="spawn",  # then a worker's parent is this process, and it ends when this one is killed
+                start_method="spawn",  # so that a worker's parent is this process, and it ends if this one is killed
             ).run()
         finally:
             ended.set()
@@ -174,7 +185,7 @@ def run_local(settings: Settings, files: list[tuple[str, int]], folder: Path, wo
 def submit_slurm(
     settings: Settings, files: list[tuple[str, int]], folder: Path, workers: int, site: dict[str, Any]
 ) -> None:
-    """Submit every stage as a job array that waits for the stage before it."""
+    """Submit every stage as a job array that depends on the previous stage."""
     from datatrove.executor import SlurmPipelineExecutor
 
     previous = None
@@ -192,11 +203,11 @@ def submit_slurm(
         )
     assert previous is not None
     previous.run()
-    print(f"submitted; when the last job is done: myllm data-card --folder {folder}", flush=True)
+    print(f"submitted; after the last job, run: myllm data-card --folder {folder}", flush=True)
 
 
 def known_as(source: str) -> str | None:
-    """The name in `sources.yaml` of the corpus that this --source reads; None for files of the user's own."""
+    """The name in `sources.yaml` of the corpus that --source reads; None for the user's own files."""
     entries = read_yaml(SOURCES)
     if source in entries:
         return source
@@ -204,46 +215,46 @@ def known_as(source: str) -> str | None:
 
 
 def licence_of(source: str) -> str:
-    """The licence that `sources.yaml` states."""
+    """The source's licence in `sources.yaml`; the default if it has no entry."""
     name = known_as(source)
     return str(load_source(name)["licence"]) if name else Settings.licence
 
 
 def downloaded(source: str) -> str:
-    """Where a downloaded corpus lies; raises UserError when it was not downloaded, or is not one of `sources.yaml`."""
+    """The path of a downloaded corpus. Raises UserError if it was not downloaded, or is not in `sources.yaml`."""
     name = known_as(source)
     if name is None or source == "zhwiki":
-        raise UserError(f"--source {source} wants --input: a file, folder or glob")
+        raise UserError(f"--source {source} needs --input: a file, folder or glob")
     path = source_file(name)
     if not path.exists():
-        raise UserError(f"{path} does not exist: `myllm download {name}`, or pass --input")
+        raise UserError(f"{path} does not exist: run `myllm download {name}`, or pass --input")
     return str(path)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
-    add("--source", required=True, help=f"what the records look like: {', '.join(SHAPES)}")
+    add("--source", required=True, help=f"format of the records: {', '.join(SHAPES)}, or MODULE.FUNCTION")
     add("--input", action="append", help="file, folder or glob, any fsspec path; repeatable (default: the download)")
     add("--output-folder", type=Path, required=True)
     add("--text-key", help="with --source jsonl: the key that holds the text (default text)")
-    add("--tasks", type=int, default=4, help="shards (default 4); part of what the result depends on")
-    add("--workers", type=int, default=1, help="tasks at a time (default 1)")
+    add("--tasks", type=int, default=4, help="number of shards (default 4); the result depends on it")
+    add("--workers", type=int, default=1, help="tasks run in parallel (default 1)")
     add("--simplify", choices=[*CONFIGS, "none"], help="OpenCC configuration (default: the source's)")
-    add("--no-mask", action="store_true", help="leave mail addresses, phone and identity numbers as they are")
-    add("--no-quality", action="store_true", help="leave the quality filter out")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a threshold of preprocess.cleaning.quality")
-    add("--evaluation", action="append", default=[], help="evaluation set to decontaminate against; may be repeated")
+    add("--no-mask", action="store_true", help="do not mask mail addresses, phone and identity numbers")
+    add("--no-quality", action="store_true", help="skip the quality filter")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="threshold of preprocess.cleaning.quality")
+    add("--evaluation", action="append", default=[], help="evaluation set to decontaminate against; repeatable")
     add("--no-deduplicate", action="store_true")
     add("--max-bad-share", type=float, default=0.01, help="stop above this share of unreadable records (default 0.01)")
     add("--max-record-megabytes", type=int, default=16, help="longer records are skipped and counted (default 16)")
-    add("--memory-megabytes", type=int, default=1024, help="what a matching task may hold (default 1024)")
-    add("--licence", help="for the data card (default: what sources.yaml says)")
+    add("--memory-megabytes", type=int, default=1024, help="memory of a matching task (default 1024)")
+    add("--licence", help="for the data card (default: from sources.yaml)")
     add("--executor", choices=("local", "slurm"), default="local")
-    add("--partition", default="cpu", help="of Slurm (default cpu)")
-    add("--time", default="20:00:00", help="Slurm's limit for a task (default 20:00:00)")
-    add("--qos", default="", help="of Slurm")
-    add("--mem-per-cpu-gb", type=int, default=2, help="of Slurm (default 2)")
+    add("--partition", default="cpu", help="Slurm partition (default cpu)")
+    add("--time", default="20:00:00", help="Slurm time limit of a task (default 20:00:00)")
+    add("--qos", default="", help="Slurm QOS")
+    add("--mem-per-cpu-gb", type=int, default=2, help="Slurm memory per CPU (default 2)")
     return parser.parse_args()
 
 
@@ -252,7 +263,7 @@ def main() -> None:
     shape = shape_of(a.source, a.text_key)
     inputs = a.input or [downloaded(a.source)]
     if a.tasks < 1 or a.workers < 1:
-        raise UserError("--tasks and --workers want 1 or more")
+        raise UserError("--tasks and --workers must be 1 or more")
     settings = Settings(
         source=a.source,
         inputs=inputs,
@@ -271,7 +282,7 @@ def main() -> None:
     folder = a.output_folder.resolve()
     files = find_files(inputs)
     if settings.evaluation:
-        decontaminate.index_of(settings.evaluation)  # a missing set is told now, not by every task
+        decontaminate.index_of(settings.evaluation)  # report a missing set now, not in every task
     with only_maker(folder):
         claim(settings, files, folder)
         if a.executor == "slurm":

@@ -1,6 +1,6 @@
-"""Documents to Megatron indexed datasets.
+"""Build Megatron indexed datasets from documents.
 
-In: JSON lines of documents and a tokenizer. Out: `PREFIX.bin`, `PREFIX.idx`, `blend.json`.
-`split` divides into train, valid, test; `binning` encodes (`encoding`) and writes (`indexed`); `blend` puts datasets
-and their shares together, read back by Megatron's own reader.
+Input: JSON lines of documents and a tokenizer. Output: `PREFIX.bin`, `PREFIX.idx`, `blend.json`.
+`split` divides documents into train, valid and test; `binning` encodes (`encoding`) and writes (`indexed`) them;
+`blend` sets the weights of datasets, after checking each with Megatron's own reader.
 """

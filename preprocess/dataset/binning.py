@@ -1,20 +1,20 @@
-"""Tokenize documents into a Megatron indexed dataset: `PREFIX.bin` (token ids) and `PREFIX.idx` (where each lies).
+"""Tokenize documents into a Megatron indexed dataset: `PREFIX.bin` (token ids) and `PREFIX.idx` (their offsets).
 
-    myllm binning --input F.jsonl --tokenizer tokenizer --output-prefix dataset/poems-train
+    myllm binning --input F.jsonl --tokenizer tokenizer --output-prefix dataset/wiki-train
     myllm binning --input corpus/c4/shards --split train --tokenizer T --output-prefix dataset/c4-train
 
-Each non-empty document ends with the end-of-text id. A literal special token in the text is not one: it is encoded
-as ordinary characters, so that a web page cannot end a document. The files are byte-identical to what Megatron-LM's
-`tools/preprocess_data.py --append-eod` writes for text without such literals (format: `megatron/core/datasets/
-indexed_dataset.py`): ids are uint16 below 65,500 entries, else int32; an empty document adds no sequence but
-repeats the document index.
+Each non-empty document ends with the end-of-text id. A literal special token in the text is encoded as ordinary
+characters, so that a web page cannot end a document. For text without such literals, the files are byte-identical to
+those of Megatron-LM's `tools/preprocess_data.py --append-eod` (format: `megatron/core/datasets/indexed_dataset.py`):
+ids are uint16 below 65,500 entries, else int32; an empty document adds no sequence but repeats the document index.
 
-With --split only documents of that split are taken, told apart by a hash of their ids as in `preprocess.dataset.split`:
+With --split only documents of that split are binned, chosen by a hash of their ids as in `myllm split`:
 the same shards give train, valid and test without a copy of the corpus.
 
-The input is cut into shards, a shard is one task, and finished ones lie in `.PREFIX.shards/` until all are merged. The
-bytes do not depend on the number of workers, nor on how often the command was killed and run again. A `.jsonl` is cut
-every --shard-megabytes; a `.jsonl.zst` is one shard, so give many files. Needs free disk of twice the result.
+The input is split into shards, one task each; finished shards are kept in `.PREFIX.shards/` until all are merged. The
+result depends neither on the number of workers nor on interruptions: run the same command again to resume. A `.jsonl`
+is split every --shard-megabytes; a `.jsonl.zst` is one shard, so use many files. Needs free disk space of twice the
+result.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from preprocess.tokenizer.probe import PROBES
 
 __all__ = ["bin_files", "load_tokenizer"]
 
-SAMPLE_BYTES = 500_000  # of JSONL, encoded with both engines before anything is written
-NAMED = 5  # broken rows that a shard names
+SAMPLE_BYTES = 500_000  # of JSONL, encoded with both engines before anything is written, to compare their ids
+NAMED = 5  # broken rows reported per shard
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Bytes [start, end) of a file, `end` None for the rest; a line belongs to the shard in which it starts."""
+    """Bytes [start, end) of a file; `end` None is its end. A line belongs to the shard in which it starts."""
 
     path: str
     start: int
@@ -60,36 +60,36 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """Which documents are taken: those of `name`, when `valid` and `test` are the shares of the two others."""
+    """The split to bin, `name`, and the shares of documents that go to valid and test."""
 
     name: str
     valid: float
     test: float
 
     def holds(self, row: dict[str, Any], text: str) -> bool:
-        """By the row's `id`; by its text where it has none."""
+        """Whether a row is in this split, by its `id`, or by its text if it has no id."""
         return split_of(str(row.get("id", text)), self.valid, self.test) == self.name
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the bytes, beside the inputs."""
+    """The settings that the result depends on, besides the inputs."""
 
     tokenizer: str
-    engine: str  # as asked for, or "tokenizers" once gigatoken was found not to serve
+    engine: str  # the engine in use
     key: str
     split: Split | None = None
 
 
 def cut(paths: list[Path], shard_bytes: int) -> list[Shard]:
-    """Shards of the files in their order; raises UserError when a file is missing or empty."""
+    """Split the files into shards, in order. Raises UserError if a file is missing or empty."""
     shards = []
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} does not exist: run the stage that makes it first")
         size = path.stat().st_size
         if size == 0:
-            raise UserError(f"{path} is empty: make it again, or leave it out")
+            raise UserError(f"{path} is empty: write it again, or leave it out")
         if path.suffix == ".zst":
             shards.append(Shard(str(path), 0, None))
         else:
@@ -98,7 +98,7 @@ def cut(paths: list[Path], shard_bytes: int) -> list[Shard]:
 
 
 def texts_of(lines: list[bytes], key: str, split: Split | None = None) -> tuple[list[str], list[tuple[int, str]]]:
-    """Texts of JSONL rows of a split, and (index, reason) of rows that have none; blank lines are neither."""
+    """Texts of the rows of a split, and (index, reason) of broken rows; blank lines are ignored."""
     import orjson
 
     texts, broken = [], []
@@ -115,14 +115,14 @@ def texts_of(lines: list[bytes], key: str, split: Split | None = None) -> tuple[
             if split is None or split.holds(row, text):
                 texts.append(text)
         else:
-            broken.append((index, f"has a {key!r} that is no string"))
+            broken.append((index, f"has a {key!r} that is not a string"))
     return texts, broken
 
 
 def line_number(path: str, offset: int, index: int) -> str:
-    """`line N` of the line `index` lines after byte `offset` (counted only where a row is to be named)."""
+    """`line N` for the line `index` lines after byte `offset`. Reads the file, so use it only for error messages."""
     if path.endswith(".zst"):
-        return f"row {index + 1} of those from byte {offset:,} of its text"
+        return f"row {index + 1} after byte {offset:,} of its decompressed text"
     count = 0
     with open(path, "rb") as stream:
         while offset > 0 and (chunk := stream.read(min(1 << 20, offset))):
@@ -132,7 +132,7 @@ def line_number(path: str, offset: int, index: int) -> str:
 
 
 def encode_shard(shard: Shard, encoder: Encoder, settings: Settings, folder: Path, number: int) -> None:
-    """Write a shard's ids (`.bin`) and its documents' lengths (`.npy`, int32); `.json`, written last, marks it done."""
+    """Write a shard's ids (`.bin`), its documents' lengths (`.npy`, int32), and last `.json`, which marks it done."""
     import numpy as np
 
     lengths: list[Any] = []
@@ -161,7 +161,7 @@ def encoder_of(tokenizer: str, engine: str) -> Encoder:
 
 
 def start_worker(parent: int, tokenizer: str, engine: str) -> None:
-    """Load what most likely encodes; whether it may is found out meanwhile, by the process that starts this one."""
+    """Load the most likely encoder early, while the parent process checks which engine may be used."""
     die_with_parent(parent)
     with suppress(UserError):
         encoder_of(tokenizer, "gigatoken" if engine == "auto" else engine)
@@ -174,24 +174,24 @@ def worker_shard(shard: Shard, settings: Settings, folder: Path, number: int) ->
 
 @contextmanager
 def started_workers(count: int, tokenizer: Path, engine: str) -> Iterator[ProcessPoolExecutor | None]:
-    """`count` processes, on their way already; None for one, which is this process. UserError when one is killed."""
+    """A pool of `count` processes that are already starting; None for one. Raises UserError if a worker is killed."""
     if count <= 1:
         yield None
         return
     pool = ProcessPoolExecutor(count, get_context("spawn"), start_worker, (os.getpid(), str(tokenizer), engine))
     try:
         for _ in range(count):
-            pool.submit(os.getpid)  # a process is started for each task that finds none idle
+            pool.submit(os.getpid)  # the pool starts a process for each task if none is idle
         yield pool
     except BrokenProcessPool:
         pool.shutdown(cancel_futures=True)
         raise UserError(
-            "a worker was killed (out of memory?): run again with fewer --workers; what is done is kept"
+            "a worker was killed, perhaps out of memory: run again with fewer --workers; finished shards are kept"
         ) from None
     except BaseException:
-        pool.shutdown(cancel_futures=True)  # nobody writes into the folder once this run lets go of it
+        pool.shutdown(cancel_futures=True)  # no worker may write into the folder after this run unlocks it
         raise
-    pool.shutdown(wait=False)  # workers take a third of a second to leave; the merge begins meanwhile
+    pool.shutdown(wait=False)  # workers take a third of a second to exit; the merge starts meanwhile
 
 
 def encode_shards(
@@ -201,7 +201,7 @@ def encode_shards(
     folder: Path,
     pool: ProcessPoolExecutor | None,
 ) -> Iterator[int]:
-    """Numbers of shards as they are done, by the workers of `pool` or in this process."""
+    """Encode shards in the workers of `pool`, or in this process; yields the number of each finished shard."""
     if pool is None:
         for number, shard in tasks:
             encode_shard(shard, encoder, settings, folder, number)
@@ -213,7 +213,7 @@ def encode_shards(
 
 
 def plan_of(shards: list[Shard], tokenizer: Path, key: str, split: Split | None) -> dict[str, Any]:
-    """What the parts depend on; when it changes they are made anew. Files are told by path, size and time."""
+    """What the parts depend on; if it changes, they are made again. Files are identified by path, size and time."""
     files = {shard.path: os.stat(shard.path) for shard in shards}
     return {
         "inputs": {path: [found.st_size, found.st_mtime_ns] for path, found in files.items()},
@@ -226,7 +226,7 @@ def plan_of(shards: list[Shard], tokenizer: Path, key: str, split: Split | None)
 
 
 def is_done(prefix: Path, report_file: Path, plan: dict[str, Any], engine: str) -> bool:
-    """Whether the dataset stands and its report tells of the same inputs, and of the engine that is asked for."""
+    """Whether the dataset exists and its report has the same inputs and the requested engine."""
     if not all(prefix.with_name(prefix.name + suffix).exists() for suffix in (".bin", ".idx", ".binning.json")):
         return False
     report = read_json(report_file)
@@ -234,7 +234,7 @@ def is_done(prefix: Path, report_file: Path, plan: dict[str, Any], engine: str) 
 
 
 def sample_texts(shards: list[Shard], key: str) -> list[str]:
-    """About the first `SAMPLE_BYTES` of rows of shards spread over the inputs, and the probe strings."""
+    """The probe strings, and about `SAMPLE_BYTES` of rows from shards spread over the inputs."""
     texts = list(PROBES)
     chosen = shards[:: max(1, len(shards) // 4)][:4]
     share = SAMPLE_BYTES // len(chosen)
@@ -258,10 +258,10 @@ def bin_files(
     broken_allowed: float = 0.0,
     split: Split | None = None,
 ) -> dict[str, Any]:
-    """Bin JSONL files; returns documents, tokens, broken rows, the engine and how many shards were found done.
+    """Bin JSONL files; returns documents, tokens, broken rows, the engine and how many shards were already done.
 
-    Raises UserError for bad input: a missing or empty file, or more than the share `broken_allowed` of rows without
-    text (the first ones named with file and line).
+    Raises UserError if a file is missing or empty, or if the share of rows without text exceeds `broken_allowed` (the
+    first of them are printed with file and line).
     """
     shards = cut(inputs, shard_bytes)
     folder = prefix.with_name(f".{prefix.name}.shards")
@@ -269,7 +269,7 @@ def bin_files(
     with only_run(folder):
         plan = plan_of(shards, tokenizer, key, split)
         if is_done(prefix, report_file, plan, engine):
-            print(f"{prefix} is made from these inputs already: nothing to do", flush=True)
+            print(f"{prefix} is already made from these inputs: nothing to do", flush=True)
             shutil.rmtree(folder)
             return read_json(report_file)
         begun = plan_file.exists() and plan.items() <= read_json(plan_file).items()
@@ -289,7 +289,7 @@ def bin_files(
                 if not all(part(folder, number, suffix).exists() for suffix in ("bin", "npy", "json"))
             ]
             if len(todo) < len(shards):
-                print(f"{len(shards) - len(todo)} of {len(shards)} shards are done already", flush=True)
+                print(f"{len(shards) - len(todo)} of {len(shards)} shards are already done", flush=True)
             for _ in track(encode_shards(todo, settings, encoder, folder, pool), len(todo), "shards"):
                 pass
         marks = [read_json(part(folder, number, "json")) for number in range(len(shards))]
@@ -299,7 +299,7 @@ def bin_files(
             print(f"skipped: {text}", flush=True)
         if broken > broken_allowed * rows:
             raise UserError(
-                f"{named[0]} ({broken:,} of {rows:,} rows are broken): mend them, or allow a share by --broken-allowed"
+                f"{named[0]} ({broken:,} of {rows:,} rows are broken): correct them, or set --broken-allowed"
             )
         documents, tokens = merge(folder, len(shards), encoder.dtype, prefix)
         report = {"documents": documents, "tokens": tokens, "broken_rows": broken, "broken": named,
@@ -313,24 +313,26 @@ def bin_files(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--input", type=Path, action="append", required=True, help="JSONL, .zst, or a folder of them; repeatable"
+        "--input", type=Path, action="append", required=True, help=".jsonl, .jsonl.zst, or a folder of them; repeatable"
     )
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
-    parser.add_argument("--output-prefix", type=Path, required=True, help="of the .bin and .idx files")
+    parser.add_argument("--output-prefix", type=Path, required=True, help="path of .bin and .idx without the suffix")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: gigatoken where its ids are equal")
-    parser.add_argument("--key", default="text", help="of a row's text (default text)")
-    parser.add_argument("--shard-megabytes", type=int, default=64, help="of a .jsonl in one task (default 64)")
-    parser.add_argument("--broken-allowed", type=float, default=0.0, help="share of rows without text (default 0)")
-    parser.add_argument("--split", choices=SPLITS, help="take the documents of this split alone")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: gigatoken if its ids are equal")
+    parser.add_argument("--key", default="text", help="key of a row's text (default text)")
+    parser.add_argument("--shard-megabytes", type=int, default=64, help="size of a shard of a .jsonl (default 64)")
+    parser.add_argument("--broken-allowed", type=float, default=0.0, help="allowed share of broken rows (default 0)")
+    parser.add_argument("--split", choices=SPLITS, help="bin only the documents of this split")
     parser.add_argument("--valid", type=float, default=0.001, help="with --split: the share of valid (default 0.001)")
     parser.add_argument("--test", type=float, default=0.001, help="with --split: the share of test (default 0.001)")
     arguments = parser.parse_args()
     if not (arguments.valid >= 0 and arguments.test >= 0 and arguments.valid + arguments.test < 1):
-        raise UserError("--valid and --test are shares: not negative, together below 1")
+        raise UserError(
+            f"--valid {arguments.valid:g} and --test {arguments.test:g} must be 0 or more, and together below 1"
+        )
     split = Split(arguments.split, arguments.valid, arguments.test) if arguments.split else None
     if arguments.workers < 1 or arguments.shard_megabytes < 1:
-        raise UserError("--workers and --shard-megabytes are at least 1")
+        raise UserError("--workers and --shard-megabytes must be 1 or more")
     prefix = arguments.output_prefix
     report = bin_files(
         [file for given in arguments.input for file in files_of(given)], arguments.tokenizer, prefix, arguments.workers,

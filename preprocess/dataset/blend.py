@@ -1,17 +1,17 @@
-"""Put datasets together for Megatron, and read each back with Megatron's own `IndexedDataset`.
+"""Set the weights of datasets for Megatron, and check each dataset with Megatron's own `IndexedDataset`.
 
-    myllm blend --folder dataset --tokenizer tokenizer --train poems-train --train wiki-train \\
-        --valid poems-valid --test poems-test
-    myllm blend --folder dataset --tokenizer tokenizer --train wiki:3 --train poems:1 \\
-        --train-tokens 10e9 --valid wiki-valid --test wiki-test       # three tokens of wiki for one of poems
+    myllm blend --folder dataset --tokenizer tokenizer --train books-train --train wiki-train \\
+        --valid wiki-valid --test wiki-test
+    myllm blend --folder dataset --tokenizer tokenizer --train wiki:3 --train books:1 \\
+        --train-tokens 10e9 --valid wiki-valid --test wiki-test       # three tokens of wiki per token of books
     myllm blend --folder dataset --tokenizer tokenizer --train wiki:2x --train web:0.5x \\
         --valid wiki-valid --test wiki-test                           # all of wiki twice, half of the web
 
-Writes `blend.json` in the form that `--per-split-data-args-path` takes: for each split a list of weight and prefix.
-Without weights a source's weight is its share of tokens, so that each is read once an epoch. With `PREFIX:WEIGHT`, for
-every source of a split, weights are shares of what is read; then sources are read to different depths, and
-`blend_report.json` tells the tokens of each and, for a run of --train-tokens, how many times each is read. With
-`PREFIX:TIMESx` it is the other way round: how many times each is to be read decides the weights and the run's tokens.
+Writes `blend.json` for Megatron's `--per-split-data-args-path`: a list of weights and prefixes for each split.
+Without weights, a source's weight is its share of tokens, so each source is read once per epoch. With `PREFIX:WEIGHT`,
+for every source of a split, weights are shares of the tokens read. Sources are then read for different numbers of
+epochs: `blend_report.json` gives the tokens of each and, with --train-tokens, its epochs. With `PREFIX:TIMESx` you give
+the epochs of each source, and the weights and the run's tokens are computed from them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from artifacts.stage import report_metrics
 from preprocess.dataset.encoding import end_token, load_tokenizer
 
 SPLITS = ("train", "valid", "test")
-MANY_EPOCHS = 4.0  # repeats beyond these are worth little (Muennighoff et al. 2023, arXiv 2305.16264)
+MANY_EPOCHS = 4.0  # more repeats add little (Muennighoff et al. 2023, arXiv 2305.16264)
 IDS_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a split; `weight` None where none was given. `epochs`: the weight is times of reading it."""
+    """One source of a split; `weight` is None if not given. With `epochs`, `weight` is a number of epochs."""
 
     name: str
     weight: float | None
@@ -41,7 +41,7 @@ class Part:
 
 
 def parse_part(given: str) -> Part:
-    """`NAME`, `NAME:WEIGHT` or `NAME:TIMESx`; raises UserError when that is no positive number."""
+    """Parse `NAME`, `NAME:WEIGHT` or `NAME:TIMESx`. Raises UserError if the number is not positive."""
     name, colon, weight = given.rpartition(":")
     if not colon:
         return Part(given, None)
@@ -56,7 +56,7 @@ def parse_part(given: str) -> Part:
 
 
 def shares(split: str, parts: list[Part], tokens: dict[str, int]) -> list[float]:
-    """Weights of a split that add up to 1; raises UserError when only some are given, or a prefix stands twice."""
+    """Weights of a split, with sum 1. Raises UserError if only some are given, or a prefix is given twice."""
     names = [part.name for part in parts]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -64,9 +64,9 @@ def shares(split: str, parts: list[Part], tokens: dict[str, int]) -> list[float]
     given = [part.weight for part in parts if part.weight is not None]
     if given and len(given) < len(parts):
         bare = next(part.name for part in parts if part.weight is None)
-        raise UserError(f"--{split} {bare} has no weight while others have: give all of them one, or none")
+        raise UserError(f"--{split} {bare} has no weight but others have: give all of them a weight, or none")
     if len({part.epochs for part in parts}) > 1:
-        raise UserError(f"--{split} mixes weights and times of reading (…x): give all of them one or the other")
+        raise UserError(f"--{split} mixes PREFIX:WEIGHT and PREFIX:TIMESx: use the same form for all")
     weights = given or [1.0] * len(parts)
     if not given or parts[0].epochs:
         weights = [weight * tokens[name] for weight, name in zip(weights, names)]
@@ -74,15 +74,16 @@ def shares(split: str, parts: list[Part], tokens: dict[str, int]) -> list[float]
 
 
 def read_back(prefix: Path, tokenizer: Any, end: str) -> tuple[int, int, str]:
-    """(documents, tokens, text of the first document) of a dataset, as Megatron reads them.
+    """Read a dataset as Megatron does; returns (documents, tokens, text of the first document).
 
-    Raises UserError when it cannot, when an id is outside the vocabulary, or when a document does not end with `end`.
+    Raises UserError if a file is missing or inconsistent, an id is outside the vocabulary, or a document does not end
+    with `end`.
     """
     for suffix in (".idx", ".bin"):
         if not prefix.with_name(prefix.name + suffix).exists():
-            raise UserError(f"{prefix}{suffix} does not exist: bin it first (`myllm binning`)")
+            raise UserError(f"{prefix}{suffix} does not exist: write it first with `myllm binning`")
     if prefix.with_name(prefix.name + ".bin").stat().st_size == 0:
-        raise UserError(f"{prefix}.bin is empty: every document was; leave it out")
+        raise UserError(f"{prefix}.bin is empty, because all its documents are: leave it out")
     import torch
 
     if not torch.cuda.is_available():
@@ -95,25 +96,28 @@ def read_back(prefix: Path, tokenizer: Any, end: str) -> tuple[int, int, str]:
     dataset = IndexedDataset(str(prefix))
     lengths = dataset.sequence_lengths
     tokens = int(lengths.sum(dtype=np.int64))
-    # all ids in few reads: one sequence at a time takes minutes for millions of them
+    # read all ids in few large reads: one sequence at a time takes minutes for millions of them
     dtype = dataset.index.dtype
     found = prefix.with_name(prefix.name + ".bin").stat().st_size // np.dtype(dtype).itemsize
     if found != tokens:
-        raise UserError(f"{prefix}.bin holds {found:,} ids, its .idx tells of {tokens:,}: bin it again")
+        raise UserError(f"{prefix}.bin has {found:,} ids but its .idx lists {tokens:,}: run `myllm binning` again")
     ids = np.memmap(f"{prefix}.bin", dtype=dtype, mode="r")
     largest = max(int(ids[i : i + IDS_AT_ONCE].max()) for i in range(0, tokens, IDS_AT_ONCE))
     if largest >= tokenizer.get_vocab_size():
-        raise UserError(f"{prefix} holds id {largest}, the tokenizer only {tokenizer.get_vocab_size()}: bin it again")
+        raise UserError(
+            f"{prefix} has id {largest}, but the tokenizer has only {tokenizer.get_vocab_size()} entries: "
+            "run `myllm binning` again"
+        )
     last = np.cumsum(lengths, dtype=np.int64) - 1
     if not all(bool((ids[last[i : i + IDS_AT_ONCE]] == tokenizer.token_to_id(end)).all())
                for i in range(0, len(last), IDS_AT_ONCE)):  # fmt: skip
-        raise UserError(f"{prefix}: a document does not end with {end}: bin it again")
+        raise UserError(f"{prefix}: a document does not end with {end}: run `myllm binning` again")
     return len(dataset.document_indices) - 1, tokens, tokenizer.decode(dataset[0].tolist())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the datasets lie and blend.json goes")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the datasets, and of blend.json")
     parser.add_argument("--tokenizer", type=Path, required=True)
     for split in SPLITS:
         parser.add_argument(
@@ -121,9 +125,9 @@ def main() -> None:
             action="append",
             required=True,
             metavar="PREFIX[:WEIGHT|:TIMESx]",
-            help="in the folder; repeatable",
+            help="dataset in the folder; repeatable",
         )
-    parser.add_argument("--train-tokens", type=float, help="of the run, to tell how often each source is read")
+    parser.add_argument("--train-tokens", type=float, help="tokens of the run, to report the epochs of each source")
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.tokenizer)
     end = end_token(arguments.tokenizer, tokenizer)
@@ -143,10 +147,11 @@ def main() -> None:
             asked = sum(tokens[part.name] * part.weight for part in parts[split] if part.weight)
             if read is None:
                 read = asked
-                print(f"read so often, these are {asked:,.0f} tokens: the length of the run")
+                print(f"with these epochs, the run has {asked:,.0f} training tokens")
             elif abs(read / asked - 1) > 0.01:
                 raise UserError(
-                    f"--train-tokens {read:g}, but read as often as asked the sources give {asked:,.0f}: leave it out"
+                    f"--train-tokens {read:g} contradicts the epochs given, which make {asked:,.0f} tokens: "
+                    "leave --train-tokens out"
                 )
         print(f"{split}: {total:,} tokens")
         report[split] = {"tokens": total, "sources": {}}
@@ -161,7 +166,7 @@ def main() -> None:
             depth = "" if epochs is None else f", read {epochs:.2f} times"
             print(f"  {part.name}: {tokens[part.name]:,} tokens, weight {weight:.4f}{depth}")
             if epochs is not None and epochs > MANY_EPOCHS:
-                print(f"  note: more than {MANY_EPOCHS:.0f} readings of the same text teach little")
+                print(f"  note: more than {MANY_EPOCHS:.0f} epochs of the same text add little")
     write_json(arguments.folder / "blend.json", blend)
     write_json(arguments.folder / "blend_report.json", report)
     report_metrics(tokens=tokens)

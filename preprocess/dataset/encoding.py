@@ -1,8 +1,8 @@
-"""From texts to token ids, fast: gigatoken where its ids are Hugging Face's, else `tokenizers` itself.
+"""Encode texts to token ids fast: with gigatoken if its ids equal those of `tokenizers`, else with `tokenizers`.
 
-Used by `preprocess.dataset.binning`; there is nothing to run here. A literal special token in a text (`<|endoftext|>`
+Used by `preprocess.dataset.binning`; not a command. A literal special token in a text (`<|endoftext|>`
 on a web page) is encoded as ordinary characters by both engines: `tokenizers` with `encode_special_tokens`, gigatoken
-because it is given the vocabulary without its special tokens.
+because it gets the vocabulary without the special tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from preprocess.tokenizer.train import END_OF_TEXT
 
 ENGINES = ("auto", "gigatoken", "tokenizers")
 UINT16_LIMIT = 65_500  # megatron.core.datasets.indexed_dataset.DType.optimal_dtype
-LONGEST_CHECKED = 20_000  # characters; of the one document a batch that is encoded a second time, by `tokenizers`
+LONGEST_CHECKED = 20_000  # characters; a longer document is not checked against `tokenizers`
 
 
 def tokenizer_file(folder: Path) -> Path:
@@ -30,14 +30,14 @@ def tokenizer_file(folder: Path) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's `tokenizers.Tokenizer`, reading special tokens in text as ordinary characters."""
+    """Load the folder's `tokenizers.Tokenizer`, set to encode special tokens in text as ordinary characters."""
     from tokenizers import Tokenizer
 
     path = tokenizer_file(folder)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"{path} is no tokenizer ({error}): make it again") from None
+        raise UserError(f"{path} is not a valid tokenizer ({error}): make it again with `myllm tokenizer`") from None
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -50,17 +50,17 @@ def eos_token(folder: Path) -> str | None:
 
 
 def end_token(folder: Path, tokenizer: Any) -> str:
-    """What ends a document: `<|endoftext|>`, or the `eos_token` of a tokenizer that has no such token."""
+    """The token that ends a document: `<|endoftext|>`, or `eos_token` if the tokenizer has no such token."""
     if tokenizer.token_to_id(END_OF_TEXT) is not None:
         return END_OF_TEXT
     token = eos_token(folder)
     if token is None or tokenizer.token_to_id(token) is None:
-        raise UserError(f"{folder} has neither {END_OF_TEXT} nor an eos_token: documents could not be told apart")
+        raise UserError(f"{folder} has no {END_OF_TEXT} and no eos_token: set eos_token in its tokenizer_config.json")
     return token
 
 
 def dtype_of(tokenizer: Any) -> str:
-    """`uint16` below 65,500 entries, else `int32`, as Megatron chooses."""
+    """`uint16` below 65,500 entries, else `int32`, as in Megatron."""
     return "uint16" if tokenizer.get_vocab_size() < UINT16_LIMIT else "int32"
 
 
@@ -75,11 +75,11 @@ class Encoder:
     dtype: str
 
     def ids(self, texts: Sequence[str]) -> tuple[Any, Any]:
-        """Ids of all texts one after another [tokens, uint32] and how many each has [texts, int64]."""
+        """Ids of all texts, concatenated [tokens, uint32], and the number of ids of each text [texts, int64]."""
         import numpy as np
 
         if self.fast is None:
-            # add_special_tokens stays on: Megatron's own tool keeps a begin-of-text that a tokenizer asks for
+            # add_special_tokens stays on: Megatron's own tool keeps a begin-of-text token that a tokenizer adds
             each = [encoding.ids for encoding in self.exact.encode_batch_fast(texts)]
             lengths = np.fromiter((len(ids) for ids in each), dtype=np.int64, count=len(each))
             flat = np.fromiter((i for ids in each for i in ids), dtype=np.uint32, count=int(lengths.sum()))
@@ -89,9 +89,9 @@ class Encoder:
         return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
 
     def documents(self, texts: Sequence[str]) -> tuple[Any, Any]:
-        """As `ids`, in the dataset's dtype, with the end id after every text that is not empty (and counted).
+        """Like `ids`, in the dataset's dtype, with the end id after every non-empty text (and counted).
 
-        Raises UserError when the one document a batch that is checked is not encoded as `tokenizers` does.
+        With gigatoken, one document per batch is compared. Raises UserError if `tokenizers` gives it different ids.
         """
         import numpy as np
 
@@ -115,12 +115,12 @@ class Encoder:
         start = int(lengths[:place].sum())
         if flat[start : start + int(lengths[place])].tolist() != self.exact.encode(texts[place]).ids:
             raise UserError(
-                f"gigatoken and tokenizers disagree on {texts[place][:80]!r}: run again with --engine tokenizers"
+                f"gigatoken and tokenizers differ on {texts[place][:80]!r}: run again with --engine tokenizers"
             )
 
 
 def gigatoken_or_reason(folder: Path, exact: Any, sample: Sequence[str]) -> tuple[Any, str]:
-    """gigatoken's tokenizer and "", or None and why not: it refuses the tokenizer, or differs on a sample document."""
+    """gigatoken's tokenizer and "", or None and the reason: it rejects the tokenizer, or differs on a sample."""
     try:
         import gigatoken
 
@@ -129,18 +129,18 @@ def gigatoken_or_reason(folder: Path, exact: Any, sample: Sequence[str]) -> tupl
         fast = gigatoken.Tokenizer.from_json(json.dumps(described))
     except ImportError:
         return None, "gigatoken is not installed"
-    except Exception as error:  # what a Rust extension refuses comes in many types
-        return None, f"gigatoken refuses this tokenizer ({' '.join(str(error).split())[:200]})"
+    except Exception as error:  # a Rust extension raises many types
+        return None, f"gigatoken rejects this tokenizer ({' '.join(str(error).split())[:200]})"
     for text in sample:
         if fast.encode(text).tolist() != exact.encode(text).ids:
-            return None, f"gigatoken differs from tokenizers on {text[:60]!r}"
+            return None, f"gigatoken and tokenizers give different ids for {text[:60]!r}"
     return fast, ""
 
 
 def load_encoder(folder: Path, engine: str = "auto", sample: Sequence[str] = ()) -> Encoder:
-    """An encoder for a tokenizer folder, its engine chosen after encoding every document of `sample` with both.
+    """An encoder for a tokenizer folder. "auto" chooses the engine after encoding every document of `sample` with both.
 
-    Raises UserError when `engine` is "gigatoken" and it cannot serve.
+    Raises UserError if `engine` is "gigatoken" and gigatoken cannot be used.
     """
     exact = load_tokenizer(folder)
     end = exact.token_to_id(end_token(folder, exact))

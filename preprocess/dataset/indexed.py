@@ -1,6 +1,6 @@
-"""Megatron's indexed dataset from the parts that shards leave: `PREFIX.bin` and `PREFIX.idx`, byte for byte.
+"""Merge the parts of shards into Megatron's indexed dataset, `PREFIX.bin` and `PREFIX.idx`.
 
-Used by `preprocess.dataset.binning`; there is nothing to run here. Format: `megatron/core/datasets/indexed_dataset.py`.
+Used by `preprocess.dataset.binning`; not a command. Format: `megatron/core/datasets/indexed_dataset.py`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def part(folder: Path, number: int, suffix: str) -> Path:
 
 
 def merge(folder: Path, count: int, dtype: str, prefix: Path) -> tuple[int, int]:
-    """Put the parts of shards 0..count-1 together as `prefix`.bin and .idx; returns (documents, tokens).
+    """Merge the parts of shards 0..count-1 into `prefix`.bin and .idx; returns (documents, tokens).
 
-    Memory is that of one shard's lengths. The `.idx` is, after its header: lengths of sequences (int32), their byte
-    offsets (int64), and for each document the number of sequences up to its end (int64, beginning with 0).
+    Memory use is that of one shard's lengths. After its header, the `.idx` has the lengths of sequences (int32), their
+    byte offsets (int64), and for each document the number of sequences up to its end (int64, starting with 0).
     """
     import numpy as np
 
@@ -42,10 +42,10 @@ def merge(folder: Path, count: int, dtype: str, prefix: Path) -> tuple[int, int]
         documents += len(lengths)
         tokens += int(lengths.sum(dtype=np.int64))
     if not tokens:
-        raise UserError(f"no document to bin for {prefix}: the input holds no text")
+        raise UserError(f"no document to bin for {prefix}: the input has no text, check --input, --key and --split")
     size = np.dtype(dtype).itemsize
     index_file = prefix.with_name(prefix.name + ".idx")
-    index_file.unlink(missing_ok=True)  # an old index must not meet a new .bin
+    index_file.unlink(missing_ok=True)  # an old index must never be beside a new .bin
     prefix.with_name(prefix.name + ".binning.json").unlink(missing_ok=True)
     with atomic_file(prefix.with_name(prefix.name + ".bin")) as binary:
         join_files([part(folder, number, "bin") for number in range(count)], binary)
@@ -69,7 +69,7 @@ def merge(folder: Path, count: int, dtype: str, prefix: Path) -> tuple[int, int]
 
 
 def join_files(parts: list[Path], target: Path) -> None:
-    """Bytes of all parts, one after another; a single part is linked where the file system can."""
+    """Concatenate the parts; a single part is hard-linked if the file system allows."""
     target.unlink(missing_ok=True)
     if len(parts) == 1:
         with suppress(OSError):

@@ -1,9 +1,9 @@
-"""Split a source into train, valid and test by a hash of each document's id, and keep the three apart.
+"""Split a source into train, valid and test by a hash of each document's id.
 
-    myllm split --input F.jsonl.zst --output-folder corpus/poems --valid 0.01 --test 0.02
+    myllm split --input F.jsonl.zst --output-folder corpus/wiki --valid 0.01 --test 0.02
 
-The split of a document depends on its id alone, so it never changes when others are added. A training document that
-shares a line with a held-out one is dropped (decontamination): nothing that is asked later was read before.
+The split of a document depends only on its id, so it never changes when others are added. A training document that
+shares a line with a held-out one is dropped (decontamination), so that no held-out line is trained on.
 """
 
 from __future__ import annotations
@@ -14,29 +14,30 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from artifacts.errors import run_main
+from artifacts.errors import UserError, run_main
 from artifacts.files import read_jsonl, write_jsonl
 from artifacts.stage import report_metrics
-from artifacts.verse import verse_lines
 from preprocess.cleaning.clean import Document, split_out
-from preprocess.deduplication.deduplicate import fingerprint
+from preprocess.deduplication.deduplicate import fingerprint, lines_of
 
 SPLITS = ("train", "valid", "test")
 
 
 def split_of(identity: str, valid: float, test: float) -> str:
-    """Which split an id belongs to; `valid` and `test` are shares of 1."""
+    """The split of an id; `valid` and `test` are shares between 0 and 1."""
     point = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
     return "test" if point < test else "valid" if point < test + valid else "train"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--output-folder", type=Path, required=True, help="gets train, valid and test .jsonl.zst")
+    parser.add_argument("--input", type=Path, required=True, help="documents, .jsonl or .jsonl.zst")
+    parser.add_argument("--output-folder", type=Path, required=True, help="folder for train, valid and test .jsonl.zst")
     parser.add_argument("--valid", type=float, default=0.01, help="share of documents (default 0.01)")
     parser.add_argument("--test", type=float, default=0.02, help="share of documents (default 0.02)")
     arguments = parser.parse_args()
+    if min(arguments.valid, arguments.test) < 0 or arguments.valid + arguments.test >= 1:
+        raise UserError("--valid and --test are shares of the documents: give 0 or more each, and less than 1 together")
 
     def part(name: str) -> Iterator[Document]:
         rows = read_jsonl(arguments.input)
@@ -46,12 +47,12 @@ def main() -> None:
     held_out: set[int] = set()
     for name in ("test", "valid"):
         rows = list(part(name))
-        held_out.update(fingerprint(line) for row in rows for line in verse_lines(row["text"]))
+        held_out.update(fingerprint(line) for row in rows for line in lines_of(row["text"]))
         counts[name] = write_jsonl(arguments.output_folder / f"{name}.jsonl.zst", rows)
 
     def train() -> Iterator[tuple[Document, str | None]]:
         for row in part("train"):
-            leaks = any(fingerprint(line) in held_out for line in verse_lines(row["text"]))
+            leaks = any(fingerprint(line) in held_out for line in lines_of(row["text"]))
             counts["shares a line with a held-out document" if leaks else "train"] += 1
             yield row, "shares a line with a held-out document" if leaks else None
 

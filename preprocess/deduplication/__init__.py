@@ -1,6 +1,6 @@
-"""Documents that stand in the corpus already, or in an evaluation set.
+"""Drop duplicate documents, and documents that share text with an evaluation set.
 
-In: JSON lines of documents. Out: the same without them.
+Input: JSON lines of documents. Output: the kept documents.
 `deduplicate` is the command for one file, `minhash` finds near duplicates in bounded memory, `decontaminate` drops
-what holds evaluation questions.
+documents that contain evaluation questions.
 """

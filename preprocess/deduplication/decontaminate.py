@@ -1,14 +1,14 @@
-"""Drop documents that hold text of an evaluation set: any run of 13 characters that stands in one of its items.
+"""Drop documents that share a run of 13 characters with an item of an evaluation set.
 
     myllm decontaminate --input F.jsonl --output G.jsonl --evaluation ceval.jsonl --report R.json
 
-Runs of 13 are GPT-3's measure (Brown et al. 2020, appendix C), of characters here instead of words; only Chinese
-characters, letters and digits count, so that other punctuation or spacing hides nothing. An evaluation set is any
-JSON, JSONL, CSV or Parquet file: all its strings are compared, made Simplified first as the corpus is. An item that is
-shorter than a run cannot be told from chance and is left out; the report says how many are.
+GPT-3 uses runs of 13 words (Brown et al. 2020, appendix C); here they are characters. Only Chinese characters, letters
+and digits count, so that different punctuation or spacing does not hide a match. An evaluation set is any JSON, JSONL,
+CSV or Parquet file: all its strings are compared, converted to Simplified Chinese like the corpus. A string shorter
+than a run could match by chance and is left out; the report gives the number of such strings.
 
-The report names for every dropped document the set, the item and the run that it shares. `--gate` is for a corpus that
-is already in use: nothing may have to be dropped.
+The report lists for every dropped document the set, the item and the shared run. `--gate` is for a corpus that is
+already in use: the command fails if a document has to be dropped.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from preprocess.sources.read import Piece, Problems, records
 
 RUN = 13  # characters
 BATCH = 512
-_SIEVE = 1 << 24  # bits that rule out most runs before the exact look-up
+_SIEVE = 1 << 24  # entries of a table that rules out most runs before the exact look-up
 
 
 @dataclass(frozen=True)
 class Index:
-    """Hashes of every run of the evaluation sets, sorted, and the item each first stands in."""
+    """The hashes of all runs of the evaluation sets, sorted, and the first item that contains each."""
 
     hashes: np.ndarray  # uint64
     items: np.ndarray  # int64, index into `names`
-    names: list[tuple[str, int]]  # evaluation file, number of the record in it from 1
+    names: list[tuple[str, int]]  # evaluation file, and number of the record in it, from 1
     sieve: np.ndarray  # bool [_SIEVE]
-    short: int  # strings that are shorter than a run
+    short: int  # number of strings shorter than a run
 
 
 def content(texts: list[str]) -> Characters:
-    """Only what carries meaning: Chinese characters, letters (small) and digits."""
+    """Only the Chinese characters, letters (in lower case) and digits of each text."""
     characters = Characters.of([text.lower() for text in texts])
     kinds = characters.kinds
     return characters.only((kinds == CHINESE) | (kinds == GARBLED) | (kinds == LETTER) | (kinds == DIGIT))
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string in a record, however deep."""
+    """Yield every string in a record, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -80,7 +80,7 @@ def _items(path: str) -> Iterator[Any]:
 
 @lru_cache(maxsize=1)
 def index_of(paths: tuple[str, ...]) -> Index:
-    """Runs of the evaluation files; raises UserError when one is missing, broken, or holds no run at all."""
+    """Index the runs of the evaluation files. Raises UserError if a file is missing, damaged, or has no run."""
     hashes: list[np.ndarray] = []
     items: list[np.ndarray] = []
     names: list[tuple[str, int]] = []
@@ -88,7 +88,7 @@ def index_of(paths: tuple[str, ...]) -> Index:
     simplify = converter("t2s")
     for path in paths:
         if not Path(path).exists():
-            raise UserError(f"{path} does not exist: give --evaluation the file of an evaluation set")
+            raise UserError(f"{path} does not exist: pass the file of an evaluation set with --evaluation")
         before = len(hashes)
         for number, record in enumerate(_items(path), start=1):
             found = content([simplify(text) for text in strings(record)] or [""])
@@ -99,7 +99,7 @@ def index_of(paths: tuple[str, ...]) -> Index:
                 items.append(np.full(len(runs), len(names)))
                 names.append((path, number))
         if len(hashes) == before:
-            raise UserError(f"{path} holds no text of {RUN} characters or more: is it an evaluation set?")
+            raise UserError(f"{path} has no text of {RUN} characters or more: pass an evaluation set with --evaluation")
     every, first = np.unique(np.concatenate(hashes), return_index=True)
     sieve: np.ndarray = np.zeros(_SIEVE, dtype=bool)
     sieve[every & np.uint64(_SIEVE - 1)] = True
@@ -107,9 +107,9 @@ def index_of(paths: tuple[str, ...]) -> Index:
 
 
 def judge(rows: list[dict[str, Any]], paths: tuple[str, ...], simplified: bool = False) -> list[str | None]:
-    """The reason for dropping each row, or None; a row to drop is told where under `contaminated`.
+    """The reason for dropping each row, or None. A row to drop gets the match under the key `contaminated`.
 
-    The evaluation sets are compared in Simplified characters, and so are the rows; `simplified`: they are already.
+    Rows are compared in Simplified characters, like the evaluation sets; `simplified`: they are already.
     """
     index = index_of(paths)
     written = [row["text"] for row in rows]
@@ -133,11 +133,11 @@ def judge(rows: list[dict[str, Any]], paths: tuple[str, ...], simplified: bool =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--evaluation", action="append", required=True, help="an evaluation set; may be repeated")
-    parser.add_argument("--report", type=Path, help="default: the output's name with .contaminated.json")
-    parser.add_argument("--gate", action="store_true", help="fail when a document had to be dropped")
+    parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
+    parser.add_argument("--evaluation", action="append", required=True, help="file of an evaluation set; repeatable")
+    parser.add_argument("--report", type=Path, help="JSON report (default: the output's name with .contaminated.json)")
+    parser.add_argument("--gate", action="store_true", help="fail if a document was dropped")
     arguments = parser.parse_args()
     paths = tuple(arguments.evaluation)
     reasons: Counter[str] = Counter()
@@ -156,7 +156,7 @@ def main() -> None:
     report = arguments.report or arguments.output.with_name(arguments.output.name.split(".")[0] + ".contaminated.json")
     kept = reasons.pop("kept", 0)
     short = index_of(paths).short
-    # named from where the report lies, so that a run gives the same bytes in any folder
+    # paths relative to the report, so that a run gives the same bytes in any folder
     beside = {path: os.path.relpath(path, report.parent) for path in paths}
     counts = Counter(row["evaluation"] for row in removed)
     sets = [{"evaluation": beside[path], "removed": counts[path]} for path in paths]
@@ -165,7 +165,7 @@ def main() -> None:
     report_metrics(documents_in=kept + len(removed), documents=kept, dropped=dict(reasons))
     if arguments.gate and removed:
         raise UserError(
-            f"{len(removed)} documents of {arguments.input} share {RUN} characters with what will be asked ({report}): "
+            f"{len(removed)} documents of {arguments.input} share {RUN} characters with an evaluation set ({report}): "
             f"train on {arguments.output} instead"
         )
 

@@ -1,21 +1,23 @@
-"""Drop documents that stand in the corpus already; the first of them stays.
+"""Drop duplicate documents; the first of each group is kept.
 
     myllm deduplicate --input F.jsonl --output G.jsonl
-    myllm deduplicate --by lines --input poems.jsonl.zst --output G.jsonl.zst
+    myllm deduplicate --by lines --input lyrics.jsonl.zst --output G.jsonl.zst
 
-`--by similarity`, the default, drops a text that was there before (white space apart), an id that was, and a text whose
-character 5-grams have a Jaccard similarity of 0.8 or more with an earlier one: `preprocess.deduplication.minhash`, in
-memory that `--memory-megabytes` bounds, with a folder of keys beside the output while it runs. It does what the last
-stages of `preprocess.corpora.pipeline` do to many shards.
+`--by similarity`, the default, drops a document if an earlier one has the same text (white space ignored), the same id,
+or character 5-grams with a Jaccard similarity of 0.8 or more (`preprocess.deduplication.minhash`). Memory is bounded by
+`--memory-megabytes`; keys are kept in a folder beside the output while it runs. The last stages of
+`myllm corpora` do the same for many shards.
 
-`--by lines` is for verse: a poem goes when its whole text was seen before, or when at least half of its lines were (the
-same poem handed down with other readings). Lines are remembered by 64-bit hashes, about 100 bytes a line.
+`--by lines` is for texts of short lines (lyrics, couplets, dialogue): a document is dropped if an earlier one has the
+same text, or if at least half of its lines occur in earlier ones. A line ends at punctuation or a line break and has at
+least 4 characters. Lines are stored as 64-bit hashes, about 100 bytes per line.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -24,25 +26,31 @@ from pathlib import Path
 from artifacts.errors import run_main
 from artifacts.files import read_jsonl
 from artifacts.stage import report_metrics
-from artifacts.verse import verse_lines
 from preprocess.cleaning.clean import Document, split_out
 
 SHARED_LINES = 0.5
+LINE_END = re.compile(r"[，。！？；：、\n]")
+SHORTEST_LINE = 4  # characters: shorter lines are titles, names and interjections, common to many documents
 
 
 def fingerprint(text: str) -> int:
-    """64 bits of BLAKE2b: the chance of any collision among 10 million lines is about 3 in a million."""
+    """64 bits of BLAKE2b. The probability of any collision among 10 million lines is about 3 in a million."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text without their punctuation; lines of fewer than 4 characters are left out."""
+    return [line for line in LINE_END.split(text) if len(line) >= SHORTEST_LINE]
+
+
 def deduplicate(source: Path, reasons: Counter[str]) -> Iterator[tuple[Document, str | None]]:
-    """Every document with the reason for dropping it, or None, in the order of `source`."""
+    """Yield every document with the reason for dropping it, or None, in the order of `source`."""
     texts: set[int] = set()
     lines_seen: set[int] = set()
     for document in read_jsonl(source):
         reason = None
         whole = fingerprint("".join(document["text"].split()))
-        lines = [fingerprint(line) for line in verse_lines(document["text"])]
+        lines = [fingerprint(line) for line in lines_of(document["text"])]
         known = sum(line in lines_seen for line in lines)
         if whole in texts:
             reason = "same text"
@@ -58,9 +66,9 @@ def deduplicate(source: Path, reasons: Counter[str]) -> Iterator[tuple[Document,
 def deduplicate_by_similarity(
     source: Path, reasons: Counter[str], work: Path, memory: int
 ) -> Iterator[tuple[Document, str | None]]:
-    """Every document with the reason for dropping it, or None; `work` is a folder for keys, emptied first.
+    """Yield every document with the reason for dropping it, or None. `work` is a folder for keys; it is emptied first.
 
-    `memory` bounds in bytes what matching holds. A dropped document is told the line it repeats, under `repeats`.
+    `memory` limits the memory of matching, in bytes. A duplicate gets the line of the earlier document as `repeats`.
     """
     from preprocess.deduplication import minhash
     from preprocess.sources.read import in_batches
@@ -83,10 +91,10 @@ def deduplicate_by_similarity(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     parser.add_argument("--by", choices=("similarity", "lines"), default="similarity")
-    parser.add_argument("--memory-megabytes", type=int, default=1024, help="for matching (default 1024)")
+    parser.add_argument("--memory-megabytes", type=int, default=1024, help="memory for matching (default 1024)")
     arguments = parser.parse_args()
     reasons: Counter[str] = Counter()
     work = arguments.output.with_name(f".{arguments.output.name}.work")

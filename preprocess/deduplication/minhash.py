@@ -1,16 +1,16 @@
-"""Near duplicates in bounded memory: MinHash signatures (rensa), bands sorted on disk, candidates verified exactly.
+"""Find near duplicates in bounded memory: MinHash (rensa), bands sorted on disk, candidates verified exactly.
 
-    sign     each shard: keys of every document, sorted, in segments          signatures/SHARD-SEGMENT.keys
-    match    each kind of key: documents that share one                       pairs/KIND-RANGE.npy, members/…
-    collect  each shard: the 5-grams of documents that stand in a pair        shingles/SHARD.bin, SHARD.npy
-    verdicts each shard: which documents go, with the earlier one they repeat
+    sign     per shard: keys of every document, sorted, in segments           signatures/SHARD-SEGMENT.keys
+    match    per kind of key: pairs of documents that share one               pairs/KIND-RANGE.npy, members/…
+    collect  per shard: the 5-grams of documents in a pair                    shingles/SHARD.bin, SHARD.npy
+    verdicts per shard: the documents to drop, with the earlier one that each repeats
 
 Keys: the whole text, the id, and BANDS bands of ROWS MinHash values of character 5-grams (Broder 1997; bands as in
 Leskovec et al., Mining of Massive Datasets, 3.4). Two texts of Jaccard similarity s share a band with probability
-1 - (1 - s^ROWS)^BANDS: 0.998 at 0.8. What shares a band is only a candidate; the true Jaccard decides. A document goes
-when an earlier one is so similar, so the first of every group stays, and no text is lost by a chain of likenesses.
+1 - (1 - s^ROWS)^BANDS: 0.998 at 0.8. Texts that share a band are only candidates; their exact Jaccard similarity
+decides. A document is dropped if an earlier candidate, kept or dropped, is that similar; the first of a group is kept.
 
-A document's number is its shard above, its place in the shard below: 32 bits each.
+A document's number is its shard (upper 32 bits) and its position in the shard (lower 32 bits).
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from preprocess.cleaning.characters import Characters, mixed, window_hashes
 SHINGLE = 5  # characters
 BANDS, ROWS = 20, 6
 SEED = 42
-SIMILAR = 0.8  # Jaccard similarity from which a document repeats an earlier one
+SIMILAR = 0.8  # Jaccard similarity from which a document is a duplicate of an earlier one
 SAME_TEXT, SAME_ID, FIRST_BAND = 0, 1, 2
 KINDS = FIRST_BAND + BANDS
 SEGMENT = 1 << 16  # documents sorted at once: 17 MB of keys
 REASONS = {SAME_TEXT: "same text", SAME_ID: "same id"}
 NEAR = "near duplicate"
 _ENTRY = 12  # bytes of a key and its document
-_SORTING = 6  # times that, while it is matched
+_SORTING = 6  # memory factor over _ENTRY while matching
 
-os.environ.setdefault("RAYON_NUM_THREADS", "1")  # a task is one process on one core
+os.environ.setdefault("RAYON_NUM_THREADS", "1")  # each task is one process on one core
 
 
 def shingles(solid: Characters) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of every text's 5-grams, one text after another, and where each text's begin; shapes [n], [texts + 1]."""
+    """Hashes of all texts' 5-grams, concatenated, and the offset of each text's; shapes [n], [texts + 1]."""
     hashes = window_hashes(solid.codes, SHINGLE)
     offsets: np.ndarray = np.zeros(solid.count + 1, dtype=np.int64)
     np.cumsum(solid.window_counts(SHINGLE), out=offsets[1:])
@@ -60,7 +60,7 @@ def signatures(solid: Characters) -> np.ndarray:
 
 
 def keys(texts: list[str], identities: list[str | None]) -> np.ndarray:
-    """The keys of a batch; shape [KINDS, texts], uint64. 0 says that a document has no key of that kind."""
+    """The keys of a batch; shape [KINDS, texts], uint64. 0: the document has no key of that kind."""
     solid = Characters.of(texts).without_space()
     lengths = solid.ends - solid.starts
     found: np.ndarray = np.zeros((KINDS, len(texts)), dtype=np.uint64)
@@ -81,13 +81,13 @@ def keys(texts: list[str], identities: list[str | None]) -> np.ndarray:
 
 
 class KeyWriter:
-    """Collects the keys of a shard's documents in order and writes them in sorted segments."""
+    """Collect the keys of a shard's documents, in order, and write them in sorted segments."""
 
     def __init__(self, folder: Path, shard: int) -> None:
         self.folder, self.shard, self.segment, self.documents = folder, shard, 0, 0
         self.waiting: list[np.ndarray] = []
         self.held = 0
-        for old in folder.glob(f"{shard:05d}-*.keys"):  # of a run that was killed
+        for old in folder.glob(f"{shard:05d}-*.keys"):  # left by a killed run
             old.unlink()
 
     def add(self, found: np.ndarray) -> None:
@@ -113,12 +113,12 @@ class KeyWriter:
 
 
 def _write(stream: IO[bytes], array: np.ndarray) -> None:
-    """The array's bytes; unlike `tofile` and `numpy.save`, a full disk is told by its error number."""
+    """Write an array's bytes. Unlike `tofile` and `numpy.save`, a full disk raises OSError with its error number."""
     stream.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
 
 
 def _segment(path: Path, kind: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted keys of one kind and their documents' numbers, mapped and not read."""
+    """Sorted keys of one kind and their documents' positions, memory-mapped."""
     count = int(np.fromfile(path, dtype=np.uint64, count=1)[0])
     found = np.memmap(path, np.uint64, "r", 8 + kind * count * 8, (count,))
     places = np.memmap(path, np.uint32, "r", 8 + KINDS * count * 8 + kind * count * 4, (count,))
@@ -126,16 +126,16 @@ def _segment(path: Path, kind: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def match(folder: Path, kind: int, memory: int) -> None:
-    """Write the pairs of documents that share a key of `kind`; `memory` bounds in bytes what is held at a time.
+    """Write the pairs of documents that share a key of `kind`, using at most `memory` bytes.
 
-    Keys are uniform, so a range of them holds as many documents as wanted. Within a range the segments come in order,
-    and of each key only the first document is remembered: a key that a million documents share costs no more.
+    Keys are uniformly distributed, so they are processed in ranges that fit in memory. Within a range, segments come in
+    order and only the first document of each key is kept, so a key shared by a million documents costs no more.
     """
     segments = sorted((folder / "signatures").glob("*.keys"))
     total = sum(int(np.fromfile(path, dtype=np.uint64, count=1)[0]) for path in segments)
     ranges = max(1, -(-total * _ENTRY * _SORTING // memory))
     for part in ("pairs", "members"):
-        for old in (folder / part).glob(f"{kind:02d}-*.npy"):  # of a run that was killed
+        for old in (folder / part).glob(f"{kind:02d}-*.npy"):  # left by a killed run
             old.unlink()
     for number in range(ranges):
         pairs = list(_match_range(segments, kind, number, ranges, memory))
@@ -149,7 +149,7 @@ def match(folder: Path, kind: int, memory: int) -> None:
 def _match_range(segments: list[Path], kind: int, number: int, ranges: int, memory: int) -> Iterator[np.ndarray]:
     low = np.uint64(max(1, (number << 64) // ranges))
     high = np.uint64(((number + 1 << 64) // ranges) - 1)
-    known: np.ndarray = np.zeros(0, dtype=np.uint64)  # keys met, sorted, and the first document of each
+    known: np.ndarray = np.zeros(0, dtype=np.uint64)  # keys seen so far, sorted, and the first document of each
     firsts: np.ndarray = np.zeros(0, dtype=np.uint64)
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
     held = 0
@@ -164,7 +164,7 @@ def _match_range(segments: list[Path], kind: int, number: int, ranges: int, memo
         some = np.concatenate([part[0] for part in waiting])
         documents = np.concatenate([part[1] for part in waiting])
         waiting, held = [], 0
-        order = np.argsort(some, kind="stable")  # stable: of one key, the earliest document stays first
+        order = np.argsort(some, kind="stable")  # stable: the earliest document of a key stays first
         some, documents = some[order], documents[order]
         fresh = np.concatenate(([True], some[1:] != some[:-1])) if len(some) else np.zeros(0, dtype=bool)
         heads = np.flatnonzero(fresh)
@@ -176,7 +176,7 @@ def _match_range(segments: list[Path], kind: int, number: int, ranges: int, memo
         of_head: np.ndarray = np.repeat(head, lengths)
         other = of_head != documents
         yield np.stack([of_head[other], documents[other]], axis=1)
-        if kind >= FIRST_BAND and len(some):  # the neighbour too: it may be the likeness where the first is not
+        if kind >= FIRST_BAND and len(some):  # the previous document too: it may be similar where the first is not
             near = np.flatnonzero(~fresh)
             near = near[documents[near - 1] != of_head[near]]
             yield np.stack([documents[near - 1], documents[near]], axis=1)
@@ -198,7 +198,7 @@ def _of_shard(numbers: np.ndarray, shard: int) -> slice:
 
 
 def members(folder: Path, shard: int) -> np.ndarray:
-    """Places in the shard of documents that stand in a candidate pair, sorted."""
+    """Positions in the shard of documents that are in a candidate pair, sorted."""
     parts = []
     for path in sorted((folder / "members").glob("*.npy")):
         numbers = np.load(path, mmap_mode="r")
@@ -207,7 +207,7 @@ def members(folder: Path, shard: int) -> np.ndarray:
 
 
 def collect(folder: Path, shard: int, batches: Iterator[list[dict[str, Any]]]) -> None:
-    """Write the distinct 5-grams (32-bit hashes, sorted) of the shard's candidates, and where each one's begin."""
+    """Write the distinct 5-grams (32-bit hashes, sorted) of the shard's candidates, and the offset of each."""
     wanted = members(folder, shard)
     offsets: np.ndarray = np.zeros(len(wanted) + 1, dtype=np.int64)
     done = at = 0
@@ -235,7 +235,7 @@ def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def verdicts(folder: Path, shard: int) -> dict[int, tuple[str, int]]:
-    """Place in the shard -> why the document goes, and the number of the earlier document that it repeats."""
+    """Position in the shard -> (reason for dropping the document, number of the earlier document that it repeats)."""
 
     @lru_cache(maxsize=64)
     def stored(of: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
-"""Where text comes from: download, unpack, read.
+"""Download, unpack and read raw text.
 
-In: `sources.yaml`, or files of one's own. Out: files in the cache; records with their place.
-`download` (`http`, `unpack`) fetches, `read` (`containers`, `lines`) streams records of any form, `shapes` says how a
-record of each corpus becomes a document. To add a corpus: an entry in `sources.yaml`, and a shape if its keys are new.
+Input: `sources.yaml`, or your own files. Output: files in the cache, and records with their position.
+`download` (`http`, `unpack`) fetches files, `read` (`containers`, `lines`) streams records of any format, `shapes` maps
+the records of each corpus to documents. To add a corpus: an entry in `sources.yaml`, and a shape for new keys.
 """

@@ -1,7 +1,6 @@
-"""The containers of raw text, opened and cut into lines, list items or rows without holding a file in memory.
+"""Open files of raw text and stream their lines, list items or table rows, without loading a whole file into memory.
 
-What is here knows bytes and nothing of corpora: `preprocess.sources.read` says which records are wanted and counts the
-broken.
+This module handles file formats only. `preprocess.sources.read` selects the records and counts the broken ones.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _NEXT_OBJECT = re.compile(r"\}\s*,\s*(?=\{\s*\")")
 
 
 def container(path: str) -> tuple[str, str | None]:
-    """The extension that tells the container, and the compression: `a.jsonl.gz` -> (`.jsonl`, `gzip`)."""
+    """Split a file name into container extension and compression: `a.jsonl.gz` -> (`.jsonl`, `gzip`)."""
     name = path.rsplit("/", 1)[-1].lower()
     compression = None
     for ending, known in COMPRESSIONS.items():
@@ -37,7 +36,7 @@ def container(path: str) -> tuple[str, str | None]:
 
 @contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
-    """A file's decompressed bytes. Reading raises EOFError or OSError when a compressed file is cut or damaged."""
+    """A file, decompressed. Reading raises EOFError or OSError if a compressed file is truncated or damaged."""
     compression = container(path)[1]
     if compression != "zstd":
         with fsspec.open(path, "rb", compression=compression) as stream:
@@ -48,7 +47,7 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 
 class ZstdStream:
-    """`read` of a zstd file of any number of frames; unlike zstandard's own reader it notices a frame cut short."""
+    """Read a zstd file of any number of frames. Unlike zstandard's own reader, it detects a truncated frame."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self.pieces = zstd_pieces(raw)
@@ -66,18 +65,21 @@ class ZstdStream:
 
 
 def first_byte(path: str) -> bytes:
-    """The first byte that is not white space (nor a byte order mark); empty for an empty file."""
+    """The first byte that is neither white space nor part of a byte order mark; empty for an empty file."""
     with opened(path) as stream:
         return stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
 
 
 def lines(stream: IO[bytes], start: int, end: int | None, longest: int) -> Iterator[tuple[int, bytes | None]]:
-    """Lines that begin between the bytes `start` and `end`, and at which byte; None for one too long (never held)."""
+    """Yield (byte offset, line) for the lines that begin in [`start`, `end`).
+
+    The line is None if it is longer than `longest` bytes; such a line is never held in memory.
+    """
     at, rest = start, b""
-    inside = start > 0  # a line that is passed over: it begins before `start`, or is too long
-    began: int | None = None  # where the one that is too long began
+    inside = start > 0  # in a line to skip: it begins before `start`, or is too long
+    began: int | None = None  # where the line that is too long began
     if start:
-        at = start - 1  # from the byte before: is it a line feed, then a line begins at `start`
+        at = start - 1  # the byte before: if it is a line feed, a line begins at `start`
         stream.seek(at)
     while chunk := stream.read(CHUNK):
         whole = (rest + chunk).split(b"\n")
@@ -105,9 +107,9 @@ def lines(stream: IO[bytes], start: int, end: int | None, longest: int) -> Itera
 
 
 def list_items(stream: IO[bytes], longest: int) -> Iterator[tuple[int, Any, str | None]]:
-    """Items of a JSON list, one at a time: line, item, None; or line, None, what is wrong.
+    """Stream the items of a JSON list: yield (line, item, None), or (line, None, error) for a broken item.
 
-    After a broken item reading goes on where the next one begins.
+    After a broken item, reading resumes at the next one.
     """
     decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     buffer, at, line, ended = "", 0, 1, False
@@ -127,12 +129,12 @@ def list_items(stream: IO[bytes], longest: int) -> Iterator[tuple[int, Any, str 
             unfinished = "Unterminated" in error.msg or error.pos >= len(buffer) - 16
             if unfinished and not ended and len(buffer) - at <= longest:
                 line += buffer.count("\n", 0, at)
-                more = stream.read(max(CHUNK, len(buffer) - at))  # at least twice as much: no quadratic reading
+                more = stream.read(max(CHUNK, len(buffer) - at))  # at least double the buffer: linear time
                 ended = not more
                 buffer, at = buffer[at:] + decode(more, final=ended), 0
                 continue
             if ended and at >= len(buffer):
-                yield line, None, "the list does not end: the file is cut short"
+                yield line, None, "the list does not end: the file is truncated"
                 return
             reason = "not JSON" if not unfinished or ended else f"a record longer than {longest:,} bytes"
             found = _NEXT_OBJECT.search(buffer, max(at + 1, error.pos - 1))
@@ -161,7 +163,7 @@ def table_rows(path: str) -> Iterator[Any]:
     with fsspec.open(path, "rb") as stream:
         if container(path)[0] == ".parquet":
             batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024)
-        else:  # Hugging Face datasets write the stream format
+        else:  # Hugging Face datasets writes the stream format
             batches = pyarrow.ipc.open_stream(stream)
         for batch in batches:
             yield from batch.to_pylist()

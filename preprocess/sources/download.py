@@ -1,14 +1,14 @@
-"""Fetch a source of `sources.yaml` into the cache, checked against what its publisher says of it.
+"""Download a source of `sources.yaml` into the cache and check it against the published size and digest.
 
     myllm download chinese-poetry zhwiki-sample
-    myllm download c4-zh --files 4                      # the first four of its parts
+    myllm download c4-zh --files 4                      # the first four of its files
     myllm download wudao --from-file /data/WuDaoCorpus  # your own copy: linked, not copied
     myllm download ceval                                # an evaluation set, for OpenCompass
     myllm download --list
 
-The cache ($MYLLM_CACHE, by default ~/.cache/myllm) serves every run: a second call downloads nothing. A download that
-was cut off or killed goes on where it stopped. Datasets of the hub come from $HF_ENDPOINT where it is set, and nothing
-is fetched while HF_HUB_OFFLINE=1.
+All runs share the cache ($MYLLM_CACHE, by default ~/.cache/myllm), so a second call downloads nothing. An interrupted
+download resumes. Datasets of the Hugging Face hub come from $HF_ENDPOINT if it is set; HF_HUB_OFFLINE=1 forbids
+downloading them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
 
 
 def load_source(name: str) -> dict[str, Any]:
-    """The entry of a source; raises UserError with the nearest name when there is none."""
+    """The entry of a source. Raises UserError, with the nearest name, if there is no such source."""
     sources = read_yaml(SOURCES)
     if name not in sources:
-        raise UserError(f"{SOURCES.name} has no source {name!r}{nearest(name, sources)}; it has {', '.join(sources)}")
+        raise UserError(f"{SOURCES.name} has no source {name!r}{nearest(name, sources)}; it lists {', '.join(sources)}")
     return sources[name]
 
 
@@ -55,7 +55,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def source_file(name: str) -> Path:
-    """Where a source lies, or will lie once downloaded: a file, or a folder for a source of several files."""
+    """The path of a source, downloaded or not: a file, or a folder if the source has several files."""
     source = load_source(name)
     if source["kind"] == "file":
         return REPOSITORY / source["path"]
@@ -71,7 +71,7 @@ def integrity(path: Path) -> str:
 
 
 def published(source: dict[str, Any]) -> Wanted:
-    """What an entry itself says of its one file."""
+    """The size and digest that an entry of `sources.yaml` states for its file."""
     digest = source.get("digest")
     if "integrity" in source:
         algorithm, _, encoded = source["integrity"].partition("-")
@@ -80,12 +80,12 @@ def published(source: dict[str, Any]) -> Wanted:
 
 
 def npm_pack(package: str, version: str, folder: Path) -> Path:
-    """Download a package's tarball with npm; raises UserError when npm is missing or fails."""
+    """Download a package's tarball with npm. Raises UserError if npm is not installed or fails."""
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(
             "npm is not installed: install Node.js with npm (`apt-get install npm`), "
-            f"or fetch {package}-{version}.tgz elsewhere and pass it with --from-file or in MYLLM_POETRY_TARBALL"
+            f"or download {package}-{version}.tgz elsewhere and pass it with --from-file or in MYLLM_POETRY_TARBALL"
         )
     command = [npm, "pack", f"{package}@{version}", "--silent", "--pack-destination", str(folder)]
     print("$ " + " ".join(command), flush=True)
@@ -101,9 +101,9 @@ def npm_pack(package: str, version: str, folder: Path) -> Path:
 
 
 def listed_digest(source: dict[str, Any], file: str) -> str | None:
-    """A file's digest in the publisher's listing; None, with a message, where the listing cannot be read.
+    """A file's digest from the publisher's listing. Prints a message and returns None if the listing cannot be read.
 
-    Wikimedia's listings of `latest` name the files by their date, so names are compared without date or `latest`.
+    Wikimedia's listings of `latest` give dated file names, so names are compared without the date or `latest`.
     """
 
     def undated(name: str) -> str:
@@ -121,12 +121,12 @@ def listed_digest(source: dict[str, Any], file: str) -> str | None:
             if len(row) == 2 and undated(row[1].lstrip("*")) == undated(file):
                 return f"{listing['algorithm']}:{row[0].lower()}"
     if listing:
-        print(f"{file}: no digest in {listing['file']}, so only its size will be checked", flush=True)
+        print(f"{file}: found no digest in {listing['file']}, so only the size will be checked", flush=True)
     return None
 
 
 def hub_address(repository: str, file: str) -> str:
-    """Address of a dataset's file on the hub, or on the mirror in $HF_ENDPOINT; refused while HF_HUB_OFFLINE is set."""
+    """URL of a dataset's file on the hub, or on the mirror in $HF_ENDPOINT. UserError if HF_HUB_OFFLINE is set."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise UserError(
             f"{repository}/{file} is not in the cache and HF_HUB_OFFLINE is set: unset it, or pass --from-file"
@@ -143,12 +143,12 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 
 def hub_wanted(url: str) -> Wanted:
-    """Size and sha256 of a large file, which the hub tells before it redirects (X-Linked-Size, X-Linked-Etag)."""
+    """Size and sha256 of a large file, from the headers of the hub's redirect (X-Linked-Size, X-Linked-Etag)."""
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": AGENT})
     try:
         headers: Any = urllib.request.build_opener(_Stay).open(request, timeout=60).headers
     except urllib.error.HTTPError as error:
-        headers = error.headers  # a redirect among them; a refusal will be told by the download itself
+        headers = error.headers  # of a redirect, too; if the hub refuses, the download reports it
     except OSError:
         headers = {}
     size, digest = headers.get("X-Linked-Size", ""), SHA256.fullmatch(headers.get("X-Linked-Etag", ""))
@@ -156,23 +156,23 @@ def hub_wanted(url: str) -> Wanted:
 
 
 def link_own(name: str, own: Path, target: Path, source: dict[str, Any]) -> Path:
-    """Put a user's own copy where the source is looked for, checked where its digest is known."""
+    """Link a user's own copy into the cache. A single file is checked if the published size or digest is known."""
     if not own.exists():
-        raise UserError(f"{own} does not exist: pass the path of {target.name}")
+        raise UserError(f"{own} does not exist: pass the path of {target.name} to --from-file")
     if own.is_file():
         check(own, published(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink():
         target.unlink()
     if target.exists():
-        raise UserError(f"{target} was downloaded already: delete it to use {own}")
+        raise UserError(f"{target} was already downloaded: delete it to use {own}")
     target.symlink_to(own.resolve())
     print(f"{name}: {target} -> {own.resolve()} (yours)")
     return target
 
 
 def download_files(name: str, source: dict[str, Any], limit: int | None) -> Path:
-    """Fetch the files of a `url` or `hub` source that are not in the cache yet."""
+    """Download the files of a `url` or `hub` source that are not in the cache yet."""
     files = [file for pattern in source["files"] for file in expand(pattern)][:limit]
     for file in files:
         target = cache_folder() / name / file
@@ -186,32 +186,35 @@ def download_files(name: str, source: dict[str, Any], limit: int | None) -> Path
             urls = tuple(f"{mirror}/{file}" for mirror in source["mirrors"])
             wanted = Wanted(urls, own.size, own.digest or listed_digest(source, file))
         fetch(wanted, target)
-        told = wanted.digest.split(":")[0] if wanted.digest else "no digest was published: only its size was checked"
+        told = wanted.digest.split(":")[0] if wanted.digest else "no published digest: only the size was checked"
         print(f"{name}: {target} (new, {target.stat().st_size:,} bytes, {told})")
     return source_file(name)
 
 
 def download_set(name: str, source: dict[str, Any], own: Path | None, limit: int | None) -> Path:
-    """Fetch an evaluation set, or take a user's own copy of it, and put it where OpenCompass looks."""
+    """Download an evaluation set, or take a user's own copy, and place it where OpenCompass reads it."""
     if own is not None:
         if not own.exists():
-            raise UserError(f"{own} does not exist: pass the zip file or the folder of {name}")
-        print(f"{name}: {own} (yours: what is in it is not checked against the published file)")
+            raise UserError(f"{own} does not exist: pass the zip file or folder of {name} to --from-file")
+        print(f"{name}: {own} (yours: not checked against the published file)")
         return place(name, source, own)
     if source["kind"] == "own":
-        raise UserError(f"{name} has to be fetched by hand from {source['home']}: then pass it with --from-file")
+        raise UserError(
+            f"{name} cannot be downloaded automatically: get it from {source['home']}, "
+            f"then `myllm download {name} --from-file PATH`"
+        )
     archive = download_files(name, source, limit)
     check(archive, published(source))
     return place(name, source, archive)
 
 
 def download(name: str, from_file: Path | None = None, limit: int | None = None) -> Path:
-    """Put a source into the cache, whole and checked, and return where it lies (a file, or a folder of files)."""
+    """Put a source into the cache, complete and checked, and return its path (a file, or a folder of files)."""
     source, target = load_source(name), source_file(name)
     kind = source["kind"]
     if kind == "file":
         if not target.exists():
-            raise UserError(f"{target} is missing: it is part of the repository, `git checkout {source['path']}`")
+            raise UserError(f"{target} is missing: restore it with `git checkout {source['path']}`")
         print(f"{name}: {target} (shipped)")
         return target
     if "unpack" in source:
@@ -227,8 +230,8 @@ def download(name: str, from_file: Path | None = None, limit: int | None = None)
         return target
     if kind != "npm":
         raise UserError(
-            f"{name} has to be fetched by hand from {source.get('home', 'its publisher')} ({source['licence']}): "
-            "then pass it with --from-file"
+            f"{name} cannot be downloaded automatically: get it from {source.get('home', 'its publisher')} "
+            f"({source['licence']}), then `myllm download {name} --from-file PATH`"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, atomic_file(target) as aside:
@@ -249,9 +252,9 @@ def size_of(path: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="*", help="names in preprocess/sources/sources.yaml")
-    parser.add_argument("--from-file", type=Path, help="take this file or folder instead (one source only)")
-    parser.add_argument("--files", type=int, help="of a source of many files, only the first so many")
-    parser.add_argument("--list", action="store_true", help="print the sources, their licences and where they lie")
+    parser.add_argument("--from-file", type=Path, help="use this file or folder, do not download (one source only)")
+    parser.add_argument("--files", type=int, help="download only the first N files of the source")
+    parser.add_argument("--list", action="store_true", help="list the sources, their licences and paths")
     arguments = parser.parse_args()
     if arguments.list:
         for name, source in read_yaml(SOURCES).items():
@@ -260,9 +263,9 @@ def main() -> None:
             print(f"{name}\t{source['kind']}\t{source['licence']}\t{place_of} ({there})")
         return
     if not arguments.source:
-        raise UserError("name a source: `myllm download --list` shows them")
+        raise UserError("no source given: name one, `myllm download --list` shows them")
     if arguments.from_file and len(arguments.source) > 1:
-        raise UserError("--from-file is one source's: name one source")
+        raise UserError("--from-file takes one source: run `myllm download` once for each")
     total = 0
     for name in arguments.source:
         tarball = os.environ.get("MYLLM_POETRY_TARBALL") if name == "chinese-poetry" else None

@@ -1,7 +1,7 @@
-"""One file by HTTP, whole and checked: resumed by range after a cut or a kill, retried with growing pauses.
+"""Download one file over HTTP and check it. Interrupted downloads resume by range; failures are retried with backoff.
 
-Used by `preprocess.sources.download`; there is nothing to run here. Standard library only; proxies are taken from the
-environment. What came so far lies beside the target as `.NAME.download`, with `.NAME.download.json` telling of whom.
+Used by `preprocess.sources.download`; not a command. Standard library only; proxies are taken from the environment.
+A partial download lies beside the target as `.NAME.download`; `.NAME.download.json` records its URL and validator.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from artifacts.errors import UserError
 from artifacts.files import hold_lock, write_json
 
 CHUNK = 1 << 18
-RETRIED = {408, 425, 429, 500, 502, 503, 504}  # any other refusal is final: another mirror, or the user, must help
+RETRIED = {408, 425, 429, 500, 502, 503, 504}  # any other error status ends the attempts on this URL
 LONGEST_PAUSE = 60.0  # seconds between tries
-LONGEST_ASKED = 600.0  # seconds of a server's Retry-After that are waited for
+LONGEST_ASKED = 600.0  # seconds; a longer Retry-After ends the attempts on this URL
 AGENT = "myllm-download"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a file must be: `digest` is `sha256:<hex>` (or sha1, md5, sha512), `size` bytes; None where not known."""
+    """A file's expected `size` in bytes and `digest`, `sha256:<hex>` (or sha1, md5, sha512); None if unknown."""
 
     urls: tuple[str, ...]
     size: int | None = None
@@ -40,7 +40,7 @@ class Wanted:
 
 
 class Again(Exception):
-    """The try failed in a way that another may not; `pause` is what the server asks for, in seconds."""
+    """A temporary failure: another try may succeed. `pause` is the server's Retry-After, in seconds."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -48,11 +48,11 @@ class Again(Exception):
 
 
 class Refused(Exception):
-    """This address will not give the file, however often it is asked."""
+    """A final failure: this URL is not tried again."""
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3); None when it holds neither."""
+    """Seconds to wait by a Retry-After header (seconds or a date: RFC 9110, 10.2.3); None if missing or invalid."""
     if not value:
         return None
     if value.strip().isdigit():
@@ -72,7 +72,7 @@ def digest_of(path: Path, algorithm: str) -> str:
 
 
 def check(path: Path, wanted: Wanted) -> None:
-    """Raise UserError when a file is not the wanted one."""
+    """Raise UserError if a file's size or digest differs from the expected one."""
     size = path.stat().st_size
     if wanted.size is not None and size != wanted.size:
         raise UserError(
@@ -90,7 +90,7 @@ def check(path: Path, wanted: Wanted) -> None:
 
 
 class Progress:
-    """Lines `progress 12/340 MB, 3.1 MB/s, ETA 1:46` on standard output, at most one a second."""
+    """Print lines `progress 12/340 MB, 3.1 MB/s, ETA 1:46` to standard output, at most one per second."""
 
     def __init__(self, have: int) -> None:
         self.began, self.first, self.shown = time.monotonic(), have, 0.0
@@ -108,19 +108,19 @@ class Progress:
 
 
 def total_of(response: Any, have: int) -> int | None:
-    """Size of the whole file as a response tells it; raises Again when a 206 is not of what was asked for."""
+    """Size of the whole file, from the response headers. Raises Again if a 206 does not begin at byte `have`."""
     if response.status != 206:
         length = response.headers.get("Content-Length")
         return int(length) if length and length.isdigit() else None
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     given, _, total = rest.partition("/")
     if unit != "bytes" or given.split("-")[0] != str(have):
-        raise Again(f"the server sent the range {rest or 'of nothing'}, not from {have}")
+        raise Again(f"the server sent the range {rest or 'of nothing'}, not one that begins at byte {have}")
     return int(total) if total.isdigit() else None
 
 
 def one_try(url: str, partial: Path, wanted: Wanted, timeout: float) -> None:
-    """Ask once for what is missing of `partial` and append it; returns when the file seems whole.
+    """Request the missing rest of `partial` once and append it; returns if the file seems complete.
 
     Raises Again or Refused.
     """
@@ -131,7 +131,7 @@ def one_try(url: str, partial: Path, wanted: Wanted, timeout: float) -> None:
         known = {}
     have = partial.stat().st_size if partial.exists() else 0
     same = known.get("url") == url
-    # bytes of another address are gone on with only if a checksum will tell whether they fit
+    # bytes from another URL are kept only if a digest can verify the result
     if have and not (same and known.get("validator")) and not wanted.digest:
         have = 0
     if wanted.size is not None and have == wanted.size:
@@ -145,7 +145,7 @@ def one_try(url: str, partial: Path, wanted: Wanted, timeout: float) -> None:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416:  # there is nothing after what we have, or the file is another now
+            if error.code == 416:  # the partial file is complete, or the file on the server has changed
                 if error.headers.get("Content-Range") == f"bytes */{have}":
                     return
                 partial.unlink(missing_ok=True)
@@ -159,9 +159,9 @@ def one_try(url: str, partial: Path, wanted: Wanted, timeout: float) -> None:
     with response:
         total = total_of(response, have)
         if wanted.size is not None and total is not None and total != wanted.size:
-            raise Refused(f"it offers {total:,} bytes, not the published {wanted.size:,}")
+            raise Refused(f"the server offers {total:,} bytes, not the published {wanted.size:,}")
         if response.status != 206:
-            have = 0  # the server ignores ranges, or the file has changed: from the beginning
+            have = 0  # the server ignores ranges, or the file has changed: start over
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         write_json(note, {"url": url, "validator": "" if validator.startswith("W/") else validator, "total": total})
         progress = Progress(have)
@@ -182,7 +182,7 @@ def one_try(url: str, partial: Path, wanted: Wanted, timeout: float) -> None:
 def from_address(
     url: str, partial: Path, wanted: Wanted, tries: int, timeout: float, sleep: Callable[[float], None]
 ) -> None:
-    """Try one address until the file is whole; `tries` counts tries in a row that brought nothing. Raises Refused."""
+    """Try one URL until the file is complete. Raises Refused after `tries` tries in a row that brought no bytes."""
     failed = 0
     while True:
         before = partial.stat().st_size if partial.exists() else 0
@@ -194,11 +194,11 @@ def from_address(
             if failed >= tries:
                 raise Refused(f"{error}, {tries} times in a row") from None
             if error.pause is not None and error.pause > LONGEST_ASKED:
-                raise Refused(f"{error}; it asks to come back in {error.pause / 60:.0f} minutes") from None
+                raise Refused(f"{error}; the server asks to retry in {error.pause / 60:.0f} minutes") from None
             pause = min(LONGEST_PAUSE, 2.0 ** max(0, failed - 1)) * random.uniform(0.75, 1.25)
             if error.pause is not None:
                 pause = max(error.pause, 0.1)
-            print(f"{url}: {error}; again in {pause:.1f} s", flush=True)
+            print(f"{url}: {error}; retrying in {pause:.1f} s", flush=True)
             sleep(pause)
 
 
@@ -209,14 +209,14 @@ def fetch(
     timeout: float = 60.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Make `target` the wanted file, from the first address that gives it; it appears whole and checked, or not at all.
+    """Download `target` from the first URL that works. It appears only when complete and checked.
 
-    A file that fails its check is fetched once more from the beginning (it may be two versions in one), then from the
-    next address. Raises UserError telling what each address answered, and when another process writes this file.
+    A resumed file that fails its check may mix two versions: it is downloaded once more from the beginning, then from
+    the next URL. Raises UserError with the answer of each URL, or if another process is downloading this file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.download")
-    taken = f"{target} is being downloaded by another process: wait for it, or end it"
+    taken = f"{target} is being downloaded by another process: wait for it to end, or stop it"
     with hold_lock(target.with_name(f".{target.name}.lock"), taken) as lock:
         answers = []
         for url in wanted.urls:
@@ -230,7 +230,7 @@ def fetch(
                 except UserError as error:
                     partial.unlink(missing_ok=True)
                     if not resumed:
-                        answers.append(f"{url}: {str(error).split(': delete')[0]}")
+                        answers.append(f"{url}: {str(error).split('; delete')[0].split(': delete')[0]}")
                         break
                 else:
                     with partial.open("rb") as stream:
@@ -240,5 +240,5 @@ def fetch(
                         left.unlink(missing_ok=True)
                     return
     raise UserError(
-        f"{target.name} could not be downloaded ({'; '.join(answers)}): try later, or pass it by --from-file"
+        f"{target.name} could not be downloaded ({'; '.join(answers)}): try later, or pass your copy with --from-file"
     )

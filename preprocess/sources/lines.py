@@ -1,6 +1,6 @@
-"""Lines of `.jsonl` and `.jsonl.zst` files in large blocks, or of a byte range of one; nothing lost unnoticed.
+"""Read the lines of `.jsonl` and `.jsonl.zst` files, or of a byte range of a `.jsonl`, in large blocks.
 
-Used by `preprocess.dataset.binning` and `preprocess.tokenizer.sample`.
+Used by `preprocess.dataset.binning` and `preprocess.tokenizer.sample`. A missing or damaged file raises UserError.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from pathlib import Path
 from artifacts.errors import UserError
 from artifacts.files import decompressed
 
-READ = 8 << 20  # bytes of text at a time
+READ = 8 << 20  # bytes of text per block
 
 
 def files_of(given: Path) -> list[Path]:
-    """The file itself, or what a folder of shards holds: its `.jsonl` and `.jsonl.zst`, by name.
+    """The file itself, or a folder's `.jsonl` and `.jsonl.zst` files, sorted by name.
 
-    Raises UserError when there is nothing.
+    Raises UserError if there are none.
     """
     if given.is_dir():
         found = sorted([*given.glob("*.jsonl"), *given.glob("*.jsonl.zst")])
         if not found:
-            raise UserError(f"{given} holds no .jsonl and no .jsonl.zst: run the stage that makes them first")
+            raise UserError(f"{given} has no .jsonl or .jsonl.zst file: run the stage that makes them first")
         return found
     if not given.is_file():
         raise UserError(f"{given} does not exist: run the stage that makes it first")
@@ -30,10 +30,10 @@ def files_of(given: Path) -> list[Path]:
 
 
 def blocks(path: Path | str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, list[bytes]]]:
-    """(offset in the text, lines without their ends) of about `READ` bytes, for the lines that start in [start, end).
+    """Yield (offset in the text, lines without line feeds) of about `READ` bytes: the lines that start in [start, end).
 
-    `end` None means to the end; a range is for uncompressed files only. A last empty line is left out.
-    Raises UserError naming the file when it is missing or broken.
+    `end` None means the end of the file. A range requires an uncompressed file. A last empty line is left out.
+    Raises UserError, with the file's name, if the file is missing or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -53,7 +53,7 @@ def blocks(path: Path | str, start: int = 0, end: int | None = None) -> Iterator
     with path.open("rb") as stream:
         if start:
             stream.seek(start - 1)
-            stream.readline()  # the line before, wherever it ends
+            stream.readline()  # skip the rest of the line before
         place = stream.tell()
         while end is None or place < end:
             block = stream.read(READ if end is None else min(READ, end - place))

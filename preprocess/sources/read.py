@@ -1,11 +1,11 @@
-"""Raw files to records, streaming: JSON lines, JSON lists of any size, Parquet, Arrow; plain or compressed.
+"""Stream records from raw files: JSON lines, JSON lists of any size, Parquet, Arrow; plain or compressed.
 
     for position, record in records(Piece("c4-zh.00001.jsonl.gz"), problems, max_record=16 << 20):
         …
 
-What cannot be read is skipped and counted in `Problems` with file and line: broken JSON, invalid UTF-8, a line longer
-than `max_record` bytes. A file that ends too early (a cut .bz2, .gz, .zst) is an error: how much is lost, nobody knows.
-Paths are fsspec's. A file is divided among tasks by `plan`: plain JSON lines by bytes, everything else by turns.
+Unreadable records are skipped and counted in `Problems` with file and line: broken JSON, invalid UTF-8, a line longer
+than `max_record` bytes. A truncated file (.bz2, .gz, .zst) is an error, because the amount of lost data is unknown.
+Paths are fsspec paths. `plan` divides files among tasks: plain JSON lines by bytes, everything else by turns.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from preprocess.sources.containers import CHUNK, TABLES, container, first_byte, 
 Row = dict[str, Any]
 Batches = Iterator[list[Row]]
 
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 4096, 500_000  # of a batch of rows
-TURN = 512  # records that a task takes at a time from a file that it shares with others
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 4096, 500_000  # limits of a batch of rows
+TURN = 512  # consecutive records that a task takes from a file shared with other tasks
 LINES = (".jsonl", ".json", ".ndjson", ".txt")
-EXAMPLES = 20  # problems kept with their place, per task
+EXAMPLES = 20  # problems kept with their position, per task
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A task's part of one file: the bytes from `start` to `end`, or each `shares`-th turn of its records."""
+    """A task's part of one file: bytes [start, end), or every `shares`-th turn (TURN records)."""
 
     path: str
     start: int = 0
@@ -44,9 +44,9 @@ class Piece:
 
 @dataclass
 class Problems:
-    """What could not be read: how often, and the first cases with their place."""
+    """Counts of unreadable records, and the first examples with their position."""
 
-    records: int = 0  # that were met, the bad ones too
+    records: int = 0  # all records read, the bad ones included
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -56,19 +56,19 @@ class Problems:
             self.examples.append({"reason": reason, "file": path, "line": line, "byte": byte})
 
     def check(self, share: float, final: bool) -> None:
-        """Raise UserError when more than `share` of the records are bad (asked of 100 records or more, or at last)."""
+        """Raise UserError if more than `share` of the records are bad. Unless `final`, 100 records must be read."""
         bad = self.counts.total()
         if bad and bad > share * self.records and (final or self.records >= 100):
             self.locate()
             first = self.examples[0]
             place = f"line {first['line']}" if first["line"] else f"byte {first['byte']}"
             raise UserError(
-                f"{first['file']} {place}: {first['reason']}; so are {bad:,} of {self.records:,} records, more than "
-                f"--max-bad-share {share:g}: is it the right --source, a damaged file? Or allow a larger share"
+                f"{first['file']} {place}: {first['reason']}; {bad:,} of {self.records:,} records are bad, more than "
+                f"--max-bad-share {share:g} allows: check --source, download a damaged file again, or allow more"
             )
 
     def locate(self) -> None:
-        """Find the lines of the examples whose byte alone is known, one pass over each file's beginning."""
+        """Fill in line numbers of examples that have only a byte offset, in one pass over each file's beginning."""
         for path in {example["file"] for example in self.examples if example["line"] is None}:
             wanted = [e for e in self.examples if e["file"] == path and e["line"] is None and e["byte"] is not None]
             line, at = 1, 0
@@ -84,7 +84,7 @@ class Problems:
 
 
 def find_files(inputs: Iterable[str]) -> list[tuple[str, int]]:
-    """Files under paths, folders and globs, with their sizes in bytes, sorted; raises UserError when there are none."""
+    """The files of paths, folders and globs with their sizes in bytes, sorted. Raises UserError if there are none."""
     found: dict[str, int] = {}
     for given in inputs:
         system, path = fsspec.core.url_to_fs(str(given))
@@ -94,17 +94,17 @@ def find_files(inputs: Iterable[str]) -> list[tuple[str, int]]:
         else:
             names = system.glob(path) if any(c in path for c in "*?[") else [path] if system.exists(path) else []
         if not names:
-            raise UserError(f"{given} holds no .jsonl, .json, .parquet or .arrow file: check the path")
+            raise UserError(f"{given}: found no .jsonl, .json, .parquet or .arrow file: check the path")
         for name in names:
             found[system.unstrip_protocol(name) if "://" in str(given) else name] = system.size(name)
     return sorted(found.items())
 
 
 def plan(files: list[tuple[str, int]], tasks: int) -> list[list[Piece]]:
-    """Which pieces each task reads; the same files and number of tasks give the same plan everywhere.
+    """The pieces that each task reads. The plan depends only on the files and the number of tasks.
 
-    Many files (four a task or more) go whole to the task with the fewest bytes so far, the largest first. Otherwise
-    each file is divided among all tasks: plain JSON lines by bytes, other containers by turns of their records.
+    With four files per task or more, each file goes whole to the task with the fewest bytes so far, largest file first.
+    Otherwise each file is divided among all tasks: plain JSON lines by bytes, other containers by turns of records.
     """
     parts: list[list[Piece]] = [[] for _ in range(tasks)]
     if len(files) >= 4 * tasks:
@@ -126,9 +126,9 @@ def plan(files: list[tuple[str, int]], tasks: int) -> list[list[Piece]]:
 
 
 def records(piece: Piece, problems: Problems, max_record: int) -> Iterator[tuple[int, Any]]:
-    """Records of a piece with their position (byte of a JSON line, else number); what is broken goes to `problems`.
+    """Yield (position, record) of a piece: the byte offset of a JSON line, else the record's number.
 
-    Raises UserError naming the file when it is missing, cut short, or its container is damaged.
+    Broken records go to `problems`. Raises UserError, with the file's name, if it is missing, truncated or damaged.
     """
     import pyarrow
 
@@ -139,7 +139,7 @@ def records(piece: Piece, problems: Problems, max_record: int) -> Iterator[tuple
     except (EOFError, OSError, zlib.error, lzma.LZMAError, pyarrow.ArrowInvalid) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{piece.path} is cut short or damaged ({error}): download it again") from None
+        raise UserError(f"{piece.path} is truncated or damaged ({error}): download it again") from None
 
 
 def _all_records(piece: Piece, problems: Problems, max_record: int) -> Iterator[tuple[int, Any]]:
@@ -173,7 +173,7 @@ def _json_lines(stream: IO[bytes], piece: Piece, problems: Problems, max_record:
     import orjson
 
     seekable = container(piece.path)[1] is None
-    mine = piece.turn == 0  # of tasks that read the same lines by turns, the first one alone reports what is broken
+    mine = piece.turn == 0  # if several tasks read the same lines by turns, only the first one reports the broken ones
     number: int | None = None if piece.start else 0
     for at, line in lines(stream, piece.start, piece.end, max_record):
         if number is not None:
@@ -214,7 +214,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def in_batches(rows: Iterator[Row]) -> Batches:
-    """Rows with "text" in lists of at most BATCH_DOCUMENTS, about BATCH_CHARACTERS characters of text."""
+    """Group rows with "text" into lists of at most BATCH_DOCUMENTS rows and about BATCH_CHARACTERS characters."""
     batch: list[Row] = []
     held = 0
     for row in rows:

@@ -1,12 +1,13 @@
-"""How a record of each public corpus becomes a document: which keys hold text, in which order they are set.
+"""Map the records of each public corpus to documents: which keys hold the text, and in which order they are joined.
 
     wikipedia_cn   {"completion": …, "source": …}                        wikipedia-cn-20230720-filtered, a JSON list
     baidubaike     {"title", "summary", "sections": [{"title", "content"}], "tags", "url"}     BaiduBaiKe 563w, JSONL
     c4_zh          {"text", "url", "timestamp"}                                             C4 multilingual zh, JSONL
     wudao          {"title", "content", "id", "uniqueKey", "titleUkey", "dataType"}      WuDaoCorpora Text, JSON lists
     jsonl          {"text", …} or another key given with --text-key: any JSONL, Parquet or Hugging Face folder
+    my.function    any other records: your own function, which takes a record and returns its text
 
-A container (JSON lines, a JSON list, Parquet, Arrow) is told by the file itself: `preprocess.sources.read`.
+`preprocess.sources.read` detects the container (JSON lines, a JSON list, Parquet, Arrow) from the file itself.
 """
 
 from __future__ import annotations
@@ -17,26 +18,27 @@ from functools import partial
 from typing import Any
 
 from artifacts.errors import UserError, nearest
+from artifacts.plugs import load_function
 
 Record = dict[str, Any]
 
 
 class WrongShape(Exception):
-    """A record lacks the key that holds its text, or holds something else than text there."""
+    """A record has no text: its text key is missing, or the value is not a string."""
 
 
 def text_at(record: Record, key: str) -> str:
-    """The text under `key`; raises WrongShape when it is missing or no string."""
+    """The text under `key`. Raises WrongShape if the key is missing or its value is not a string."""
     value = record.get(key)
     if isinstance(value, str):
         return value
     if key in record:
-        raise WrongShape(f"the key {key!r} holds no text")
+        raise WrongShape(f"the key {key!r} is not a string")
     raise WrongShape(f"no key {key!r}")
 
 
 def titled(record: Record, title: str, body: str) -> str:
-    """Title and body on lines of their own; a body that opens with the title is not given it twice."""
+    """Title and body on separate lines; the title is left out if the body already begins with it."""
     text, head = text_at(record, body).strip(), record.get(title)
     if not isinstance(head, str) or not head.strip() or text.startswith(head.strip()):
         return text
@@ -44,32 +46,32 @@ def titled(record: Record, title: str, body: str) -> str:
 
 
 def encyclopedia(record: Record) -> str:
-    """Title, summary and sections of BaiduBaiKe; a section's heading stands on a line before its content."""
+    """Title, summary and sections of BaiduBaiKe, on separate lines; each section's title comes before its content."""
     if "summary" not in record and "sections" not in record:
         raise WrongShape("no key 'summary' or 'sections'")
     parts: list[Any] = [record.get("title"), record.get("summary")]
     sections = record.get("sections") or []
     if not isinstance(sections, list):
-        raise WrongShape("the key 'sections' holds no list")
+        raise WrongShape("the key 'sections' is not a list")
     for section in sections:
         if not isinstance(section, dict):
-            raise WrongShape("the key 'sections' holds something else than sections")
+            raise WrongShape("the key 'sections' has an item that is not an object")
         parts += [section.get("title"), section.get("content")]
     if len([part for part in parts[1:] if isinstance(part, str) and part.strip()]) == 0:
-        raise WrongShape("neither summary nor sections hold text")
+        raise WrongShape("neither 'summary' nor 'sections' has text")
     return "\n".join(part.strip() for part in parts if isinstance(part, str) and part.strip())
 
 
 @dataclass(frozen=True)
 class Shape:
-    """`text` raises WrongShape; `used` are keys that do not go into metadata; `identity` is the key of a record's id.
+    """How to convert records: `text` returns the text or raises WrongShape; `used` lists keys to leave out of metadata.
 
-    `simplify` is the OpenCC configuration for the source: text of the mainland needs t2s for the odd Traditional page;
-    Wikipedia is written in Taiwan as well, and only tw2s mends 看著.
+    `identity` is the key of a record's id. `simplify` is the OpenCC configuration for the source: t2s for mainland text
+    with a few Traditional pages; tw2s for Wikipedia, which has Taiwanese text (only tw2s converts 看著).
     """
 
     text: Callable[[Record], str]
-    used: tuple[str, ...]
+    used: tuple[str, ...] | None  # None: unknown, because `text` is the user's own function
     identity: str | None = None
     simplify: str = "t2s"
 
@@ -85,18 +87,31 @@ SHAPES = {
 
 
 def shape_of(source: str, text_key: str | None = None) -> Shape:
-    """The shape of a source; `text_key` replaces the key of `jsonl`. Raises UserError for a source not known."""
+    """The shape of a source; `text_key` replaces the text key of `jsonl`.
+
+    Raises:
+        UserError: the source is neither in SHAPES nor a function `module.function`.
+    """
+    if "." in source and text_key is None:
+        return Shape(load_function(source, "--source"), None, "id")
     if source not in SHAPES:
-        raise UserError(f"--source {source} is not known{nearest(source, SHAPES)}; it is one of {', '.join(SHAPES)}")
+        raise UserError(f"--source {source} is unknown{nearest(source, SHAPES)}; choose one of {', '.join(SHAPES)}")
     if text_key is None:
         return SHAPES[source]
     if source != "jsonl":
-        raise UserError(f"--text-key goes with --source jsonl only: {source} has its own keys")
+        raise UserError(f"--text-key works only with --source jsonl, not {source}: leave it out")
     return Shape(partial(text_at, key=text_key), (text_key,), "id")
 
 
+def is_used(shape: Shape, key: str, value: Any, text: str) -> bool:
+    """Whether a record's value is already part of its text and must not go into metadata."""
+    if shape.used is not None:
+        return key in shape.used
+    return isinstance(value, str) and value.strip() in text
+
+
 def document(shape: Shape, record: Any, made_id: str) -> dict[str, Any]:
-    """A document `{"id", "text", "metadata"}`; scalars beside the text are kept as metadata. Raises WrongShape."""
+    """A document `{"id", "text", "metadata"}`; other scalars of the record become metadata. Raises WrongShape."""
     if not isinstance(record, dict):
         raise WrongShape("not an object")
     text = shape.text(record)
@@ -104,7 +119,7 @@ def document(shape: Shape, record: Any, made_id: str) -> dict[str, Any]:
     metadata = {
         key: value
         for key, value in record.items()
-        if key not in shape.used and key != shape.identity and isinstance(value, (str, int, float, bool))
+        if key != shape.identity and isinstance(value, (str, int, float, bool)) and not is_used(shape, key, value, text)
     }
     nested = record.get("metadata")
     if isinstance(nested, dict):

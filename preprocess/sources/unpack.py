@@ -1,7 +1,7 @@
-"""Put an evaluation set where OpenCompass looks for it, from a zip file or a folder, whole or not at all.
+"""Copy an evaluation set from a zip file or folder to where OpenCompass reads it, completely or not at all.
 
-Used by `preprocess.sources.download`; there is nothing to run here. Archives of one set differ in what stands around it
-(`ceval/formal_ceval/val/…`, `val/…`), so the folder that is wanted is known by what it holds.
+Used by `preprocess.sources.download`; not a command. Archives of the same set have different outer folders
+(`ceval/formal_ceval/val/…`, `val/…`), so the right folder is found by its contents.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from artifacts.errors import UserError
 from artifacts.files import atomic_folder
 from artifacts.layout import cache_folder
 
-JUNK = "__MACOSX"  # what a Mac's archiver leaves in its archives
+JUNK = "__MACOSX"  # metadata folder in archives made by macOS
 
 
 def sets_folder() -> Path:
-    """For $COMPASS_DATA_CACHE."""
+    """The folder for $COMPASS_DATA_CACHE."""
     return cache_folder() / "opencompass"
 
 
 def innermost(names: list[str], holding: list[str]) -> PurePosixPath | None:
-    """The shortest folder of an archive in which every one of `holding` lies, as file or folder."""
+    """The folder nearest to an archive's root that contains all of `holding`, as files or folders, or None."""
     paths = {PurePosixPath(name) for name in names if JUNK not in name}
     places = {parent for path in paths for parent in (path, *path.parents)}
     folders = {place.parent for place in places if place.name == holding[0]}
@@ -33,9 +33,9 @@ def innermost(names: list[str], holding: list[str]) -> PurePosixPath | None:
 
 
 def place(name: str, source: dict[str, Any], found: Path) -> Path:
-    """Copy a set out of `found` (zip file or folder); returns where it lies. Raises UserError if not in there."""
+    """Copy a set out of `found` (zip file or folder) and return its path. Raises UserError if `found` lacks it."""
     into, holding = sets_folder() / source["unpack"]["into"], list(source["unpack"]["holding"])
-    lacking = UserError(f"{found} holds no folder with {', '.join(holding)}: it is not the set {name}")
+    lacking = UserError(f"{found} has no folder with {', '.join(holding)}: pass the archive or folder of {name}")
     copies: list[tuple[PurePosixPath, Callable[[], bytes]]] = []
     if found.is_dir():
         files = {path.relative_to(found).as_posix(): path for path in found.rglob("*") if path.is_file()}
@@ -60,7 +60,7 @@ def place(name: str, source: dict[str, Any], found: Path) -> Path:
             try:
                 target.write_bytes(read())
             except (zipfile.BadZipFile, RuntimeError) as error:
-                raise UserError(f"{found}: {inside} is broken ({error}): download it again") from None
+                raise UserError(f"{found}: {inside} cannot be read ({error}): download it again") from None
     count = sum(path.is_file() for path in into.rglob("*"))
     print(f"{name}: {into} ({count:,} files)")
     return into

@@ -1,5 +1,5 @@
-"""Train a tokenizer, and prove that every later tool reads the same ids.
+"""Train a tokenizer, and verify that every later tool gives the same ids.
 
-In: JSON lines of text. Out: a Hugging Face folder with the special tokens and the chat template.
-`train` is the command, `sample` chooses what it learns from, `probe` is the gate.
+Input: JSON lines of text. Output: a Hugging Face folder with the special tokens and the chat template.
+`train` is the command, `sample` chooses the training text, `probe` compares the tools' ids.
 """

@@ -1,11 +1,11 @@
-"""The gate of a tokenizer: every tool that will read the folder gives the same ids for strings that often break.
+"""The tokenizer gate: check that every tool that will read the folder gives the same ids for difficult strings.
 
     myllm tokenizer-gate --tokenizer tokenizer            # compare, and write tokenizer/probe.json
-    myllm tokenizer-gate --tokenizer tokenizer --reader transformers --model-type qwen2 # ids of one
+    myllm tokenizer-gate --tokenizer tokenizer --reader transformers       # print the ids of one tool
 
-A reader is asked in a process of its own, in the environment where it will be used. Tools that only ever see a model's
-folder are shown one: a copy with a `config.json`, because transformers 5 chooses the tokenizer's class by the model's
-type. This file needs the standard library only, so that every environment can run it.
+Each environment's tools run in one process of that environment. Tools that will read the tokenizer from a model folder
+get a copy with a `config.json`, because transformers 5 chooses the tokenizer class by the model's type. This file needs
+only the standard library, so that every environment can run it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.errors import UserError, nearest, run_main
 from artifacts.files import read_json, write_json
 from artifacts.layout import ENVIRONMENTS, REPOSITORY
 
 EVIDENCE = "probe.json"
-AT_ONCE = 2  # readers; each imports torch
 
 PROBES = (
     "床前明月光，疑是地上霜。",
@@ -43,7 +42,7 @@ PROBES = (
     "e\u0301 與 é，か\u3099 與 が，한글",  # composed and decomposed
     "<|endoftext|><|endoftext|>",
     "你<|im_end|>好 <|im_start|> 空格",
-    "<|endof <|im_start| |im_end|>",  # no special token
+    "<|endof <|im_start| |im_end|>",  # not special tokens
     "▁literal▁metaspace <0xE4> <unk> <s></s>",
     "1234567890 ３．１４ 一二三 ⅣⅤ 1,000,000",
     "\ufeffBOM，\x00NUL，\x7f，\ue000私用，\U0010ffff",
@@ -108,44 +107,63 @@ READERS: dict[str, Callable[[Path], list[list[int]]]] = {
     "llamafactory": with_llamafactory,
     "vllm": with_vllm,
 }
-# which reader in which environment, and whether it is shown a model's folder
-PLACES = (
-    ("transformers", "train", False),
-    ("transformers", "train", True),
-    ("megatron", "train", False),
-    ("llamafactory", "train", True),
-    ("transformers", "serve", False),
-    ("transformers", "serve", True),
-    ("vllm", "serve", True),
-)
+AS_MODEL = "@model"  # suffix of a reader's name: it reads the model folder
+# The readers of each environment, in the order in which one process runs them. Megatron patches torch, so it is last.
+PLACES = {
+    "train": ("transformers", "transformers@model", "llamafactory@model", "megatron"),
+    "serve": ("transformers", "transformers@model", "vllm@model"),
+}
 
 
 def model_folder(tokenizer: Path, model_type: str, folder: Path) -> Path:
-    """A copy of a tokenizer's files beside a `config.json` that names the model's type."""
+    """Copy a tokenizer's files to a new folder with a `config.json` that states the model type. Returns the folder."""
     target = folder / "model"
     shutil.copytree(tokenizer, target)
     write_json(target / "config.json", {"model_type": model_type, "architectures": [], "torch_dtype": "float32"})
     return target
 
 
-def ask(reader: str, python: Path, folder: Path) -> list[list[int]]:
-    """Ids as one reader gives them; raises UserError with its last words when it fails."""
-    command = [str(python), "-m", "preprocess.tokenizer.probe", "--tokenizer", str(folder), "--reader", reader]
+def ids_of(readers: list[str], tokenizer: Path, model: Path | None) -> None:
+    """Print a line of JSON for each reader, {"reader", "ids"} or {"reader", "error"}; stop at the first error."""
+    for name in readers:
+        reader, at, _ = name.partition("@")
+        try:
+            found: dict[str, Any] = {"ids": READERS[reader](model if at and model else tokenizer)}
+        except Exception as error:  # any exception means that the tool cannot load the tokenizer
+            found = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        print(json.dumps({"reader": name, **found}), flush=True)
+        if "error" in found:
+            return
+
+
+def ask(readers: tuple[str, ...], python: Path, tokenizer: Path, model: Path) -> dict[str, list[list[int]]]:
+    """The ids from each reader of one environment. Raises UserError if one cannot load the tokenizer."""
+    command = [str(python), "-m", "preprocess.tokenizer.probe", "--tokenizer", str(tokenizer), "--model", str(model)]
+    command += [word for reader in readers for word in ("--reader", reader)]
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DISABLE_VERSION_CHECK": "1",
              "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
-    result = subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, **quiet}, capture_output=True, text=True, timeout=600
-    )
-    if result.returncode != 0:
-        words = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{reader} cannot load the tokenizer {folder} ({words}): run `{' '.join(command)}` to see why")
-    return json.loads(result.stdout.splitlines()[-1])
+    try:
+        result = subprocess.run(
+            command, cwd=REPOSITORY, env={**os.environ, **quiet}, capture_output=True, text=True, timeout=600
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"no ids after 10 minutes: run `{' '.join(command)}` to see why") from None
+    rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"reader": ')]
+    found = {row["reader"]: row.get("ids") for row in rows}
+    for reader in readers:
+        if found.get(reader) is None:
+            told = next((row["error"] for row in rows if row["reader"] == reader), None)
+            words = told or (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(
+                f"{reader} cannot load the tokenizer {tokenizer} ({words}): run `{' '.join(command)}` to see why"
+            )
+    return found
 
 
 def round_trips(folder: Path) -> None:
-    """Raise UserError when decoding does not give back a probe, up to the tokenizer's own normalisation.
+    """Raise UserError if encoding and decoding a probe changes it, apart from the tokenizer's own normalisation.
 
-    That is NFC in qwen2 style; in llama2 style a literal U+2581 is read as a space, as SentencePiece does.
+    That is NFC in qwen2 style. In llama2 style a literal U+2581 becomes a space, as in SentencePiece.
     """
     from tokenizers import Tokenizer
 
@@ -160,36 +178,39 @@ def round_trips(folder: Path) -> None:
 def same_ids(folder: Path, name: str, expected: list[list[int]], found: list[list[int]]) -> None:
     for probe, right, got in zip(PROBES, expected, found, strict=True):
         if right != got:
-            raise UserError(f"{folder}: {name} reads {probe[:60]!r} as {got[:20]}, tokenizers as {right[:20]}")
+            raise UserError(f"{folder}: {name} encodes {probe[:60]!r} as {got[:20]}, tokenizers as {right[:20]}")
 
 
 def gate(folder: Path, model_type: str, environments: tuple[str, ...] = ("train", "serve")) -> dict[str, Any]:
-    """Ask every reader whose environment exists, compare with `tokenizers`, write `probe.json` into the folder.
+    """Compare the ids of every tool whose environment exists with those of `tokenizers`, and write `probe.json`.
 
-    Raises UserError naming reader, environment and string on the first difference. An environment that was not made
-    is told in the evidence under `not_checked`.
+    Returns the content of `probe.json`; tools of environments that do not exist are listed under `not_checked`.
+
+    Raises:
+        UserError: a tool gives different ids; names the tool, its environment and the first string that differs.
     """
     round_trips(folder)
     expected = with_tokenizers(folder)
     agreed, missing = ["tokenizers"], []
-    with tempfile.TemporaryDirectory() as scratch:
+
+    def title(reader: str, environment: str) -> str:
+        name = f"{reader.removesuffix(AS_MODEL)} in {ENVIRONMENTS[environment]}"
+        return name + (f", as a {model_type} model" if reader.endswith(AS_MODEL) else "")
+
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor() as pool:
         model = model_folder(folder, model_type, Path(scratch))
-        asked: list[tuple[str, Future[list[list[int]]]]] = []
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for reader, environment, as_model in PLACES:
-                python = REPOSITORY / ENVIRONMENTS[environment] / "bin" / "python"
-                name = f"{reader} in {ENVIRONMENTS[environment]}" + (f", as a {model_type} model" if as_model else "")
-                if environment in environments and python.exists():
-                    asked.append((name, pool.submit(ask, reader, python, model if as_model else folder)))
-                else:
-                    missing.append(name)
-            try:
-                for name, answer in asked:
-                    same_ids(folder, name, expected, answer.result())
-                    agreed.append(name)
-                    print(f"{name}: the ids of all {len(PROBES)} probes are equal", flush=True)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        asked: dict[str, Future[dict[str, list[list[int]]]]] = {}
+        for environment, readers in PLACES.items():
+            python = REPOSITORY / ENVIRONMENTS[environment] / "bin" / "python"
+            if environment in environments and python.exists():
+                asked[environment] = pool.submit(ask, readers, python, folder, model)
+            else:
+                missing += [title(reader, environment) for reader in readers]
+        for environment, answers in asked.items():
+            for reader, ids in answers.result().items():
+                same_ids(folder, title(reader, environment), expected, ids)
+                agreed.append(title(reader, environment))
+                print(f"{agreed[-1]}: the ids of all {len(PROBES)} probes are equal", flush=True)
     for name in missing:
         print(f"not checked: {name} (make the environment with `make envs`)", flush=True)
     evidence = {"agreed": agreed, "not_checked": missing,
@@ -201,12 +222,17 @@ def gate(folder: Path, model_type: str, environments: tuple[str, ...] = ("train"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--reader", choices=READERS, help="print the ids that this one gives, in this environment")
-    parser.add_argument("--model-type", help="what transformers calls the model (default: by the tokenizer's class)")
+    parser.add_argument("--model", type=Path, help="model folder for readers with `@model` (default: --tokenizer)")
+    parser.add_argument(
+        "--reader", action="append", metavar="NAME", help=f"print the ids of one of {', '.join(READERS)}; repeatable"
+    )
+    parser.add_argument("--model-type", help="model type in transformers (default: from the tokenizer's class)")
     arguments = parser.parse_args()
     if arguments.reader:
-        print(json.dumps(READERS[arguments.reader](arguments.tokenizer)))
-        return
+        for name in arguments.reader:
+            if (reader := name.removesuffix(AS_MODEL)) not in READERS:
+                raise UserError(f"--reader {name} is unknown{nearest(reader, READERS)}: use {', '.join(READERS)}")
+        return ids_of(arguments.reader, arguments.tokenizer, arguments.model)
     qwen2 = read_json(arguments.tokenizer / "tokenizer_config.json").get("tokenizer_class") == "Qwen2Tokenizer"
     gate(arguments.tokenizer, arguments.model_type or ("qwen2" if qwen2 else "llama"))
 

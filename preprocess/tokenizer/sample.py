@@ -1,8 +1,8 @@
-"""What a tokenizer learns from: some text of every source, spread over it, and no more than memory allows.
+"""Sample the training text of a tokenizer evenly from every source, within a memory limit.
 
-Used by `preprocess.tokenizer.train`; there is nothing to run here. BPE training keeps every distinct word with its
-positions, and in Chinese most clauses are distinct, so its memory grows with the text: it is the sample that bounds it.
-A source is read once and never held; lines that are kept are thinned evenly whenever they outgrow the source's share.
+Used by `preprocess.tokenizer.train`; not a command. BPE training keeps every distinct word with its positions. Most
+Chinese clauses are distinct, so memory grows with the text, and limiting the sample limits memory. A source is read
+once as a stream; kept lines are thinned evenly whenever they exceed the source's share.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from pathlib import Path
 from artifacts.errors import UserError
 from preprocess.sources.lines import blocks, files_of
 
-LONGEST_DOCUMENT = 1 << 20  # bytes of its line; of a longer one only the beginning is taken
-# Peak bytes of memory for each byte of sample, all words distinct, and of a process without any: upper ends of what
-# `python -m benchmarks.preprocess_tokens` measures
+LONGEST_DOCUMENT = 1 << 20  # bytes of a JSON line; of a longer document only the beginning is used
+# Peak bytes of memory per byte of sample if all words are distinct, and of a process without a sample: the upper ends
+# of the measurements of `python -m benchmarks.preprocess_tokens`
 BYTES_PER_BYTE = {"qwen2": 105.0, "llama2": 62.0}
-BYTES_PER_BYTE_SPLIT = 8.0  # with every Chinese character a word of its own
+BYTES_PER_BYTE_SPLIT = 8.0  # with each Chinese character as a separate word
 BASE_GB = 0.2
 GOLDEN = 0.6180339887498949
 
 
 def estimate_gb(sample_bytes: int, style: str, split_characters: bool) -> float:
-    """Peak memory of training, in GB, if no word of the sample stands twice."""
+    """Estimated peak memory of training, in GB, if every word of the sample is distinct."""
     return BASE_GB + sample_bytes * (BYTES_PER_BYTE_SPLIT if split_characters else BYTES_PER_BYTE[style]) / 1e9
 
 
 def largest_sample(max_memory_gb: float, style: str, split_characters: bool) -> int:
-    """Bytes of sample whose estimate is `max_memory_gb`; raises UserError when not even 1 MB fits."""
+    """Largest sample, in bytes, that trains within `max_memory_gb`. Raises UserError if it is less than 1 MB."""
     per_byte = (estimate_gb(10**9, style, split_characters) - BASE_GB) / 1e9
     size = int((max_memory_gb - BASE_GB) / per_byte)
     if size < 1_000_000:
-        raise UserError(f"--max-memory-gb {max_memory_gb} leaves no room for a sample: give at least 0.5")
+        raise UserError(f"--max-memory-gb {max_memory_gb} is too small for any sample: give at least 0.5")
     return size
 
 
@@ -43,11 +43,11 @@ def text_of(path: Path, line: bytes, number: int) -> str:
     try:
         text = orjson.loads(line)["text"]
     except orjson.JSONDecodeError as error:
-        raise UserError(f"{path} line {number} is not JSON ({error}): mend or remove that line") from None
+        raise UserError(f"{path} line {number} is not JSON ({error}): correct or remove that line") from None
     except (KeyError, TypeError):
-        raise UserError(f"{path} line {number} has no 'text': mend or remove that line") from None
+        raise UserError(f"{path} line {number} has no 'text': correct or remove that line") from None
     if not isinstance(text, str):
-        raise UserError(f"{path} line {number} has a 'text' that is no string: mend or remove that line")
+        raise UserError(f"{path} line {number} has a 'text' that is not a string: correct or remove that line")
     return text
 
 
@@ -56,11 +56,11 @@ def lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def thinned(path: Path, share: int) -> list[str]:
-    """Texts of a source, at most `share` bytes in its order: all of them, or evenly chosen ones.
+    """Texts of a source, in its order and at most `share` bytes: all of them, or an even sample.
 
-    Lines are chosen by a low-discrepancy sequence (multiples of the golden ratio modulo 1, below a rate that falls as
-    often as the share overflows), so they are spread over the source, the same ones every time, and fill nine tenths
-    of the share. Memory is the share and one line. Raises UserError naming file and line of a broken row.
+    Lines are chosen by a low-discrepancy sequence (multiples of the golden ratio modulo 1 that lie below a rate; the
+    rate is lowered whenever the share overflows). The choice is deterministic, spread over the source, and fills nine
+    tenths of the share. Memory is the share and one line. Raises UserError with file and line of a broken row.
     """
     rate, kept, held = 1.0, [], 0
     rows = ((file, row, line) for file in files_of(path) for row, line in lines_of(file))
@@ -81,7 +81,7 @@ def thinned(path: Path, share: int) -> list[str]:
 
 
 def sample(paths: list[Path], sample_bytes: int) -> dict[Path, list[str]]:
-    """Texts by source: an equal share each, and what small sources leave goes to the larger ones."""
+    """Sample texts by source. Sources get equal shares; the unused part of small ones goes to larger ones."""
     sizes = {path: sum(os.path.getsize(file) for file in files_of(path)) for path in paths}
     left, found = sample_bytes, {}
     by_size = sorted(sizes, key=lambda path: sizes[path])

@@ -1,18 +1,19 @@
-"""Train a tokenizer, and write the folder that every later tool loads with the same ids.
+"""Train a tokenizer, and write a folder that every later tool loads with the same ids.
 
-    myllm tokenizer --input corpus/poems/train.jsonl.zst --output tokenizer --vocab-size 4608
+    myllm tokenizer --input corpus/wiki/train.jsonl.zst --output tokenizer --vocab-size 4608
     myllm tokenizer --style llama2 --input a.jsonl --input b.jsonl --output tokenizer --vocab-size 32000
 
-Special tokens and the ChatML template are defined here and nowhere else; everything downstream reads them from the
-folder. They are in the vocabulary from the start, so that no embedding ever has to grow.
+Special tokens are defined here, the ChatML template in chat_template.jinja; all later stages read them from the
+folder. They are in the vocabulary from the start, so that embeddings never have to be resized.
 
 `--style qwen2`: byte-level BPE with Qwen2's normaliser (NFC) and pre-tokenizer (its published tokenizer.json), which
-transformers 5 gives to any `qwen2` model whatever the folder says. `--style llama2`: BPE over characters with 256 byte
-tokens for what the vocabulary lacks, as Llama 2, but without its space before every text, which Chinese does not have.
+transformers 5 uses for every `qwen2` model, whatever the folder says. `--style llama2`: BPE over characters with 256
+byte tokens as fallback, like Llama 2, but without its space before every text, which Chinese does not use.
 
-Chinese clauses are long words of which few stand twice: the trainer sees them cut at punctuation and every 16
-characters. `--split-characters` shows it each Chinese character alone, so that no token spans two of them (what verse,
-with its fixed line lengths, wants). Memory is estimated from the sample before training and kept under --max-memory-gb.
+A Chinese clause is one long word that rarely repeats, so the trainer splits text at punctuation and every 16
+characters. `--split-characters` splits it at every Chinese character, so that no token spans two of them; a small
+model that has to count characters needs this. Memory is estimated from the sample before training and kept below
+--max-memory-gb.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from artifacts.files import atomic_folder, write_json
 from artifacts.layout import cache_folder
 from artifacts.stage import report_metrics
 
-END_OF_TEXT = "<|endoftext|>"  # ends a document; pads
-IM_START = "<|im_start|>"  # opens a turn of a conversation (ChatML)
-IM_END = "<|im_end|>"  # closes it
+END_OF_TEXT = "<|endoftext|>"  # ends a document; also the padding token
+IM_START = "<|im_start|>"  # starts a turn of a conversation (ChatML)
+IM_END = "<|im_end|>"  # ends a turn
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
 
-QWEN2_RANKS = "qwen.tiktoken"  # in the cache: the vocabulary that Qwen2 published, to compare with
-REPORTED = 5_000  # documents of a source that characters per token are counted on
+QWEN2_RANKS = "qwen.tiktoken"  # in the cache: Qwen2's published vocabulary, for comparison
+REPORTED = 5_000  # documents per source for measuring characters per token
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
@@ -47,9 +48,9 @@ QWEN2_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHINESE_CHARACTER = r"[\p{Han}\u3000-\u303F\uFF00-\uFFEF]"  # ideographs, CJK punctuation, full-width forms
-CHINESE_PIECE = r"\p{Han}{1,16}"  # without the punctuation before it, and of bounded length
-LLAMA2_WORD = r"▁?[\p{L}\p{M}]+|\p{N}|▁+|[^\p{L}\p{M}\p{N}▁]"  # digits one by one, as Llama 2
-COVERAGE = 0.9995  # share of characters that get a token of their own in llama2 style (SentencePiece's for Chinese)
+CHINESE_PIECE = r"\p{Han}{1,16}"  # without the punctuation before it, at most 16 characters
+LLAMA2_WORD = r"▁?[\p{L}\p{M}]+|\p{N}|▁+|[^\p{L}\p{M}\p{N}▁]"  # digits one by one, as in Llama 2
+COVERAGE = 0.9995  # share of the text that the llama2 alphabet covers (SentencePiece's value for Chinese)
 
 STYLES = ("qwen2", "llama2")
 CLASSES = {"qwen2": "Qwen2Tokenizer", "llama2": "PreTrainedTokenizerFast"}
@@ -75,7 +76,7 @@ def new_qwen2() -> Any:
 
 
 def train_qwen2(texts: Iterable[str], size: int, cut: str) -> Any:
-    """Byte-level BPE of `size` entries; merges are learned inside the pieces that `cut` matches."""
+    """Byte-level BPE with `size` entries; merges are learned only within pieces split by the regex `cut`."""
     from tokenizers import Regex, pre_tokenizers, trainers
 
     tokenizer = new_qwen2()
@@ -91,7 +92,7 @@ def train_qwen2(texts: Iterable[str], size: int, cut: str) -> Any:
 
 
 def covering(counts: Counter[str]) -> int:
-    """How many of the most frequent characters make up `COVERAGE` of all."""
+    """How many of the most frequent characters cover the share `COVERAGE` of the text."""
     needed = COVERAGE * counts.total()
     for kept, (_, count) in enumerate(counts.most_common(), start=1):
         needed -= count
@@ -101,7 +102,7 @@ def covering(counts: Counter[str]) -> int:
 
 
 def train_llama2(texts: Iterable[str], size: int, cut: str) -> Any:
-    """BPE over characters of `size` entries, the first 256 of them the bytes."""
+    """BPE over characters with `size` entries; the first 256 are the bytes."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     counts: Counter[str] = Counter()
@@ -140,18 +141,18 @@ def train_llama2(texts: Iterable[str], size: int, cut: str) -> Any:
 
 
 def train(texts: Iterable[str], vocab_size: int, style: str = "qwen2", split_characters: bool = False) -> Any:
-    """Train on texts; the vocabulary has exactly `vocab_size` entries, special tokens last, as in Qwen2.
+    """Train on texts. The vocabulary has exactly `vocab_size` entries, special tokens last, as in Qwen2.
 
-    With `split_characters`, merges are learned inside Chinese characters only. In qwen2 style encoding needs no such
-    split: no merge that was learned can join the last byte of a character to the first of the next (UTF-8 lead bytes
-    stand first only). In llama2 style there is nothing to join.
-    Raises UserError when the text is too little to fill the vocabulary, or the vocabulary too small for the style.
+    With `split_characters`, merges of Chinese text are learned only within single characters. Encoding needs no such
+    split: in qwen2 style, no learned merge can join the last byte of a character to the first byte of the next, because
+    UTF-8 lead bytes only come first; in llama2 style no merge of Chinese text is learned at all.
+    Raises UserError if the text is too short to fill the vocabulary, or the vocabulary too small for the style.
     """
     from tokenizers import AddedToken
 
     smallest = 256 + len(SPECIAL_TOKENS) + (32 if style == "llama2" else 0)
     if vocab_size < smallest:
-        raise UserError(f"--vocab-size {vocab_size} is too small: {style} style needs at least {smallest}")
+        raise UserError(f"--vocab-size {vocab_size} is too small for --style {style}: give at least {smallest}")
     cut = CHINESE_CHARACTER if split_characters else CHINESE_PIECE
     trainer = {"qwen2": train_qwen2, "llama2": train_llama2}[style]
     tokenizer = trainer(texts, vocab_size - len(SPECIAL_TOKENS), cut)
@@ -159,7 +160,7 @@ def train(texts: Iterable[str], vocab_size: int, style: str = "qwen2", split_cha
     size = tokenizer.get_vocab_size()
     if size != vocab_size:
         raise UserError(
-            f"the text gives only {size} tokens, not --vocab-size {vocab_size}: ask for less, or give more text"
+            f"the text gives only {size} tokens, not --vocab-size {vocab_size}: lower it, or add text with --input"
         )
     return tokenizer
 
@@ -167,8 +168,8 @@ def train(texts: Iterable[str], vocab_size: int, style: str = "qwen2", split_cha
 def save(tokenizer: Any, folder: Path, style: str, model_max_length: int) -> None:
     """Write the files that transformers 4.57 and 5.x, Megatron, LLaMA-Factory and vLLM load with equal ids.
 
-    The configuration is written by hand: transformers 5 would name a class that 4.57 refuses, and without
-    `model_input_names` generation in TRL and OpenCompass fails on `token_type_ids`.
+    The configuration is not written by transformers, because version 5 names a class that 4.57 rejects. Without
+    `model_input_names`, generation in TRL and OpenCompass fails on `token_type_ids`.
     """
     tokenizer.save(str(folder / "tokenizer.json"))
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
@@ -213,9 +214,9 @@ def characters_per_token(texts: list[str], tokenizer: Any) -> float:
 
 
 def qwen2_characters_per_token(texts: list[str]) -> float | None:
-    """The same of Qwen2's own vocabulary, or None where `qwen.tiktoken` does not lie in the cache.
+    """Characters per token of Qwen2's own vocabulary; None if `qwen.tiktoken` is not in the cache.
 
-    `python -m benchmarks.preprocess_tokens` puts it there.
+    `python -m benchmarks.preprocess_tokens` downloads it.
     """
     path = cache_folder() / QWEN2_RANKS
     if not path.exists():
@@ -228,15 +229,15 @@ def qwen2_characters_per_token(texts: list[str]) -> float | None:
 
 
 def report_sources(by_source: dict[Path, list[str]], tokenizer: Any, beside: Path) -> dict[str, Any]:
-    """Characters per token by source, beside Qwen2's own, printed and returned.
+    """Print and return characters per token by source, compared with Qwen2's own tokenizer.
 
-    Sources are named from the folder `beside`, so that the same run elsewhere writes the same bytes.
+    Source paths are relative to the folder `beside`, so that the same run elsewhere writes the same bytes.
     """
     report = {}
     for path, texts in by_source.items():
         some = texts[:: max(1, len(texts) // REPORTED)]
         ours, theirs = characters_per_token(some, tokenizer), qwen2_characters_per_token(some)
-        other = f"Qwen2's own {theirs}" if theirs else f"Qwen2's own not known: no {cache_folder() / QWEN2_RANKS}"
+        other = f"Qwen2's own {theirs}" if theirs else f"Qwen2's own unknown: no {cache_folder() / QWEN2_RANKS}"
         print(f"{path}: {ours} characters per token ({other})", flush=True)
         report[os.path.relpath(path, beside)] = {"characters_per_token": ours, "qwen2": theirs}
     return report
@@ -248,19 +249,17 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--input", type=Path, action="append", required=True, help="JSONL, or folder of shards; repeatable"
+        "--input", type=Path, action="append", required=True, help="JSONL file, or folder of shards; repeatable"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--vocab-size", type=int, required=True, help="special tokens included")
     parser.add_argument("--style", choices=STYLES, default="qwen2")
     parser.add_argument("--split-characters", action="store_true", help="no token spans two Chinese characters")
-    parser.add_argument("--max-memory-gb", type=float, default=3.0, help="of training (default 3)")
-    parser.add_argument(
-        "--sample-megabytes", type=int, help="how much text to learn from (default: what memory allows)"
-    )
+    parser.add_argument("--max-memory-gb", type=float, default=3.0, help="memory limit of training (default 3)")
+    parser.add_argument("--sample-megabytes", type=int, help="text to train on (default: as much as memory allows)")
     parser.add_argument("--model-max-length", type=int, default=32768)
     parser.add_argument(
-        "--environments", default="train,serve", help="whose tools must read it alike, where made (default both)"
+        "--environments", default="train,serve", help="environments to check, if they exist (default both)"
     )
     arguments = parser.parse_args()
     style, alone, limit = arguments.style, arguments.split_characters, arguments.max_memory_gb
@@ -269,7 +268,7 @@ def main() -> None:
     if asked > allowed:
         raise UserError(
             f"training on {asked // 1_000_000} MB may take {tokenizer_sample.estimate_gb(asked, style, alone):.1f} GB: "
-            f"give --sample-megabytes {allowed // 1_000_000} or less, or more than --max-memory-gb {limit}"
+            f"give --sample-megabytes {allowed // 1_000_000} or less, or raise --max-memory-gb (now {limit})"
         )
     by_source = tokenizer_sample.sample(arguments.input, asked)
     texts = [text for found in by_source.values() for text in found]

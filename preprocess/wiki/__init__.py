@@ -1,5 +1,5 @@
-"""A MediaWiki dump to documents, with WikiExtractor as a program.
+"""Extract documents from a MediaWiki dump, with WikiExtractor as a separate program.
 
-In: a dump, plain or bz2. Out: JSON lines of articles.
-`extract` is the command; `dump` cuts the dump into parts and pages; `markup` makes wikitext ready for WikiExtractor.
+Input: a dump, plain or bz2. Output: JSON lines of articles.
+`extract` is the command; `dump` splits the dump into parts and pages; `markup` cleans wikitext for WikiExtractor.
 """

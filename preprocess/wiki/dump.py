@@ -1,6 +1,6 @@
-"""A MediaWiki dump divided at the streams of its bz2, and cut into pages, without holding it in memory.
+"""Split a MediaWiki dump at its bz2 streams, and stream its pages without loading the dump into memory.
 
-for part in divide(dump, 8):        # whole streams each, to be read by processes of their own
+for part in divide(dump, 8):        # each part is a number of whole streams, for one process
     for block in pages(part):
         …
 """
@@ -16,13 +16,13 @@ from pathlib import Path
 from artifacts.errors import UserError
 
 CHUNK = 1 << 20
-STREAM = b"BZh91AY&SY"  # how a bz2 stream of the largest block size begins
+STREAM = b"BZh91AY&SY"  # first bytes of a bz2 stream with the largest block size
 PAGE_END = b"</page>"
 
 
 @dataclass(frozen=True)
 class Part:
-    """The bytes `start` to `end` of a dump: whole streams of a bz2, or all of any other."""
+    """Bytes [`start`, `end`) of a dump: whole streams of a bz2 file, or all of any other file."""
 
     dump: Path
     start: int
@@ -30,7 +30,7 @@ class Part:
 
 
 def divide(dump: Path, parts: int) -> list[Part]:
-    """Divide a multistream dump at its streams; any other dump is one part."""
+    """Split a multistream dump at its streams into at most `parts` parts; any other dump is one part."""
     size = dump.stat().st_size
     if dump.suffix != ".bz2" or parts == 1 or not size:
         return [Part(dump, 0, size)]
@@ -38,7 +38,7 @@ def divide(dump: Path, parts: int) -> list[Part]:
     with dump.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         for number in range(1, parts):
             at = whole.find(STREAM, max(size * number // parts, cuts[-1] + 1))
-            # the ten bytes may stand inside a stream by chance: one in which nothing can be read is no beginning
+            # the ten bytes can also occur inside a stream by chance: a position that does not decompress is skipped
             while at > 0:
                 try:
                     bz2.BZ2Decompressor().decompress(whole[at : at + CHUNK], 1)
@@ -51,7 +51,7 @@ def divide(dump: Path, parts: int) -> list[Part]:
 
 
 def chunks(part: Part) -> Iterator[bytes]:
-    """Decompressed bytes of a part; raises UserError naming the dump when it is cut short or damaged."""
+    """Decompressed bytes of a part. Raises UserError, with the dump's name, if it is truncated or damaged."""
     with part.dump.open("rb") as stream:
         stream.seek(part.start)
         left = part.end - part.start
@@ -70,7 +70,7 @@ def chunks(part: Part) -> Iterator[bytes]:
                     if decompressor.eof:
                         packed, decompressor, begun = decompressor.unused_data, bz2.BZ2Decompressor(), False
             if begun:
-                raise EOFError("the last stream does not end")
+                raise EOFError("the last stream is incomplete")
         except (OSError, EOFError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -78,7 +78,7 @@ def chunks(part: Part) -> Iterator[bytes]:
 
 
 def pages(part: Part) -> Iterator[bytes]:
-    """Everything up to and with each `</page>`; the first holds the dump's head, the last one its end."""
+    """Split the text after each `</page>`. The first block includes the dump's head; the last is its end."""
     rest = b""
     for chunk in chunks(part):
         blocks = (rest + chunk).split(PAGE_END)
@@ -89,7 +89,7 @@ def pages(part: Part) -> Iterator[bytes]:
 
 
 def site_head(dump: Path) -> bytes:
-    """The dump's beginning up to `</siteinfo>`, from which WikiExtractor takes addresses and namespaces."""
+    """The dump's head, up to `</siteinfo>`, with URLs and namespaces for WikiExtractor; a default if missing."""
     head = b""
     for chunk in chunks(Part(dump, 0, dump.stat().st_size)):
         head += chunk
@@ -101,13 +101,13 @@ def site_head(dump: Path) -> bytes:
 
 
 def index_beside(dump: Path) -> Path | None:
-    """`X-index.txt.bz2` of `X.xml.bz2`, as a multistream dump and its index are published, where it lies beside it."""
+    """The index published with a multistream dump: `X-index.txt.bz2` beside `X.xml.bz2`; None if it is not there."""
     index = dump.with_name(dump.name.removesuffix(".bz2").removesuffix(".xml") + "-index.txt.bz2")
     return index if index.exists() else None
 
 
 def indexed_parts(dump: Path, index: Path) -> list[Part]:
-    """The streams that hold conversion groups, by the index published with the dump (`offset:page id:title` lines)."""
+    """The streams with conversion groups, found in the index published with the dump (lines `offset:page id:title`)."""
     offsets: list[int] = []
     wanted: set[int] = set()
     opened = bz2.open(index, "rt", encoding="utf-8") if index.suffix == ".bz2" else index.open(encoding="utf-8")
@@ -115,7 +115,10 @@ def indexed_parts(dump: Path, index: Path) -> list[Part]:
         for line in lines:
             offset, _, rest = line.partition(":")
             if not offset.isdigit():
-                raise UserError(f"{index} is not an index of a multistream dump: its lines are offset:id:title")
+                raise UserError(
+                    f"{index} is not the index of a multistream dump (lines offset:id:title): pass --index "
+                    "…-multistream-index.txt.bz2"
+                )
             if not offsets or offsets[-1] != int(offset):
                 offsets.append(int(offset))
             if ":CGroup/" in rest:

@@ -1,17 +1,17 @@
-"""A MediaWiki dump to clean documents, with WikiExtractor as a program.
+"""Extract clean documents from a MediaWiki dump, with WikiExtractor as a separate program.
 
     myllm extract-wiki --dump zhwiki-pages-articles-multistream.xml.bz2 --output zhwiki.jsonl \\
         --processes 8
 
-A multistream dump is divided at its streams: each process decompresses its part, makes the pages ready and pipes them
-through a WikiExtractor of its own (a program under the AGPL: started, never imported). What is made ready before
-(`preprocess.wiki.markup`): articles alone are passed on, language variants `-{…}-` and the rules of {{noteTA}} are
-resolved by the dump's own conversion groups, templates and tables go. Afterwards the text is mended.
+A multistream dump is split at its streams. Each process decompresses a part, prepares its pages and pipes them
+through its own WikiExtractor (AGPL: started as a program, never imported). Preparation (`preprocess.wiki.markup`) keeps
+articles only, resolves language variants `-{…}-` and {{noteTA}} rules with the dump's own conversion groups, and
+removes templates and tables. The extracted text is then tidied.
 
-Conversion groups (`Module:CGroup/…`) may stand anywhere in the dump. With the index that is published beside it
-(`…-multistream-index.txt.bz2`: found where it lies beside the dump, or given with --index) only their streams are read
-for them; without, the dump is read once before. The documents come in the order of the dump, whatever the number of
-processes. Parts that are done lie in `.OUTPUT.parts/` until all are: killed and run again, only the others are made.
+Conversion groups (`Module:CGroup/…`) can be anywhere in the dump. With the published index
+(`…-multistream-index.txt.bz2`, found beside the dump or passed with --index) only their streams are read; without it,
+the whole dump is read once more. Documents keep the dump's order, whatever the number of processes. Finished parts are
+kept in `.OUTPUT.parts/` until the output is written: after an interruption, the same command does only the rest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from preprocess.wiki.markup import REDIRECT, Rules, group_name, group_rules, rea
 __all__ = ["prepare", "resolve_variants", "tidy"]
 
 FIELD = {name: re.compile(rf"<{name}>([^<]*)</{name}>".encode()) for name in ("title", "ns", "id")}
-PART_BYTES = 32 << 20  # of a compressed dump: some 100,000 short articles, a minute or two of one process
+PART_BYTES = 32 << 20  # of a compressed dump: about 100,000 short articles, one or two minutes of one process
 TEXT = re.compile(rb"<text\b[^>]*?(/?)>(?:(.*?)</text>)?", re.S)
 
 
@@ -54,7 +54,7 @@ class Counts:
 
 
 def articles(part: Part, groups: dict[str, Rules], counts: Counts) -> Iterator[bytes]:
-    """Articles made ready, as a dump that WikiExtractor reads; raises UserError when the dump is no whole XML."""
+    """Prepared articles, as dump XML for WikiExtractor. Raises UserError if the dump is not complete XML."""
     for block in pages(part):
         if not block.endswith(PAGE_END):
             if part.end == part.dump.stat().st_size:
@@ -62,7 +62,7 @@ def articles(part: Part, groups: dict[str, Rules], counts: Counts) -> Iterator[b
             return
         begin = block.find(b"<page>")
         if begin < 0:
-            raise UserError(f"{part.dump} is not whole XML (a page that does not begin): download it again")
+            raise UserError(f"{part.dump} is not whole XML (</page> without <page>): download it again")
         counts.pages += 1
         if _field("ns", block, begin) not in (b"0", b""):
             continue
@@ -93,15 +93,15 @@ def _field(name: str, block: bytes, begin: int) -> bytes:
 
 def _check_end(part: Part, block: bytes, counts: Counts) -> None:
     if b"<page>" in block or not block.rstrip().endswith(b"</mediawiki>"):
-        raise UserError(f"{part.dump} is not whole XML (its end is missing): it is cut or damaged, download it again")
+        raise UserError(f"{part.dump} is not whole XML (no </mediawiki> at the end): download it again")
     if not counts.pages and part.start == 0:
-        raise UserError(f"{part.dump} holds no <page>: it is not a MediaWiki dump")
+        raise UserError(f"{part.dump} has no <page>: pass a MediaWiki dump (pages-articles) with --dump")
 
 
 def prepare(dump: Path, target: Path, groups: dict[str, Rules] | None = None) -> int:
-    """Write the dump as WikiExtractor gets it; returns the number of pages that were read. For tests and inspection.
+    """Write the XML that WikiExtractor gets and return the number of pages read. For tests and inspection.
 
-    Raises UserError when the dump is not there, not XML, cut short, or holds no page.
+    Raises UserError if the dump is missing, not XML, truncated, or has no page.
     """
     if not dump.exists():
         raise UserError(f"{dump} does not exist: pass the path of a pages-articles dump")
@@ -114,7 +114,7 @@ def prepare(dump: Path, target: Path, groups: dict[str, Rules] | None = None) ->
 
 
 def find_groups(part: Part) -> dict[str, Rules]:
-    """Conversion groups that stand in a part of the dump."""
+    """The conversion groups in a part of the dump."""
     groups: dict[str, Rules] = {}
     for block in pages(part):
         if b":CGroup/" not in block:
@@ -128,7 +128,7 @@ def find_groups(part: Part) -> dict[str, Rules]:
 
 
 def documents(part: Part, groups: dict[str, Rules], counts: Counts) -> Iterator[dict[str, Any]]:
-    """A part's documents as WikiExtractor gives them, tidied; raises UserError when it fails."""
+    """Run WikiExtractor on a part and yield its documents, tidied. Raises UserError if it fails."""
     import orjson
 
     command = [sys.executable, "-m", "wikiextractor.WikiExtractor", "--json", "--no-templates", "--discard_empty"]
@@ -156,7 +156,7 @@ def documents(part: Part, groups: dict[str, Rules], counts: Counts) -> Iterator[
         if code != 0:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"WikiExtractor failed on {part.dump}: {last}")
+            raise UserError(f"WikiExtractor failed on {part.dump}, bytes {part.start:,} to {part.end:,}: {last}")
 
 
 def _feed(pipe: IO[bytes], part: Part, groups: dict[str, Rules], counts: Counts, failed: list[Exception]) -> None:
@@ -167,13 +167,13 @@ def _feed(pipe: IO[bytes], part: Part, groups: dict[str, Rules], counts: Counts,
                 pipe.write(piece)
             pipe.write(b"</mediawiki>\n")
     except BrokenPipeError:
-        pass  # it ended early: its exit code tells
-    except Exception as error:  # noqa: BLE001 (handed to the thread that waits)
+        pass  # WikiExtractor ended early: its exit code is checked
+    except Exception as error:  # noqa: BLE001 (raised by the waiting thread)
         failed.append(error)
 
 
 def extract_part(task: tuple[int, Part], groups: dict[str, Rules], folder: Path) -> int:
-    """Write a part's documents as JSON lines, and then, which marks it done, what was counted; returns its number."""
+    """Write a part's documents as JSON lines, then its counts, which mark it done. Returns the part's number."""
     import orjson
 
     number, part = task
@@ -187,7 +187,7 @@ def extract_part(task: tuple[int, Part], groups: dict[str, Rules], folder: Path)
 
 
 def claim(folder: Path, parts: list[Part]) -> None:
-    """Keep the finished parts of `folder` only where they were made from this very dump, divided in the same way."""
+    """Delete the finished parts in `folder` unless they come from this dump, split in the same way."""
     dump = parts[0].dump
     found = dump.stat()
     plan = {"dump": str(dump.resolve()), "bytes": found.st_size, "changed": found.st_mtime_ns}
@@ -202,7 +202,7 @@ def claim(folder: Path, parts: list[Part]) -> None:
 
 
 def all_groups(pool: ProcessPoolExecutor, parts: list[Part], index: Path | None, folder: Path) -> dict[str, Rules]:
-    """The dump's conversion groups, kept in `folder` for the next time."""
+    """The dump's conversion groups; they are saved in `folder`, so a resumed run does not search again."""
     path = folder / "groups.json"
     if not path.exists():
         groups: dict[str, Rules] = {}
@@ -216,14 +216,14 @@ def all_groups(pool: ProcessPoolExecutor, parts: list[Part], index: Path | None,
 
 
 def extract(dump: Path, output: Path, processes: int, index: Path | None = None) -> dict[str, int]:
-    """Extract a dump to one `.jsonl` or `.jsonl.zst` file; returns counts. Raises UserError as `prepare` does."""
+    """Extract a dump to one `.jsonl` or `.jsonl.zst` file and return the counts. Raises UserError as `prepare` does."""
     if dump.is_dir():
         dumps = sorted(dump.glob("*.xml.bz2"))
         if len(dumps) != 1:
-            raise UserError(f"{dump} holds {len(dumps)} files *.xml.bz2: pass the path of one dump")
+            raise UserError(f"{dump} has {len(dumps)} files *.xml.bz2: pass the path of one dump")
         dump = dumps[0]
     if not dump.exists():
-        raise UserError(f"{dump} does not exist: pass the path of a pages-articles dump")
+        raise UserError(f"{dump} does not exist: pass the path of a pages-articles dump with --dump")
     folder = output.with_name(f".{output.name}.parts")
     parts = divide(dump, max(processes, -(-dump.stat().st_size // PART_BYTES)))
     index = index or index_beside(dump)
@@ -231,7 +231,7 @@ def extract(dump: Path, output: Path, processes: int, index: Path | None = None)
         claim(folder, parts)
         todo = [task for task in enumerate(parts) if not (folder / f"{task[0]:05d}.json").exists()]
         if len(todo) < len(parts):
-            print(f"{len(parts) - len(todo)} of {len(parts)} parts are done already", flush=True)
+            print(f"{len(parts) - len(todo)} of {len(parts)} parts are already done", flush=True)
         with ProcessPoolExecutor(processes, get_context("spawn"), initializer=die_with_parent) as pool:
             groups = all_groups(pool, parts, index, folder)
             print(f"{len(groups)} conversion groups", flush=True)
@@ -242,14 +242,17 @@ def extract(dump: Path, output: Path, processes: int, index: Path | None = None)
         total = {name: sum(mark[name] for mark in marks) for name in marks[0]}
         if not total["pages_with_text"]:
             shutil.rmtree(folder)
-            raise UserError(f"{dump}: none of its {total['pages']} pages has text (redirects and empty pages only)")
+            raise UserError(
+                f"{dump}: none of its {total['pages']} pages has text (redirects and empty pages only): "
+                "pass another dump"
+            )
         join([folder / f"{number:05d}.jsonl" for number in range(len(parts))], output)
     shutil.rmtree(folder)
     return total
 
 
 def join(pieces: list[Path], output: Path) -> None:
-    """Put JSON lines together, compressed where `output` ends in .zst."""
+    """Concatenate JSON lines files, compressed if `output` ends in .zst."""
     import zstandard
 
     with atomic_file(output) as aside, aside.open("wb") as raw:
@@ -267,10 +270,10 @@ def main() -> None:
     parser.add_argument(
         "--dump",
         type=Path,
-        help=".xml or .xml.bz2, or the folder that a download made (default: this project's sample)",
+        help=".xml or .xml.bz2 file, or the folder of a download (default: this project's sample)",
     )
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
-    parser.add_argument("--processes", type=int, default=1, help="parts of the dump worked on at a time (default 1)")
+    parser.add_argument("--processes", type=int, default=1, help="parts of the dump processed in parallel (default 1)")
     parser.add_argument("--index", type=Path, help="the dump's multistream index, plain or .bz2 (default: beside it)")
     a = parser.parse_args()
     report_metrics(**extract(a.dump or source_file("zhwiki-sample"), a.output, max(1, a.processes), a.index))

@@ -1,7 +1,7 @@
-"""Wikitext of the Chinese Wikipedia made ready for WikiExtractor, and what it gives back mended.
+"""Clean wikitext of the Chinese Wikipedia before WikiExtractor, and tidy the text that it extracts.
 
-    text = ready(wikitext, groups)     # variants resolved as for a reader in mainland China, templates and tables gone
-    text = tidy(extracted)             # what vanished markup leaves behind
+    text = ready(wikitext, groups)     # resolves variants as for a reader in mainland China, removes templates, tables
+    text = tidy(extracted)             # removes the remains of deleted markup
 
 Language variants, `-{…}-` and the rules of {{noteTA}}, follow MediaWiki's LanguageConverter (mediawiki.org, "Writing
 systems/Syntax") for zh-cn, whose fallbacks are zh-hans, zh-sg, zh-my and zh.
@@ -13,7 +13,7 @@ import html
 import re
 
 FALLBACKS = ("zh-cn", "zh-hans", "zh-sg", "zh-my", "zh")
-Rules = dict[str, str]  # what is written -> what a mainland reader sees
+Rules = dict[str, str]  # wording in the source -> wording for mainland readers
 
 VARIANT = re.compile(r"-\{((?:(?!-\{|\}-).)*)\}-", re.S)
 FLAGS = re.compile(r"\s*([A-Za-z\-;+\s]*)\|")
@@ -34,7 +34,7 @@ CODE = re.compile(r"</?(?:code|tt|kbd|samp|nowiki|pre)\b[^<>]*>", re.I)
 TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")
 TABLE = re.compile(r"\{\|(?:(?!\{\||\|\}).)*\|\}", re.S)
 MAGIC = re.compile(r"__[A-Z\u4e00-\u9fff]{3,}__")
-# templates whose text belongs to the sentence, and which argument it is (from 1); of {{lang-…}}, {{link-…}} the first
+# templates whose text is part of the sentence, and the argument that holds it (from 1); lang-…, link-…: 1
 SPOKEN = {
     "lang": 2, "transl": 2, "link": 2, "tsl": 3, "le": 1, "nowrap": 1, "nobold": 1, "small": 1, "ruby": 1, "zh": 1,
     "internal link helper": 1, "ill": 1, "illm": 1, "ilh": 1, "langwithname": 3,
@@ -45,7 +45,7 @@ PLACEHOLDER = re.compile(r"(?:formula|codice)_\d+")
 LEFT_OVER = re.compile(r"-\{|\}-|\{\{+|\}\}+|\{\||\|\}|\[\[|\]\]|'{2,}|__[A-Z]+__|</?[a-z]+[^<>\n]{0,200}>")
 EMPTY_BRACKETS = re.compile(r"[（(][\s；;，,、：:]*[）)]|《\s*》|「\s*」|“\s*”")
 LEFT_OVER_BEGINS = ("{", "}", "[[", "]]", "''", "__", "<")
-EMPTY = ("（）", "()", "（)", "(）", "《", "「", "“", "（ ", "( ")  # brackets that may be empty; blanks after them too
+EMPTY = ("（）", "()", "（)", "(）", "《", "「", "“", "（ ", "( ")  # brackets that may be empty; some with a blank
 LEADING_IN_BRACKETS = re.compile(r"([（(])[\s；;，,、：:]+")
 TRAILING_IN_BRACKETS = re.compile(r"[\s；;，,、]+([）)])")
 DOUBLED = re.compile(r"([，、；：])[，、；]+|[，、；：]+([。！？])")
@@ -53,7 +53,7 @@ BLANK_LINES = re.compile(r"[ \t]+\n|\n{3,}")
 
 
 def parse_rule(text: str) -> Rules:
-    """One rule, `zh-cn:甲;zh-tw:乙` or `丙=>zh-cn:甲`: other wordings -> the mainland's; or empty."""
+    """Parse a rule, `zh-cn:甲;zh-tw:乙` or `丙=>zh-cn:甲`, into other wordings -> mainland wording."""
     source, arrow, rest = text.partition("=>")
     choices: dict[str, str] = {}
     for part in (rest if arrow else text).split(";"):
@@ -77,7 +77,7 @@ def group_rules(text: str) -> Rules:
 
 
 def note_rules(text: str, groups: dict[str, Rules]) -> Rules:
-    """Rules that a page states in {{noteTA}}: its groups' (G1=…) first, its own (1=…) over them; T= is a title's."""
+    """Rules of a page's {{noteTA}}: those of its groups (G1=…), overridden by its own (1=…); T= (title) is ignored."""
     rules: Rules = {}
     own: Rules = {}
     for note in NOTE.finditer(text):
@@ -92,7 +92,7 @@ def note_rules(text: str, groups: dict[str, Rules]) -> Rules:
 
 
 def apply_rules(text: str, rules: Rules) -> str:
-    """Replace every wording, at each place the longest; the time does not grow with the number of rules."""
+    """Replace every wording, the longest at each position. The time does not grow with the number of rules."""
     if not rules:
         return text
     by_first: dict[str, list[str]] = {}
@@ -114,9 +114,9 @@ def apply_rules(text: str, rules: Rules) -> str:
 
 
 def resolve_variants(text: str, rules: Rules | None = None, shown: list[str] | None = None) -> str:
-    """Resolve every `-{…}-`, innermost first; what flags A, H and - say of the page is put into `rules`.
+    """Resolve every `-{…}-`, innermost first. Flags A, H and - add rules for the page to `rules`, or remove them.
 
-    With `shown`, resolved text is kept there and `\\x02N\\x03` stands for it, so that rules do not change it again.
+    With `shown`, resolved text is stored there and replaced by `\\x02N\\x03`, so that rules do not change it again.
     """
 
     def resolve(match: re.Match[str]) -> str:
@@ -159,7 +159,7 @@ def _restore(text: str, shown: list[str]) -> str:
 
 
 def _say(match: re.Match[str]) -> str:
-    """What a template says in a sentence: nothing, but for those in SPOKEN and {{bd}}, the years of a life."""
+    """A template's text in the sentence: empty, except for SPOKEN and {{bd}} (years of birth and death)."""
     name, *arguments = match[1].split("|")
     name = name.strip().lower()
     plain = [argument.strip() for argument in arguments if not re.match(r"\s*\w+\s*=", argument)]
@@ -171,7 +171,7 @@ def _say(match: re.Match[str]) -> str:
 
 
 def ready(text: str, groups: dict[str, Rules]) -> str:
-    """Wikitext with variants resolved and without what WikiExtractor would leave traces of."""
+    """Resolve variants, and remove markup of which WikiExtractor would leave traces. Returns wikitext."""
     if "<" in text:
         text = CODE.sub("", HIDDEN.sub("", COMMENT.sub("", text)))
     rules: Rules = {}
@@ -181,7 +181,7 @@ def ready(text: str, groups: dict[str, Rules]) -> str:
     shown: list[str] = []
     if "-{" in text:
         text = resolve_variants(text, rules, shown)
-    # the look before each search costs a hundredth of it, and most texts need few
+    # each `in` test costs a hundredth of the search, and most texts need few searches
     while "{{" in text and (spoken := TEMPLATE.sub(_say, text)) != text:
         text = spoken
     while "{|" in text and (cut := TABLE.sub("", text)) != text:
@@ -191,7 +191,7 @@ def ready(text: str, groups: dict[str, Rules]) -> str:
 
 
 def tidy(text: str) -> str:
-    """Mend what vanished markup leaves in running text, and drop headings."""
+    """Remove the remains of deleted markup from running text, and drop headings."""
     text = HEADING.sub("", html.unescape(text) if "&" in text else text)
     if "_" in text:
         text = PLACEHOLDER.sub("", text)

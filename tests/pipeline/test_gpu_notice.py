@@ -51,7 +51,7 @@ def test_nothing_is_said_where_there_is_nothing_to_say(pipeline: str, last: str 
 
 def test_gpu_hardware_with_the_cpu_environment_is_told() -> None:
     line = said("poetry-tiny", "hardware=gpu-1-80gb", gpu=H100, environment="train")
-    assert line and line.startswith("hardware=gpu-1-80gb needs CUDA's PyTorch") and "`make env-gpu`" in line
+    assert line and line.startswith("hardware=gpu-1-80gb needs PyTorch for CUDA") and "`make env-gpu`" in line
     assert said("poetry-tiny", "hardware=gpu-1-80gb", gpu=H100, environment="") is None  # not made by create.sh
 
 

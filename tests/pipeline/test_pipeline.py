@@ -77,12 +77,14 @@ def test_every_stage_ran_and_every_gate_passed(whole_run):
     assert not re.search(r"<script|<link|src=", page), "the page must need nothing beside itself"
 
 
-@pytest.mark.parametrize("model", ["base", "sft", "dpo"])
-def test_exports_are_the_same_in_transformers_4_and_5(whole_run, model):
-    found = model_probe.compare(whole_run / "models" / model)
-    assert [version.split(".")[0] for version in found["transformers"]] == ["4", "5"]
-    assert found["eos_token"] == ("<|endoftext|>" if model == "base" else "<|im_end|>")
-    assert len(found["eos_token_id"]) == (1 if model == "base" else 2)
+def test_exports_are_the_same_in_transformers_4_and_5(whole_run):
+    models = ("base", "sft", "dpo")
+    for model, found in zip(
+        models, model_probe.compare(*(whole_run / "models" / name for name in models)), strict=True
+    ):
+        assert [version.split(".")[0] for version in found["transformers"]] == ["4", "5"]
+        assert found["eos_token"] == ("<|endoftext|>" if model == "base" else "<|im_end|>")
+        assert len(found["eos_token_id"]) == (1 if model == "base" else 2)
 
 
 def test_it_learned_something(whole_run):
@@ -98,20 +100,21 @@ def test_run_again_does_nothing(whole_run):
     assert {path: path.stat().st_mtime_ns for path in whole_run.rglob("*.safetensors")} == before
 
 
-@pytest.mark.parametrize("stage", ["simplify", "tokenizer", "binning"])
-def test_killed_in_a_stage_it_finishes_with_the_same_bytes(whole_run, tmp_path, stage):
+def test_killed_in_three_stages_it_finishes_with_the_same_bytes(whole_run, tmp_path):
+    """One run, killed in each of three stages, and every time started again with the same command."""
     folder = tmp_path / "short"
-    process = subprocess.Popen(
-        myllm(folder, "--to", "decontaminate"), cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
-    )
-    log = folder / "logs" / f"{stage}.log"
-    while not log.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (folder / "manifests" / f"{stage}.json").exists()
+    for stage in ("simplify", "tokenizer", "binning"):
+        process = subprocess.Popen(
+            myllm(folder, "--to", "decontaminate"), cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
+        )
+        log = folder / "logs" / f"{stage}.log"
+        while not log.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (folder / "manifests" / f"{stage}.json").exists()
     finish(myllm(folder, "--to", "decontaminate"))
     for part in ("corpus", "tokenizer", "tasks"):
         assert sha256(folder / part) == sha256(whole_run / part), part
@@ -151,9 +154,6 @@ def test_the_same_seed_gives_the_same_loss_and_a_kill_does_not_change_it(whole_r
     while not tracker.exists():
         assert process.poll() is None
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 20
     mark = str(folder).encode()
 
     def ranks() -> list[str]:
@@ -163,10 +163,14 @@ def test_the_same_seed_gives_the_same_loss_and_a_kill_does_not_change_it(whole_r
                 line = entry.read_bytes()
             except OSError:
                 continue
-            if b"pretrain_worker" in line and mark in line:
+            if b"launch.pretraining.worker" in line and mark in line:
                 found.append(entry.parent.name)
         return found
 
+    assert len(ranks()) >= 2
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
     while ranks() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not ranks(), "a rank outlived its launcher"
@@ -223,7 +227,8 @@ def test_a_damaged_checkpoint_makes_no_model(whole_run, tmp_path):
 def test_the_gate_refuses_a_model_that_differs(whole_run, tmp_path):
     """A weight is changed behind the converter's back: the logits gate must catch it and leave the evidence."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom converters import export, qwen2\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from converters import export\nfrom converters.architectures import qwen2\n"
         "right = qwen2.config\n"
         "def wrong(shape):\n"
         "    found = right(shape)\n"

@@ -15,7 +15,6 @@ from artifacts.files import read_json
 from artifacts.layout import Run
 from launch.pipeline import definition as pipeline
 from launch.pipeline import runner
-from launch.report import report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MYLLM = [sys.executable, "-m", "launch.cli"]
@@ -95,10 +94,10 @@ def test_done_is_skipped_and_changed_is_redone(pipelines, tmp_path, capsys):
     [
         ("name: two\nstage: {}", "unknown key 'stage' \\(did you mean 'stages'"),
         ("name: two\nstages: {a: {comands: [ls]}}", "unknown key 'comands' \\(did you mean 'commands'"),
-        ("name: two\nstages: {a: {commands: [ls], needs: [b]}}", "needs 'b', which is no earlier stage"),
-        ("name: two\nstages: {a: {commands: ['ls {rnu}']}}", "nothing is known of {rnu} \\(did you mean 'run'"),
-        ("name: two\nstages: {a: {commands: ['ls {--run}']}}", "nothing is known of {--run}"),
-        ("name: two\nstages: {a: {commands: [ls], reads: ['{rnu}.yaml']}}", "nothing is known of {rnu}"),
+        ("name: two\nstages: {a: {commands: [ls], needs: [b]}}", "needs 'b', which is not an earlier stage"),
+        ("name: two\nstages: {a: {commands: ['ls {rnu}']}}", "unknown placeholder {rnu} \\(did you mean 'run'"),
+        ("name: two\nstages: {a: {commands: ['ls {--run}']}}", "unknown placeholder {--run}"),
+        ("name: two\nstages: {a: {commands: [ls], reads: ['{rnu}.yaml']}}", "unknown placeholder {rnu}"),
         ("name: [", "is not YAML"),
     ],
 )
@@ -166,7 +165,7 @@ def test_two_runs_at_once_are_refused_and_what_a_kill_leaves_is_ended(pipelines,
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("progress 120/500 poems\n", (120, 500)),
+        ("progress 120/500 documents\n", (120, 500)),
         ("iteration       30/    1000 | x\n", (30, 1000)),
         (" 10%|█ | 5/50 [00:01<00:09]\r 20%|██| 10/50 [00:02<00:08]\r", (10, 50)),
         ("2026/11/23 nothing here\n", None),
@@ -227,15 +226,6 @@ def test_dry_run_prints_every_command_and_runs_nothing(tmp_path):
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert f"--checkpoint {folder}/checkpoints" in result.stdout and not folder.exists()
-
-
-def test_verse_form_counts_lines():
-    rows = [
-        {"text": "五绝：春风明月夜，江山白云天。", "form": "五绝", "line_length": 5},
-        {"text": "花鸟雨雪山水，", "form": "五绝", "line_length": 5},
-    ]
-    found = report.verse_form([*rows, {"text": "", "form": "七律", "line_length": 7}])
-    assert found["n"] == 4 and found["value"] == 50 and found["low"] < 50 < found["high"]
 
 
 def test_a_full_disk_is_one_line(capsys):

@@ -89,7 +89,7 @@ print(json.dumps({"names": names, "rewards": list(reward_funcs_registry)}))
     ("override", "message"),
     [
         ("num_generation=4", "TRL has no key 'num_generation' (did you mean 'num_generations'?)"),
-        ("beta=much", "beta is 'much', but TRL wants float"),
+        ("beta=much", "beta is 'much', but TRL needs float"),
         ("stage=grpo", "TRL has no key 'stage'"),
         ("output_dir=x", "output_dir is set by the launcher"),
     ],
@@ -103,14 +103,14 @@ def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"reward_funcs": "[launch.posttraining.rewards.ryhme]"}, "did you mean 'rhyme'"),
-        ({"reward_funcs": "launch.posttraining.rewards.rhyme"}, "write a list"),
+        ({"reward_funcs": "[examples.poetry.rewards.ryhme]"}, "did you mean 'rhyme'"),
+        ({"reward_funcs": "examples.poetry.rewards.rhyme"}, "write a list"),
         ({"reward_funcs": "[accuracy_rewards]"}, "TRL has no 'accuracy_rewards' (did you mean 'accuracy_reward'?)"),
         (
-            {"reward_funcs": "[launch.posttraining.rewards.rhyme]", "reward_weights": "[1.0, 2.0]"},
+            {"reward_funcs": "[examples.poetry.rewards.rhyme]", "reward_weights": "[1.0, 2.0]"},
             "2 numbers for 1 rewards",
         ),
-        ({"reward_funcs": "[]"}, "nothing to learn from"),
+        ({"reward_funcs": "[]"}, "grpo has no reward"),
     ],
 )
 def test_rewards_that_cannot_be_are_told_before_the_model_loads(
@@ -124,9 +124,9 @@ def test_rewards_that_cannot_be_are_told_before_the_model_loads(
 def test_a_chat_model_is_no_reward_model(ground: Path, tmp_path: Path) -> None:
     job = job_of(
         ground, tmp_path / "out", "--reward-model", str(ground / "base"),
-        reward_funcs="[launch.posttraining.rewards.rhyme]", reward_weights="[1.0, 1.0]",
+        reward_funcs="[examples.poetry.rewards.rhyme]", reward_weights="[1.0, 1.0]",
     )  # fmt: skip
-    with pytest.raises(UserError, match="wants recipe `reward` merged"):
+    with pytest.raises(UserError, match="needs the merged output of recipe `reward`"):
         posttrain.run_job(job)
 
 
@@ -150,7 +150,7 @@ def test_questions_of_the_wrong_kind_are_refused(ground: Path, tmp_path: Path) -
     for name in ("rl_train", "rl_valid"):
         (data / f"{name}.json").write_text(json.dumps([pair], ensure_ascii=False), encoding="utf-8")
     options = ["grpo", "--model", str(ground / "base"), "--data", str(data), "--output", str(tmp_path / "out")]
-    with pytest.raises(UserError, match="grpo wants instructions"):
+    with pytest.raises(UserError, match="grpo needs instructions"):
         posttrain.run_job(posttrain.job_of(posttrain.parse([*options, "--set", "max_completion_length=24"])))
 
 

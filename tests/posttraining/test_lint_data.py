@@ -1,6 +1,8 @@
 """Data in the forms people have them: read alike, split alike, and every fault named with its row."""
 
+import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +15,11 @@ from tiny_qwen2 import make_tiny_qwen2
 from artifacts.errors import UserError
 from launch.instructions import lint as lint_data
 from launch.instructions import read as chat_data
+from launch.preferences import pair_accuracy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SAMPLES = REPOSITORY.parent / "shared" / "data"
+# a folder with alpaca_zh_demo.json and dpo_zh_demo.json of LLaMA-Factory's data/, to try the linter on real data
+SAMPLES = Path(os.environ.get("MYLLM_SAMPLES", "no samples"))
 
 ASKED, ANSWERED = {"from": "human", "value": "问一"}, {"from": "gpt", "value": "答一"}
 GOOD = {
@@ -71,22 +75,22 @@ def test_forms_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "fault"),
     [
-        ("alpaca", {"output": None}, "has 'output' that is not text"),
-        ("alpaca", {"output": "  "}, "has an empty 'output'"),
-        ("alpaca", {"instruction": ""}, "has an empty 'instruction'"),
-        ("alpaca", {"history": [["only one"]]}, "has a 'history' that is no list of"),
-        ("alpaca", {"output": ...}, "lacks the field 'output'"),
-        ("sharegpt", {"conversations": [ANSWERED, ASKED]}, "has turn 1 from the assistant where the user speaks"),
-        ("sharegpt", {"conversations": [ASKED, ASKED]}, "has turn 2 from the user where the assistant speaks"),
-        ("sharegpt", {"conversations": [ASKED]}, "has no assistant's turn at its end"),
-        ("sharegpt", {"conversations": []}, "that is no list of turns"),
-        ("sharegpt", {"conversations": [{"from": "bot", "value": "x"}]}, "has turn 1 from 'bot'"),
-        ("openai", {"messages": [{"role": "user"}]}, "lacks the field 'content'"),
-        ("pairs", {"rejected": "好"}, "has the same answer as 'chosen' and 'rejected'"),
-        ("pairs", {"chosen": ...}, "lacks the field 'chosen'"),
-        ("sharegpt pairs", {"chosen": ASKED}, "has 'chosen' that is the user's"),
-        ("sharegpt pairs", {"conversations": [ASKED, ANSWERED]}, "ends before a question is asked"),
-        ("kto", {"kto_tag": "yes"}, "has 'kto_tag' that is neither true nor false"),
+        ("alpaca", {"output": None}, "`output` is not text"),
+        ("alpaca", {"output": "  "}, "`output` is empty"),
+        ("alpaca", {"instruction": ""}, "`instruction` is empty"),
+        ("alpaca", {"history": [["only one"]]}, "`history` is not a list of"),
+        ("alpaca", {"output": ...}, "`output` is missing"),
+        ("sharegpt", {"conversations": [ANSWERED, ASKED]}, "turn 1 is from the assistant, but should be from the user"),
+        ("sharegpt", {"conversations": [ASKED, ASKED]}, "turn 2 is from the user, but should be from the assistant"),
+        ("sharegpt", {"conversations": [ASKED]}, "the last turn is not from the assistant"),
+        ("sharegpt", {"conversations": []}, "is not a list of turns"),
+        ("sharegpt", {"conversations": [{"from": "bot", "value": "x"}]}, "turn 1 is from 'bot'"),
+        ("openai", {"messages": [{"role": "user"}]}, "`content` is missing"),
+        ("pairs", {"rejected": "好"}, "`chosen` and `rejected` are equal"),
+        ("pairs", {"chosen": ...}, "`chosen` is missing"),
+        ("sharegpt pairs", {"chosen": ASKED}, "`chosen` is from the user"),
+        ("sharegpt pairs", {"conversations": [ASKED, ANSWERED]}, "the last turn is not from the user"),
+        ("kto", {"kto_tag": "yes"}, "`kto_tag` is neither true nor false"),
     ],
 )
 def test_a_fault_is_named_with_its_row(tmp_path, name, change, fault):
@@ -100,17 +104,17 @@ def test_broken_lines_do_not_hide_the_others(tmp_path):
     path = write(tmp_path / "x.jsonl", GOOD["alpaca"], '{"instruction": ', GOOD["alpaca with history"], lines=True)
     found = lint_data.lint(path)
     assert found.rows == 3 and [row for row, _ in found.faults] == [2]
-    assert "is not JSON" in found.faults[0][1]
+    assert "not valid JSON" in found.faults[0][1]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b'[{"instruction": "a"\n', "line 2 column 1: not JSON"),
+        (b'[{"instruction": "a"\n', "line 2, column 1: not valid JSON"),
         ('[{"instruction": "问'.encode("gb18030"), "is not UTF-8"),
-        (b'[{"title": "a"}]', "has title; known are"),
-        (b"[1, 2]", "holds no row that is an object"),
+        (b'[{"title": "a"}]', "fields title. Known are"),
+        (b"[1, 2]", "holds no row that is a JSON object"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, content, message):
@@ -129,7 +133,11 @@ def test_repeats_leaks_and_held_out_rows(tmp_path):
     found = lint_data.lint(path, evaluation=lint_data.evaluation_ngrams([evaluation]), held_out=held_out)
     assert [row for row, _ in found.faults] == [2, 3, 4]
     said = [fault for _, fault in found.faults]
-    assert said[0] == "repeats row 1" and said[1] == "is also held out, row 1" and "with an evaluation item" in said[2]
+    assert (
+        said[0] == "repeats row 1"
+        and said[1] == "also in the held-out file, row 1"
+        and "with an evaluation item" in said[2]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +153,7 @@ def test_template_labels_and_lengths(tmp_path, folder):
     assert row == 2 and length > 300 and not found.faults
     text = lint_data.report(found, rendering)
     assert r"<|im_start|>user\n问一<|im_end|>\n<|im_start|>assistant\n答一<|im_end|>" in text
-    assert "of which the loss counts: '答一<|im_end|>" in text
+    assert "its loss is computed on: '答一<|im_end|>" in text
 
 
 def test_a_template_that_never_stops_is_refused(folder, tmp_path):
@@ -199,14 +207,14 @@ def test_the_command(tmp_path, folder):
     assert result.returncode == 0 and "1 rows, alpaca instructions" in result.stdout
     assert json.loads((tmp_path / "findings.json").read_text())[0]["faults"] == []
     result = myllm("lint-data", good, "--tokenizer", folder, "--cutoff-len", 3)
-    assert result.returncode == 2 and "row 1 is longer than cutoff_len 3 after the template: " in result.stderr
+    assert result.returncode == 2 and "row 1: longer than cutoff_len 3 after the chat template: " in result.stderr
     bad = write(tmp_path / "bad.json", GOOD["alpaca"], {"instruction": "a"})
     result = myllm("lint-data", good, bad)
     assert result.returncode == 2
-    assert result.stderr == f"error: {bad}: row 2 lacks the field 'output': {lint_data.MEND}\n"
+    assert result.stderr == f"error: {bad}, row 2: `output` is missing. {lint_data.MEND}\n"
 
 
-@pytest.mark.skipif(not SAMPLES.exists(), reason="sample data beside the checkout")
+@pytest.mark.skipif(not SAMPLES.exists(), reason="set MYLLM_SAMPLES to a folder with LLaMA-Factory's demo data")
 @pytest.mark.parametrize(
     ("name", "form"),
     [
@@ -256,7 +264,7 @@ def test_faulty_and_repeated_rows_are_left_out_when_asked(tmp_path):
     made = [{"instruction": f"问题{i}", "input": "", "output": f"回答{i}"} for i in range(50)]
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([*made, made[3], {"instruction": "空", "input": "", "output": ""}], ensure_ascii=False))
-    with pytest.raises(UserError, match="row 52 .*--drop-faulty"):
+    with pytest.raises(UserError, match="row 52: .*--drop-faulty"):
         lint_data.split(path, tmp_path / "out", 0.2)
     train, valid, dropped = lint_data.split(path, tmp_path / "out", 0.2, drop_faulty=True)
     assert (train + valid, dropped) == (50, 2)
@@ -280,3 +288,24 @@ def test_a_row_without_its_answer_keeps_its_form() -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     silent = chat_data.without_answer({"messages": messages}, chat_data.Form("openai", "sft"))
     assert silent == {"messages": [messages[0], {"role": "assistant", "content": ""}]}
+
+
+def test_faulty_rows_of_what_must_not_leak_are_refused(tmp_path):
+    """A row that cannot be read would go unseen: in an evaluation file, and in the validation file."""
+    data = write(tmp_path / "data.json", GOOD["alpaca"])
+    (tmp_path / "evaluation.jsonl").write_text('{"question": "好"}\n{"question": \n')
+    with pytest.raises(UserError, match=r"evaluation\.jsonl, row 2: not valid JSON"):
+        lint_data.evaluation_ngrams([tmp_path / "evaluation.jsonl"])
+    held_out = write(tmp_path / "valid.json", {**GOOD["alpaca"], "output": ""})
+    parser = argparse.ArgumentParser()
+    lint_data.add_arguments(parser)
+    with pytest.raises(UserError, match=r"valid\.json, row 1: `output` is empty"):
+        lint_data.run(parser.parse_args([str(data), "--held-out", str(held_out)]))
+
+
+@pytest.mark.parametrize("form", ["pairs", "sharegpt pairs"])
+def test_pairs_of_every_format_are_measured(tmp_path, form):
+    (pair,) = pair_accuracy.read_pairs(write(tmp_path / "pairs.json", GOOD[form]))
+    assert pair.prompt[-1][0] == "user" and len(pair.answers) == 2
+    with pytest.raises(UserError, match="has no preference pairs"):
+        pair_accuracy.read_pairs(write(tmp_path / "sft.json", GOOD["alpaca"]))

@@ -110,10 +110,10 @@ def test_the_reward_model_is_asked_where_it_was_trained(
             status, found = ask({"messages": [text.removesuffix(end) for text in texts]})
             assert status == 200 and found["scores"] == pytest.approx(expected, abs=1e-4)
         assert ask({"messages": [1]})[0] == ask(["no object"])[0] == 400
-        with pytest.raises(UserError, match="cannot be asked: error: port .* in use"):
+        with pytest.raises(UserError, match="did not start: error: port .* in use"):
             with reward_server.serving(judge, port, tmp_path / "second"):
                 pass
-    with pytest.raises(UserError, match="wants recipe `reward` merged"):
+    with pytest.raises(UserError, match="needs the merged output of recipe `reward`"):
         reward_server.main(["--model", str(ground / "base"), "--port", str(port)])
 
 

@@ -122,7 +122,7 @@ def test_pairs_are_made_of_a_models_own_answers(ground: Path, sft: Path, tmp_pat
     judged_pairs.main([
         "--model", str(sft), "--data", str(tmp_path / "asked.json"), "--max-new-tokens", "6", "--output", str(output),
         "--reward", "tests.posttraining.reward_of_characters.seasons", "--answers", "3",
-        "--reward", "launch.posttraining.rewards.rhyme",
+        "--reward", "examples.poetry.rewards.rhyme",
     ])  # fmt: skip
     found = lint(output, Rendering(sft), 128)
     found.refuse()

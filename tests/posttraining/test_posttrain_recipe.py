@@ -55,8 +55,8 @@ def test_every_key_is_explained(path: Path) -> None:
     ("override", "message"),
     [
         ("learning_rat=1", "no key 'learning_rat' (did you mean 'learning_rate'?)"),
-        ("learning_rate=fast", "learning_rate is 'fast', but LLaMA-Factory wants float"),
-        ("max_steps=1.5", "max_steps is 1.5, but LLaMA-Factory wants int"),
+        ("learning_rate=fast", "learning_rate is 'fast', but LLaMA-Factory needs float"),
+        ("max_steps=1.5", "max_steps is 1.5, but LLaMA-Factory needs int"),
         ("stage=sfft", "stage is 'sfft'; LLaMA-Factory allows"),
         ("do_train", "write --set key=value"),
         ("output_dir=x", "output_dir is set by the launcher"),
@@ -123,7 +123,7 @@ def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ppo", "--data", "d"], "give recipe `reward`, merged, with --reward-model"),
+        (["ppo", "--data", "d"], "give the merged output of recipe `reward` with --reward-model"),
         (["dpo", "--data", "d", "--reward-model", "r"], "takes no --reward-model"),
         (["dpo"], "give the folder of its data files with --data"),
         (["merge"], "give it with --adapter"),

@@ -75,7 +75,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(
 
     printed = finish(start(*sft_arguments(ground, output), warm=warm))
     assert f"resuming from step {steps[-2]}" in printed
-    assert "checkpoint-999 is half written" in printed
+    assert "checkpoint-999 is incomplete" in printed
     assert file_hash(output / "model.safetensors") == file_hash(sft / "model.safetensors")
     metrics = json.loads((tmp_path / "sft.work" / "metrics.json").read_text(encoding="utf-8"))
     undisturbed = json.loads(sft.with_name("metrics.json").read_text(encoding="utf-8"))

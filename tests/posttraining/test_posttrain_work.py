@@ -24,15 +24,15 @@ from launch.posttraining import work_folder as posttrain_work
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"instruction": "a", "input": ""}]', "row 1 lacks the field 'output'"),
-        ('[{"instruction": "a", "input": "", "output": "b"}, 7]', "row 2 is not an object"),
-        ('[{"instruction": "a", "input": "", "output": " "}]', "row 1 has an empty 'output'"),
-        ('[{"instruction": "a", "input": "", "output": null}]', "row 1 has 'output' that is not text"),
+        ('[{"instruction": "a", "input": ""}]', "row 1: `output` is missing"),
+        ('[{"instruction": "a", "input": "", "output": "b"}, 7]', "row 2: not a JSON object"),
+        ('[{"instruction": "a", "input": "", "output": " "}]', "row 1: `output` is empty"),
+        ('[{"instruction": "a", "input": "", "output": null}]', "row 1: `output` is not text"),
         ('[{"instruction": "a", "input": "", "output": "b"}' + ', {"instruction": "a", "input": "", "output": "b"}' * 2
-         + "]", "row 2 repeats row 1 (and 1 more bad rows)"),
-        ('{"instruction": "a"}', "row 1 lacks the field 'output'"),
+         + "]", "row 2: repeats row 1 (and 1 more bad rows)"),
+        ('{"instruction": "a"}', "row 1: `output` is missing"),
         ("[]", "holds no row"),
-        ('[{"instruction": ', "not JSON"),
+        ('[{"instruction": ', "not valid JSON"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_by_file_and_row(tmp_path: Path, text: str, message: str) -> None:
@@ -52,7 +52,7 @@ def test_a_pair_needs_two_answers(tmp_path: Path) -> None:
     path = tmp_path / "dpo_train.json"
     row = {"instruction": "a", "input": "", "chosen": "b", "rejected": "b"}
     path.write_text(json.dumps([row]), encoding="utf-8")
-    with pytest.raises(UserError, match="row 1 has the same answer"):
+    with pytest.raises(UserError, match="row 1: `chosen` and `rejected` are equal"):
         lint(path).refuse()
 
 
@@ -74,9 +74,7 @@ def test_a_question_that_ppo_would_cut_is_refused(ground: Path, tmp_path: Path) 
     rendering = Rendering(ground / "base")
     fits = rendering.lengths([rendering.render([("user", f"下一句是什么？\n{'夏' * 40}")], ask=True)])[0] + 2  # the end
     assert posttrain_data.lint_questions(data / "rl_train.json", rendering, fits).longest == fits
-    with pytest.raises(
-        UserError, match=f"row 2: the question takes {fits} tokens, .* raise cutoff_len, now {fits - 1}"
-    ):
+    with pytest.raises(UserError, match=f"row 2: the question has {fits} tokens; .* Raise cutoff_len, now {fits - 1}"):
         posttrain_data.lint_questions(data / "rl_train.json", rendering, fits - 1)
 
 
@@ -122,7 +120,7 @@ def test_checkpoints_of_other_data_are_not_used(ground: Path, tmp_path: Path, ca
     assert posttrain_work.prepare_work(job, "one") == 0
     (job.raw / "checkpoint-10").mkdir(parents=True)
     assert posttrain_work.prepare_work(job, "two") == 0
-    assert "starting afresh" in capsys.readouterr().out
+    assert "starting over" in capsys.readouterr().out
     assert not job.raw.exists()
 
 

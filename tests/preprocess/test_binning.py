@@ -184,13 +184,13 @@ def test_bad_input_names_file_and_mend(folder, tmp_path):
         bin_files([tmp_path / "none.jsonl"], folder, tmp_path / "x")
     other = tmp_path / "other.jsonl.zst"
     other.write_bytes(b"not zstd at all")
-    with pytest.raises(UserError, match=r"other\.jsonl\.zst is not a whole zstd file"):
+    with pytest.raises(UserError, match=r"other\.jsonl\.zst is not a complete zstd file"):
         bin_files([other], folder, tmp_path / "x")
     truncated = write(tmp_path / "cut.jsonl.zst", texts(5000))
     truncated.write_bytes(truncated.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"cut\.jsonl\.zst is not a whole zstd file"):
+    with pytest.raises(UserError, match=r"cut\.jsonl\.zst is not a complete zstd file"):
         bin_files([truncated], folder, tmp_path / "x")
-    with pytest.raises(UserError, match="holds no text"):
+    with pytest.raises(UserError, match="the input has no text"):
         bin_files([write(tmp_path / "no.jsonl", ["", ""])], folder, tmp_path / "x")
     with pytest.raises(UserError, match="train a tokenizer first"):
         bin_files([write(tmp_path / "f.jsonl", ["一"])], tmp_path, tmp_path / "x")
@@ -217,7 +217,7 @@ def test_killed_and_run_again_gives_the_same_bytes_and_redoes_no_shard(folder, t
     time.sleep(0.5)
     assert {path.name: path.stat().st_mtime_ns for path in shards.glob("0*.json")} == done  # nobody writes on
     output = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
-    assert f"{len(done)} of {megabytes + 1} shards are done already" in output
+    assert f"{len(done)} of {megabytes + 1} shards are already done" in output
     assert dataset(tmp_path / "x") == dataset(tmp_path / "whole")
     assert not shards.exists()
     assert read_json(tmp_path / "x.binning.json")["shards_found_done"] == len(done)

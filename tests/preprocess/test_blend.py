@@ -68,7 +68,7 @@ def test_weights_and_epochs(data):
     sources = read_json(data / "blend_report.json")["train"]["sources"]
     assert sources["b"]["epochs"] == pytest.approx(1500 / sources["b"]["tokens"], abs=1e-3)
     assert sources["a"]["tokens_read"] == 500
-    assert "more than 4 readings" in result.stdout
+    assert "more than 4 epochs" in result.stdout
 
 
 def test_times_of_reading_decide_weights_and_length(data):
@@ -78,7 +78,7 @@ def test_times_of_reading_decide_weights_and_length(data):
     assert [row["epochs"] for row in report.values()] == [1.0, 2.5]
     asked = report["a"]["tokens"] + 2.5 * report["b"]["tokens"]
     assert report["b"]["weight"] == pytest.approx(2.5 * report["b"]["tokens"] / asked)
-    assert f"these are {asked:,.0f} tokens" in result.stdout
+    assert f"the run has {asked:,.0f} training tokens" in result.stdout
 
 
 def test_megatron_takes_the_blend(data):
@@ -101,13 +101,13 @@ def test_megatron_takes_the_blend(data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--train", "a:1", "--train", "b"], "--train b has no weight while others have"),
+        (["--train", "a:1", "--train", "b"], "--train b has no weight but others have"),
         (["--train", "a", "--train", "a"], "--train a is given twice"),
         (["--train", "a:-1"], "with a positive number"),
         (["--train", "a:x"], "with a positive number"),
-        (["--train", "a:1", "--train", "b:1x"], "mixes weights and times of reading"),
-        (["--train", "a:1x", "--train-tokens", "1e6"], "read as often as asked the sources give 330: leave it out"),
-        (["--train", "none"], "none.idx does not exist: bin it first"),
+        (["--train", "a:1", "--train", "b:1x"], "mixes PREFIX:WEIGHT and PREFIX:TIMESx"),
+        (["--train", "a:1x", "--train-tokens", "1e6"], "contradicts the epochs given, which make 330 tokens: leave"),
+        (["--train", "none"], "none.idx does not exist: write it first"),
         (["--train", "empty"], "empty.bin is empty"),
     ],
 )
@@ -123,11 +123,11 @@ def test_datasets_of_another_tokenizer_or_cut_off_are_refused(data, tmp_path):
         (tmp_path / f"a{suffix}").write_bytes((data / f"a{suffix}").read_bytes())
     ids = bytearray((data / "a.bin").read_bytes())
     (tmp_path / "a.bin").write_bytes(ids[:-2])
-    with pytest.raises(UserError, match="ids, its .idx tells of"):
+    with pytest.raises(UserError, match="ids but its .idx lists"):
         blend.read_back(tmp_path / "a", loaded, "<|endoftext|>")
     (tmp_path / "a.bin").write_bytes(ids[:-2] + b"\x00\x00")
     with pytest.raises(UserError, match="does not end with"):
         blend.read_back(tmp_path / "a", loaded, "<|endoftext|>")
     (tmp_path / "a.bin").write_bytes(b"\xff\xff" + ids[2:])
-    with pytest.raises(UserError, match="holds id 65535, the tokenizer only 330"):
+    with pytest.raises(UserError, match="has id 65535, but the tokenizer has only 330"):
         blend.read_back(tmp_path / "a", loaded, "<|endoftext|>")

@@ -148,5 +148,5 @@ def test_a_broken_evaluation_set_is_named(tmp_path):
     with pytest.raises(UserError, match="missing.jsonl does not exist"):
         decontaminate.index_of((str(tmp_path / "missing.jsonl"),))
     (tmp_path / "short.jsonl").write_text(json.dumps({"q": "短"}))
-    with pytest.raises(UserError, match="holds no text of 13 characters"):
+    with pytest.raises(UserError, match="has no text of 13 characters"):
         decontaminate.index_of((str(tmp_path / "short.jsonl"),))

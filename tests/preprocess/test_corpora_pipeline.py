@@ -13,8 +13,9 @@ import pytest
 from slurm_cluster import MISSING, available
 
 from artifacts.errors import UserError
-from artifacts.files import read_json, read_jsonl, sha256, write_json
+from artifacts.files import read_json, read_jsonl, sha256, write_json, write_jsonl
 from preprocess.corpora import data_card
+from preprocess.corpora.blocks import names_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SENTENCES = [
@@ -111,7 +112,7 @@ def test_the_card_tells_the_tokens_of_what_was_binned(whole, tmp_path):
     assert card["characters_per_token"] == round(card["characters"] / (100 * documents), 3)
     assert f"{documents * 101:,} tokens" in (copied / "data_card.md").read_text()
     write_json(report, [])
-    with pytest.raises(UserError, match="mine.binning.json is no report of preprocess.dataset.binning"):
+    with pytest.raises(UserError, match="mine.binning.json is not a report of `myllm binning`"):
         data_card.write_card(copied, [report])
 
 
@@ -233,3 +234,51 @@ def test_slurm_gives_the_same_bytes(whole, cluster, tmp_path, monkeypatch):
     subprocess.run(card, cwd=REPOSITORY, check=True, capture_output=True)
     assert results(tmp_path / "run") == results(folder)
     assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+def test_made_up_ids_are_no_reason_to_drop_a_document(tmp_path):
+    """Files of a corpus without ids, as long as each other: the documents at one place of each are not the same."""
+    for folder in ("one", "two"):
+        for file in range(2):
+            rows = [
+                {
+                    "text": f"第{n}篇：{folder}{file}号文件里说，江边的小城每到秋天就满是桂花香，行人都放慢脚步。",
+                    "url": "u",
+                }
+                for n in range(5)
+            ]
+            write_jsonl(tmp_path / folder / f"c4-zh.tfrecord-0000{file}.json.gz.jsonl", rows)
+    command = [
+        sys.executable,
+        "-m",
+        "preprocess.corpora.pipeline",
+        "--source",
+        "c4_zh",
+        "--tasks",
+        "1",
+        "--workers",
+        "1",
+    ]
+    for folder in ("one", "two"):
+        command += ["--input", str(tmp_path / folder)]
+    done = subprocess.run(
+        [*command, "--output-folder", str(tmp_path / "out")], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    dropped = [row for file in (tmp_path / "out").glob("dropped/**/*.jsonl*") for row in read_jsonl(file)]
+    assert not [row for row in dropped if row.get("dropped") == "same id"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        ({"d/c4-zh.00001.jsonl.gz"}, {"c4-zh"}),
+        ({"d/c4-zh.00001.jsonl.gz", "d/c4-zh.00002.jsonl.gz"}, {"c4-zh.00001", "c4-zh.00002"}),
+        ({"d/a.jsonl", "d/b.jsonl"}, {"a", "b"}),
+        ({"d/1/part.json", "d/2/part.json"}, {"1/part", "2/part"}),
+        ({"d/a.json", "d/a.jsonl"}, {"a.json", "a.jsonl"}),
+        ({"s3://bucket/x/a.json", "s3://bucket/y/a.json"}, {"x/a", "y/a"}),
+    ],
+)
+def test_files_have_names_that_tell_them_apart(paths, names):
+    assert set(names_of(paths).values()) == names

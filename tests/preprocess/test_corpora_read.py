@@ -82,7 +82,7 @@ def test_a_compressed_file_is_read_and_a_cut_one_is_refused(tmp_path, compress):
     path.write_bytes(whole)
     assert len(list(records(Piece(str(path)), Problems(), LONGEST))) == 3000
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=f"a.jsonl.{ending} is cut short or damaged.*download it again"):
+    with pytest.raises(UserError, match=f"a.jsonl.{ending} is truncated or damaged.*download it again"):
         list(records(Piece(str(path)), Problems(), LONGEST))
 
 
@@ -112,7 +112,7 @@ def test_a_list_goes_on_after_a_broken_item_and_says_when_it_is_cut(tmp_path):
     path.write_text('[{"a": 1},\n {"a": 3}')
     problems = Problems()
     assert len(list(records(Piece(str(path)), problems, LONGEST))) == 2
-    assert "cut short" in problems.examples[0]["reason"]
+    assert "truncated" in problems.examples[0]["reason"]
 
 
 def test_ten_thousand_mutated_lines_are_read_or_counted(tmp_path):
@@ -157,7 +157,7 @@ def test_too_large_a_share_of_bad_records_stops_with_the_first_place(tmp_path):
         stream.write("broken\n" * 5)
     _, problems = read_all(path, 1)
     problems.check(0.2, final=True)
-    with pytest.raises(UserError, match=r"a\.jsonl line 51: not JSON; so are 5 of 55 records.*--max-bad-share 0.01"):
+    with pytest.raises(UserError, match=r"a\.jsonl line 51: not JSON; 5 of 55 records are bad.*--max-bad-share 0.01"):
         problems.check(0.01, final=True)
 
 

@@ -89,7 +89,7 @@ def test_thresholds_are_set_by_name():
     assert quality.judge([PROSE], thresholds) == ["too short"]
     with pytest.raises(UserError, match="did you mean 'min_characters'"):
         clean.thresholds_of(["min_character=5"])
-    with pytest.raises(UserError, match="wants a number"):
+    with pytest.raises(UserError, match="must be an integer"):
         clean.thresholds_of(["min_characters=five"])
 
 

@@ -1,83 +1,24 @@
-"""Corpora: from a tarball to indexed datasets, on made-up poems; bad input names the file and the mend."""
+"""Corpora: extraction, cleaning, duplicates and splits on made-up text; errors name the file and the mend."""
 
-import io
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from made_up_poems import documents, poem
 
-from artifacts import verse
 from artifacts.errors import UserError
 from artifacts.files import atomic_file, atomic_folder, read_jsonl, sha256, write_jsonl
-from preprocess import extract_poems, poem_tasks
 from preprocess.cleaning import clean
 from preprocess.dataset import split
 from preprocess.deduplication import deduplicate
 from preprocess.wiki import extract as extract_wiki
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CHARACTERS = "春风明月夜江山白云天人间花鸟雨雪山水长空秋色远寒松竹酒愁归客楼台草木清高深照流"
-
-
-def poem(seed: int, length: int = 5, lines: int = 4) -> list[str]:
-    rng = random.Random(seed)
-    made = ["".join(rng.choices(CHARACTERS, k=length)) for _ in range(lines)]
-    return [f"{made[i]}，{made[i + 1]}。" for i in range(0, lines, 2)]
-
-
-def documents(count: int) -> list[dict]:
-    return [
-        {
-            "id": f"poem-{i}",
-            "text": "".join(poem(i, 5 + 2 * (i % 2), 4 + 4 * (i % 3 == 0))),
-            "metadata": {"title": "詩", "author": "陆游", "dynasty": "song", "line_length": 5 + 2 * (i % 2)},
-        }
-        for i in range(count)
-    ]
-
-
-def tarball(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members.items():
-            information = tarfile.TarInfo(name)
-            information.size = len(content)
-            archive.addfile(information, io.BytesIO(content))
-    return path
-
-
-def test_poems_are_read_from_the_tarball(tmp_path):
-    content = json.dumps(
-        [{"author": "甲", "title": "乙", "paragraphs": ["一二三四五，六七八九十。"], "id": "x"}]
-    ).encode()
-    path = tarball(tmp_path / "p.tgz", {"package/dist/quantangshi/poet.song.1000.json": content})
-    rows = list(extract_poems.documents(path))
-    assert rows == [
-        {
-            "id": "song-001000",
-            "text": "一二三四五，六七八九十。",
-            "metadata": {"title": "乙", "author": "甲", "dynasty": "song"},
-        }
-    ]
-
-
-def test_bad_tarballs_name_the_file(tmp_path):
-    not_json = tarball(tmp_path / "a.tgz", {"package/dist/quantangshi/poet.tang.0.json": b"[{"})
-    with pytest.raises(UserError, match=r"a\.tgz: package/dist/quantangshi/poet\.tang\.0\.json is not JSON"):
-        list(extract_poems.documents(not_json))
-    whole = tarball(tmp_path / "b.tgz", {"package/dist/quantangshi/poet.tang.0.json": os.urandom(100_000)}).read_bytes()
-    (tmp_path / "b.tgz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"b\.tgz is not a whole tarball"):
-        list(extract_poems.documents(tmp_path / "b.tgz"))
-    with pytest.raises(UserError, match="holds no poems"):
-        list(extract_poems.documents(tarball(tmp_path / "c.tgz", {"package/README.md": b"x"})))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +52,7 @@ def test_the_sample_dump_becomes_clean_text(tmp_path):
     ("content", "message"),
     [
         ("<mediawiki><page></mediawiki>", "not whole XML"),
-        ("<mediawiki></mediawiki>", "holds no <page>"),
+        ("<mediawiki></mediawiki>", "has no <page>"),
         ("", "not whole XML"),
     ],
 )
@@ -129,16 +70,6 @@ def test_truncated_bz2_names_the_file(tmp_path):
     dump.write_bytes(bz2.compress(b"<mediawiki><page>x</page></mediawiki>" * 1000)[:-20])
     with pytest.raises(UserError, match=r"dump\.xml\.bz2"):
         extract_wiki.prepare(dump, tmp_path / "out.xml")
-
-
-def test_verse_rules():
-    def reason(text: str) -> str | None:
-        return clean.verse({"text": text, "metadata": {}})
-
-    assert reason("".join(poem(1))) is None
-    assert reason("".join(poem(1, lines=2))) == "number of lines"
-    assert reason("春风，明月夜江山。白云天人间，花鸟雨雪山。") == "line length"
-    assert reason("春风明□夜，江山白云天。人间花鸟雨，雪山水长空。") == "lacuna or foreign character"
 
 
 def test_prose_rules():
@@ -181,45 +112,6 @@ def test_duplicates_and_leaks_go(tmp_path):
     assert sorted(sum(parts.values(), [])) == sorted(r["id"] for r in rows)
 
 
-def test_tasks_ask_only_what_is_known():
-    poems = documents(300)
-    by_id = {row["id"]: clean.verse_lines(row["text"]) for row in poems}
-    for question in poem_tasks.next_line_questions(poems, 50, random.Random(1)):
-        lines = by_id[question["id"]]
-        assert question["choices"][question["answer"]] == lines[-1] + "。"
-        assert len({len(choice) for choice in question["choices"]}) == 1
-        assert len(set(question["choices"])) == poem_tasks.CHOICES
-        assert question["context"].endswith(lines[-2] + "，")
-    for pair in poem_tasks.preference_pairs(poems, 50, random.Random(1)):
-        chosen, rejected = clean.verse_lines(pair["chosen"]), clean.verse_lines(pair["rejected"])
-        assert chosen != rejected and set(chosen) <= set(sum(by_id.values(), [])) and len(chosen) == len(rejected)
-        assert len(pair["chosen"]) == len(pair["rejected"])
-    rows = poem_tasks.instructions(poems, 100, random.Random(1))
-    assert len(rows) == 100 and all(row["instruction"] and row["output"] for row in rows)
-
-
-def test_verse_is_asked_for_in_every_form_as_often_and_answered_in_the_form_asked():
-    poems = [row for row in documents(3000) if len(clean.verse_lines(row["text"])) in verse.FORMS]
-    poems = [{**row, "text": f"{poem_tasks.form_of(row)}：{row['text']}"} for row in poems]
-    common = [row for row in poems if poem_tasks.form_of(row) == "七绝"]
-    rare = [row for row in poems if poem_tasks.form_of(row) == "五绝"]
-    assert common and rare
-    mixture = common * 20 + rare  # a corpus in which one form is rare
-    asked = Counter()
-    for row in poem_tasks.instructions(mixture, 400, random.Random(1)):
-        form = next((form for form in ("五绝", "七绝") if f"{form}。" in row["instruction"]), None)
-        if form:
-            asked[form] += 1
-            assert row["output"].startswith(f"{form}：")
-    assert 0.5 < asked["五绝"] / asked["七绝"] < 2
-    pairs = poem_tasks.form_pairs(mixture, 100, random.Random(1))
-    assert len(pairs) == 100
-    for pair in pairs:
-        form = next(form for form in ("五绝", "七绝") if f"{form}。" in pair["instruction"])
-        assert pair["chosen"].startswith(f"{form}：") and not pair["rejected"].startswith(f"{form}：")
-    assert poem_tasks.form_pairs(common, 100, random.Random(1)) == []  # nothing to prefer where there is one form
-
-
 def test_a_broken_row_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "一"}\n{"text": \n')
@@ -245,7 +137,15 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(tmp_path):
     whole, output = tmp_path / "whole.jsonl.zst", tmp_path / "output.jsonl.zst"
 
     def command(target: Path) -> list[str]:
-        module = [sys.executable, "-m", "preprocess.cleaning.clean", "--rules", "verse", "--input", str(source)]
+        module = [
+            sys.executable,
+            "-m",
+            "preprocess.cleaning.clean",
+            "--rules",
+            "examples.poetry.rules.verse",
+            "--input",
+            str(source),
+        ]
         return [*module, "--output", str(target)]
 
     subprocess.run(command(whole), cwd=REPOSITORY, check=True, capture_output=True)
@@ -267,5 +167,5 @@ def test_a_zstd_file_that_was_cut_off_is_told(tmp_path):
     write_jsonl(path, rows)
     assert list(read_jsonl(path)) == rows
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="is not a whole zstd file"):
+    with pytest.raises(UserError, match="is not a complete zstd file"):
         list(read_jsonl(path))

@@ -59,7 +59,7 @@ def test_every_flag_is_read_or_refused_by_name(parser, read):
         for argument, flags in parser
         if argument not in read
         for flag in flags
-        if not refusal(flag.removeprefix("--")).startswith(f"x.yaml: {flag.removeprefix('--')} is not served: ")
+        if not refusal(flag.removeprefix("--")).startswith(f"x.yaml: {flag.removeprefix('--')} is not supported: ")
     ]
     assert not silent, f"neither read nor refused: {' '.join(silent)}"
     assert len(parser) > 700 and len(read & {argument for argument, _ in parser}) > 450
@@ -147,24 +147,28 @@ def test_what_works_is_not_refused(replaced):
 @pytest.mark.parametrize(
     ("combination", "replaced", "message"),
     [
-        (TE, ["dataloader-inter-document-masking=true"], "is not served: the worker hands no document boundaries"),
-        (TE, ["mtp-num-layers=1"], "mtp-num-layers is not served: Hugging Face's Qwen2 and Llama have no place for"),
-        (TE, ["reset-attention-mask=true"], "would do nothing: Transformer Engine's layers .*issue 2357"),
-        (LOCAL, ["reset-attention-mask=true"], "no-create-attention-mask-in-dataloader leaves the mask out"),
+        (
+            TE,
+            ["dataloader-inter-document-masking=true"],
+            "is not supported: the worker does not pass document boundaries",
+        ),
+        (TE, ["mtp-num-layers=1"], "mtp-num-layers is not supported: Hugging Face's Qwen2 and Llama do not support"),
+        (TE, ["reset-attention-mask=true"], "has no effect: Transformer Engine's layers .*issue 2357"),
+        (LOCAL, ["reset-attention-mask=true"], "with no-create-attention-mask-in-dataloader there is no mask"),
         (LOCAL, ["reset-position-ids=true"], "rotary embeddings count from the start"),
         (TE, ["cross-entropy-loss-fusion=null", "cross-entropy-fusion-impl=te"], "Set cross-entropy-loss-fusion=true"),
-        (LOCAL, ["fp8-format=hybrid"], "only Transformer Engine's layers have it"),
-        (LOCAL, ["attention-backend=flash"], "only Transformer Engine's layers have it"),
-        (LOCAL, ["num-experts=8"], "have no place for experts"),
-        (LOCAL, ["multi-latent-attention=true"], "have no place for multi-latent attention"),
+        (LOCAL, ["fp8-format=hybrid"], "only Transformer Engine's layers support it"),
+        (LOCAL, ["attention-backend=flash"], "only Transformer Engine's layers support it"),
+        (LOCAL, ["num-experts=8"], "do not support experts"),
+        (LOCAL, ["multi-latent-attention=true"], "do not support multi-latent attention"),
         (LOCAL, ["fim-data=true"], "without fill-in-the-middle"),
         (LOCAL, ["sft=true"], "Use `myllm posttrain sft_full`; or remove it, or --set sft=null"),
-        (LOCAL, ["save=elsewhere"], "the folder of --run decides it"),
+        (LOCAL, ["save=elsewhere"], "the folder of --run determines it"),
         (LOCAL, ["muon-momentum=0.9"], "the optimizer is not Muon"),
         (LOCAL, ["lr-wsd-decay-iters=5"], "the schedule is not WSD"),
         (LOCAL, ["full-validation=true"], "ends with an error at the first validation"),
         (LOCAL, ["multiple-validation-sets=true"], "ends with an error at the test set"),
-        (LOCAL, ["context-parallel-size=2"], "context-parallel-size is not served"),
+        (LOCAL, ["context-parallel-size=2"], "context-parallel-size is not supported"),
     ],
 )
 def test_what_would_do_nothing_is_refused(combination, replaced, message):
@@ -181,7 +185,7 @@ def test_a_mask_that_is_used_is_served():
 def test_what_the_launcher_sets_itself_is_refused_in_a_recipe():
     flags = [part.removeprefix("--") for part in pretrain.run_flags(pretrain.Run(Path("run"))) if part.startswith("--")]
     for flag in flags:
-        assert flag == "exit-signal-handler" or "is not served" in refusal(flag)
+        assert flag == "exit-signal-handler" or "is not supported" in refusal(flag)
 
 
 def test_a_missing_package_is_named_at_dry_run():

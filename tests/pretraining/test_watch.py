@@ -116,7 +116,7 @@ def test_a_broken_newest_checkpoint_is_passed_over_and_said(saved, capsys, fault
     checkpoints.use_newest_whole(saved)
     assert checkpoints.reached(saved) == 5
     said = capsys.readouterr().out
-    assert "iter_0000010 is passed over" in said and "going on from iteration 5, the last whole checkpoint" in said
+    assert "iter_0000010 is skipped" in said and "resuming from iteration 5, the newest complete checkpoint" in said
     assert (saved / "broken_iter_0000010").exists() == (fault != "no metadata")
     assert not newest.exists()
 

@@ -93,7 +93,7 @@ def test_models_are_compared_question_by_question(tmp_path: Path) -> None:
     assert (pairs["sft"]["only_model"], pairs["sft"]["only_against"]) == (15, 0)
     assert pairs["sft"]["difference"] == 37.5 and pairs["sft"]["verdict"] == "better"
     assert pairs["sft"]["p_adjusted"] == pytest.approx(2 * pairs["sft"]["p"])
-    assert pairs["dpo"]["verdict"] == "no difference shown" and "asked differently: chat" in pairs["dpo"]["asked"]
+    assert pairs["dpo"]["verdict"] == "no difference shown" and "prompted differently: chat" in pairs["dpo"]["asked"]
 
     text = (tmp_path / "eval" / "compare.md").read_text()
     assert "| sft | ceval | +37.5 |" in text and "Published by others, not measured here" in text
@@ -123,9 +123,9 @@ def test_runs_are_told_apart_and_what_is_missing_is_named(tmp_path: Path) -> Non
     write_score(tmp_path / "other" / "b", "base", [True, True])
     twice = [tmp_path / "b", tmp_path / "other" / "b"]
     for words, reason in [
-        ([tmp_path / "c"], "holds no scores"),
+        ([tmp_path / "c"], "has no scores"),
         ([tmp_path / "a", "--against", "bas"], "'base'"),
-        (twice, "2 of the folders are called 'b'"),
+        (twice, "2 of the runs are named 'b'"),
     ]:
         done = subprocess.run(
             [sys.executable, "-m", "launch.scoring.compare", *map(str, words)],
@@ -191,7 +191,7 @@ def test_a_long_document_is_read_in_windows(tiny: Path) -> None:
 def test_texts_without_text_are_named(tmp_path: Path) -> None:
     file = tmp_path / "text.jsonl"
     file.write_text('{"text": "一"}\n{"body": "二"}\n')
-    with pytest.raises(UserError, match="text.jsonl line 2 lacks"):
+    with pytest.raises(UserError, match="text.jsonl, line 2: `text` is missing"):
         bits_per_byte.read_sources([f"a={file}"], 10)
     with pytest.raises(UserError, match="must be SOURCE=FILE"):
         bits_per_byte.read_sources([str(file)], 10)

@@ -17,7 +17,7 @@ from scoring_kit import TEMPLATE, questions, run, write_rows
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
 from artifacts.statistics import wilson
-from eval_configs import next_line_data
+from eval_configs import questions_data
 from eval_configs.smoke_data import CEVAL, CMMLU, MARK, write_smoke
 from launch.scoring import evaluate, opencompass
 from launch.scoring import models as eval_models
@@ -27,7 +27,16 @@ from launch.scoring import results as eval_results
 def pair(model: str = "base-1", n: int = 6, kind: str = "ppl", **more: Any) -> dict[str, Any]:
     ids = [f"q{number}" for number in range(n)]
     found = dict(
-        model=model, dataset="next_line", set="next_line", kind=kind, shots=0, tokens=32, n=n, chance=25.0, ids=ids
+        model=model,
+        dataset="next_line",
+        set="next_line",
+        entry="questions",
+        kind=kind,
+        shots=0,
+        tokens=32,
+        n=n,
+        chance=25.0,
+        ids=ids,
     )
     return found | dict(labels=list("ABCD"), config="c", data="d") | more
 
@@ -44,7 +53,7 @@ def test_wilson_interval() -> None:
         ({"choices": ["一二。", "三四。", "五六。"]}, "four different choices"),
         ({"choices": ["一二。", "三四。", "五六。", "一二。"]}, "four different choices"),
         ({"choices": ["一二。", "三四。", "五六。", "七八九。"]}, "differ in length"),
-        ({"answer": 4}, "answer of 0 to 3"),
+        ({"answer": 4}, "answer from 0 to 3"),
         ({"context": None}, "needs a context"),
     ],
 )
@@ -52,20 +61,20 @@ def test_broken_questions_are_named(tmp_path: Path, change: dict[str, Any], reas
     first, second = questions(2)
     file = write_rows(tmp_path / "questions.jsonl", [first, second | change])
     with pytest.raises(UserError, match=f"questions.jsonl line 2.*{reason}"):
-        next_line_data.read_questions(file)
-    assert len(next_line_data.read_questions(file, limit=1)) == 1
+        questions_data.read_questions(file)
+    assert len(questions_data.read_questions(file, limit=1)) == 1
 
 
 def test_no_questions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        next_line_data.read_questions(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match="holds no question"):
-        next_line_data.read_questions(write_rows(tmp_path / "empty.jsonl", []))
+        questions_data.read_questions(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="has no questions"):
+        questions_data.read_questions(write_rows(tmp_path / "empty.jsonl", []))
 
 
 def test_a_chat_model_is_asked_through_its_template_in_the_same_order(tiny: Path, tmp_path: Path) -> None:
-    file = write_rows(tmp_path / "questions.jsonl", questions())
-    plain, chat = (next_line_data.load_rows(str(file), chat_of=folder) for folder in (None, str(tiny)))
+    file = write_rows(tmp_path / "next_line.jsonl", questions())
+    plain, chat = (questions_data.load_rows(str(file), chat_of=folder) for folder in (None, str(tiny)))
     assert [row["id"] for row in plain] == [row["id"] for row in chat]
     by_id = {row["id"]: row for row in questions()}
     assert all(row["prefix"] == TEMPLATE.format(by_id[row["id"]]["instruction"]) for row in chat)
@@ -73,7 +82,7 @@ def test_a_chat_model_is_asked_through_its_template_in_the_same_order(tiny: Path
     lengths = [len(row["prefix"]) for row in plain]
     assert lengths == sorted(lengths) and len(set(lengths)) > 1
     with pytest.raises(UserError, match="'q0' has no 'instruction'"):
-        next_line_data.prompts([questions(1)[0] | {"instruction": ""}], str(tiny))
+        questions_data.prompts([questions(1)[0] | {"instruction": ""}], str(tiny))
 
 
 def test_identity_follows_the_weights(tiny: Path, tmp_path: Path) -> None:
@@ -115,12 +124,12 @@ def test_arguments_are_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.M
     for words, reason in [
         ([tiny, "--suite", "base_pl"], "no suite 'base_pl' .did you mean 'base_ppl'"),
         ([tiny, "--suite", "base_ppl", "--sets", "cval"], "no set 'cval' .did you mean 'ceval'"),
-        ([tiny, "--suite", "next_line", "--limit", "0"], "at least 1"),
-        ([tiny, tiny, "--suite", "next_line"], "one name"),
-        ([tiny, "--suite", "next_line", "--plain", "sft"], "no MODEL is named 'sft'"),
-        ([f"a/b={tiny}", "--suite", "next_line"], "does not exist"),
-        ([tiny, "--suite", "next_line"], "give --output"),
-        ([tmp_path / "none", "--suite", "next_line"], "none does not exist"),
+        ([tiny, "--suite", "questions", "--limit", "0"], "at least 1"),
+        ([tiny, tiny, "--suite", "questions"], "one name"),
+        ([tiny, "--suite", "questions", "--plain", "sft"], "no MODEL is named 'sft'"),
+        ([f"a/b={tiny}", "--suite", "questions"], "does not exist"),
+        ([tiny, "--suite", "questions"], "give --output"),
+        ([tmp_path / "none", "--suite", "questions"], "none does not exist"),
     ]:
         with pytest.raises(UserError, match=reason):
             run(monkeypatch, *words)
@@ -227,8 +236,10 @@ def test_decontamination_is_told_beside_the_score(tmp_path: Path) -> None:
 
 
 def test_a_short_download_is_refused() -> None:
-    with pytest.raises(UserError, match="ceval has 6 questions, published are 1,346"):
-        evaluate.check_counts([pair(set="ceval")], {"ceval": {"questions": 1346}}, limited=False, smoke=False)
+    with pytest.raises(UserError, match="ceval has 6 questions, but 1,346 are published"):
+        evaluate.check_counts(
+            [pair(set="ceval", entry="ceval")], {"ceval": {"questions": 1346}}, limited=False, smoke=False
+        )
 
 
 def test_torn_files_of_a_killed_run_are_asked_again(tmp_path: Path) -> None:
@@ -243,7 +254,7 @@ def test_torn_files_of_a_killed_run_are_asked_again(tmp_path: Path) -> None:
 def test_a_server_is_asked_before_anything_starts(tiny: Path, server: str) -> None:
     model = eval_models.read_server("served", server, tiny)
     assert (model.served_name, model.positions, model.place) == ("tiny", 2048, server + "/v1")
-    with pytest.raises(UserError, match="pass --tokenizer"):
+    with pytest.raises(UserError, match="give --tokenizer"):
         eval_models.read_server("served", server, None)
     with pytest.raises(UserError, match="does not answer"):
         eval_models.read_server("served", "http://127.0.0.1:9", tiny)

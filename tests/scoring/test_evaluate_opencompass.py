@@ -38,7 +38,7 @@ def scored(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     """A base and a chat model, scored by `smoke_cpu` from an empty working folder, as a user would."""
     folder = tmp_path_factory.mktemp("scored")
     chat = make_tiny_qwen2(folder / "chat", seed=1)
-    file = write_rows(folder / "questions.jsonl", questions())
+    file = write_rows(folder / "next_line.jsonl", questions())
     (folder / "cwd").mkdir()
     arguments = [f"base={tiny}", f"dpo={chat}", "--suite", "smoke_cpu", "--questions", file, "--output", folder / "out"]
     done = subprocess.run(
@@ -119,7 +119,7 @@ def test_kept_and_never_reused(
     assert json.loads((output / "scores.json").read_text()) == json.loads(before)
     other = [str(argument).replace(str(scored["chat"]), str(tiny)) for argument in scored["arguments"]]
     with pytest.raises(
-        UserError, match=r"dpo has no score in next_line.*ValueError: boom; read .*opencompass\.log .2 mo"
+        UserError, match=r"dpo has no score in questions-next_line.*ValueError: boom; read .*opencompass\.log .2 mo"
     ):
         run(monkeypatch, *other)
     assert {row["model"] for row in json.loads((output / "scores.json").read_text())} == {"base"}, "no old score stays"
@@ -154,7 +154,7 @@ def test_killed_in_the_middle_it_goes_on(scored: dict[str, Any], warm: Path, tmp
     while not first:
         assert process.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.05)
-        first = list(output.glob("opencompass/smoke_cpu-*/out/*/predictions/base-*/next_line.json"))
+        first = list(output.glob("opencompass/smoke_cpu-*/out/*/predictions/base-*/questions-next_line.json"))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (output / "scores.json").exists()
@@ -233,7 +233,7 @@ for name, damage in damages.items():
 @pytest.mark.slow
 def test_damaged_sets_are_refused_by_name(tiny: Path, warm: Path, tmp_path: Path) -> None:
     """The plan, in OpenCompass's environment: what its loaders let through would be a score of something else."""
-    file = write_rows(tmp_path / "questions.jsonl", questions())
+    file = write_rows(tmp_path / "next_line.jsonl", questions())
     variables = {"MYLLM_EVAL_BASE": f"base={tiny}", "MYLLM_EVAL_QUESTIONS": str(file), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [str(warm / "bin" / "python"), "-c", DAMAGE, str(tmp_path)],
@@ -249,7 +249,7 @@ def test_damaged_sets_are_refused_by_name(tiny: Path, warm: Path, tmp_path: Path
         told[1:],
         [
             "(ceval-middle_school_geography-ppl) cannot be loaded (FileNotFoundError",
-            "has 3 examples, the prompt shows 5",
+            "has 3 examples, the prompt needs 5",
             "the set ceval (ceval-middle_school_geography-ppl)",
             "question 1: its answer is '', not one of A, B, C, D",
             "the set cmmlu (cmmlu-elementary_mathematics-ppl) cannot be loaded",
@@ -260,12 +260,12 @@ def test_damaged_sets_are_refused_by_name(tiny: Path, warm: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_opencompass_runs_the_same_files_by_hand(tiny: Path, tmp_path: Path) -> None:
-    file = write_rows(tmp_path / "questions.jsonl", questions())
+    file = write_rows(tmp_path / "next_line.jsonl", questions())
     program = str(REPOSITORY / ".venv-eval" / "bin" / "opencompass")
     variables = {"MYLLM_EVAL_BASE": f"base={tiny}", "MYLLM_EVAL_QUESTIONS": str(file), "PYTHONPATH": str(REPOSITORY)}
     with (tmp_path / "log").open("wb") as stream:
         subprocess.run(
-            [program, str(REPOSITORY / "eval_configs" / "next_line.py"), "-w", "out"],
+            [program, str(REPOSITORY / "eval_configs" / "questions.py"), "-w", "out"],
             cwd=tmp_path,
             env={**os.environ, **variables},
             stdout=stream,
@@ -274,7 +274,7 @@ def test_opencompass_runs_the_same_files_by_hand(tiny: Path, tmp_path: Path) -> 
         )
     (summary,) = tmp_path.glob("out/*/summary/*.csv")
     row = summary.read_text().splitlines()[1].split(",")
-    assert row[0] == "next_line" and 0 <= float(row[-1]) <= 100
+    assert row[0] == "questions-next_line" and 0 <= float(row[-1]) <= 100
 
 
 @pytest.mark.slow

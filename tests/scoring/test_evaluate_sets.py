@@ -104,12 +104,12 @@ def test_your_own_copy_in_whatever_folder(mirror: Path, tmp_path: Path, prefix: 
 def test_what_is_not_the_set_is_refused(mirror: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.zip"
     own.write_bytes(zipped({"dev/law_dev.csv": "x"}, ""))
-    with pytest.raises(UserError, match="own.zip holds no folder with dev, val, test"):
+    with pytest.raises(UserError, match="own.zip has no folder with dev, val, test"):
         download.download("ceval", own)
     own.write_bytes(zipped(FILES, "")[:100])
     with pytest.raises(UserError, match="not a whole zip file"):
         download.download("ceval", own)
-    with pytest.raises(UserError, match="fetched by hand from somewhere"):
+    with pytest.raises(UserError, match="get it from somewhere"):
         download.download("c3")
 
 
@@ -135,5 +135,5 @@ def test_every_set_says_what_a_reader_needs_and_can_be_fetched() -> None:
             into = sources[name]["unpack"]["into"]
             assert entry["data"] == into or entry["data"].startswith(into + "/"), name
     assert set_of("ceval-law-ppl", sets) == "ceval"
-    with pytest.raises(UserError, match="0 sets for the dataset 'mmlu-law'"):
+    with pytest.raises(UserError, match="0 entries of sets.yaml match the dataset 'mmlu-law'"):
         set_of("mmlu-law", sets)

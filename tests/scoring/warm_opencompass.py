@@ -15,7 +15,7 @@ def preload() -> None:
     import opencompass.tasks  # noqa: F401
     from transformers import AutoModelForCausalLM, Qwen2ForCausalLM, Qwen2TokenizerFast  # noqa: F401
 
-    from eval_configs import choice_inferencer, models, next_line_dataset, plan  # noqa: F401
+    from eval_configs import choice_inferencer, models, plan, questions_dataset  # noqa: F401
 
 
 def run(words: list[str]) -> None:

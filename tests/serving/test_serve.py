@@ -291,7 +291,7 @@ def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("127.0.0.1", "write an address with its port"),
         ("http://127.0.0.1:99999", "write an address with its port"),
-        ("http://127.0.0.1:1", "no server answers at http://127.0.0.1:1 .*: start one, `myllm serve MODEL`"),
+        ("http://127.0.0.1:1", "no server answers at http://127.0.0.1:1 .*: start one with `myllm serve MODEL`"),
     ],
 )
 def test_servers_that_are_none(url: str, reason: str) -> None:
@@ -304,9 +304,9 @@ def test_something_else_that_answers(tmp_path: Path) -> None:
     stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
     stream += b'data: {"choices": [{"delta": {"content": "half"}}]}\n\n'
     for reply, action, reason in (
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "connect", "is no OpenAI-compatible server"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "connect", "is no OpenAI-compatible server"),
-        (stream, "stream", "ended in the middle of a reply"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "connect", "is not an OpenAI-compatible server"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "connect", "is not an OpenAI-compatible server"),
+        (stream, "stream", "stopped in the middle of a reply"),
     ):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -321,7 +321,7 @@ def test_langchain_remembers_and_retrieves(server: Server) -> None:
     options = ("--server", server.address.url, "--max-tokens", "8")
     said = client(server, "examples/langchain_chat.py", *options, "春", "夏")
     assert "> 春" in said and "> 夏" in said and "[4 messages remembered]" in said
-    said = client(server, "examples/langchain_chat.py", *options, "--folder", "examples/notes", "李白写过什么？")
+    said = client(server, "examples/langchain_chat.py", *options, "--folder", "examples/poetry/notes", "李白写过什么？")
     assert said.startswith("[poets.md] 李白，字太白")
 
 
@@ -482,7 +482,7 @@ print("SAYS " + json.dumps(sorted(set(walk(app.routes)))))
 def test_the_benchmark_counts_every_answer(server: Server) -> None:
     from benchmarks.serve import put_load, table
 
-    load = put_load(server.address, clients=32, seconds=3)
+    load = put_load(server.address, [[{"role": "user", "content": "春"}]], clients=32, seconds=3)
     assert load.errors == [] and len(load.whole) >= 32 and load.tokens > 0
     assert f"| whole answers, lost ones | {len(load.whole):,}, 0 |" in table(load, 32, 1.0, 1.0, (1, 1), "x")
 

@@ -21,6 +21,7 @@ from launch.serving import preflight as serve_preflight
 from launch.serving import serve
 from launch.serving.client import connect, stream_reply
 from launch.serving.machine import free_port
+from launch.serving.plan import has_gpu
 
 PYTHON = REPOSITORY / ENVIRONMENTS["lmdeploy"] / "bin" / "python"
 needs_lmdeploy = pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-lmdeploy: make env-lmdeploy")
@@ -89,13 +90,13 @@ def test_the_list_of_architectures_is_read_as_it_is(said: dict[str, Any], tiny: 
     for name in said["architectures"]:
         serve_preflight.check_architecture(broken, {"architectures": [name]}, "lmdeploy")
     (broken / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
-    with pytest.raises(UserError, match="lmdeploy does not serve the architecture GPT2LMHeadModel"):
+    with pytest.raises(UserError, match="lmdeploy does not support the architecture GPT2LMHeadModel"):
         serve_preflight.check_model(broken, cpu=False, engine="lmdeploy")
 
 
 @needs_lmdeploy
 def test_without_a_gpu_it_says_so(tiny: Path) -> None:
-    if serve_engines.has_gpu():
+    if has_gpu():
         pytest.skip("this machine has a GPU")
     command = [
         sys.executable,
@@ -110,9 +111,7 @@ def test_without_a_gpu_it_says_so(tiny: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: LMDeploy has no engine for a CPU and this machine shows no NVIDIA GPU: pass --engine vllm\n"
-    )
+    assert done.stderr == "error: lmdeploy needs a GPU, and this machine shows no NVIDIA GPU: give --engine vllm\n"
 
 
 @needs_lmdeploy
@@ -134,7 +133,7 @@ def test_the_shell_script_runs_the_same_command(tiny: Path) -> None:
 @needs_lmdeploy
 def test_it_serves_on_a_gpu(tiny: Path, tmp_path: Path) -> None:
     """Not run yet on any machine of ours: starts, answers, asks for the key, drains and ends."""
-    if not serve_engines.has_gpu():
+    if not has_gpu():
         pytest.skip("needs an NVIDIA GPU")
     port, log = free_port(), tmp_path / "said.txt"
     command = [sys.executable, "-m", "launch.cli", "serve", str(tiny), "--engine", "lmdeploy", "--port", str(port)]

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from launch.serving import engines as serve_engines
 from launch.serving import machine as serve_machine
 from launch.serving import preflight as serve_preflight
 from launch.serving import serve
-from launch.serving.engines import Plan
+from launch.serving.plan import SMALLEST_CACHE_MB, Plan, cache_mb, cores_of_ranks
 
 needs_engine = pytest.mark.skipif(
     not (REPOSITORY / ENVIRONMENTS["serve"]).exists(), reason="needs .venv-serve: make env-serve"
@@ -57,7 +58,7 @@ def test_a_whole_folder_passes(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("tokenizer.json", "tokenizer.json does not exist, every request would fail"),
+        ("tokenizer.json", "tokenizer.json does not exist, so every request would fail"),
         ("chat_template.jinja", "no chat_template.jinja"),
         ("model.safetensors", "no \\*.safetensors"),
         ("config.json", "config.json does not exist"),
@@ -71,7 +72,7 @@ def test_a_missing_file_is_named(broken: Path, name: str, reason: str) -> None:
 
 def test_folders_that_are_none(tmp_path: Path, broken: Path) -> None:
     refused(tmp_path / "nothing", "does not exist: run the stage")
-    refused(Path("Qwen/Qwen2-0.5B"), "a hub name is not served: download it first")
+    refused(Path("Qwen/Qwen2-0.5B"), "hub names are not supported: download it first")
     (broken / "config.json").rename(broken / "adapter_config.json")
     refused(broken, "is an adapter, not a model: merge it first")
 
@@ -102,16 +103,16 @@ def test_vocabulary_against_embedding(broken: Path) -> None:
 def test_a_tokenizer_that_transformers_5_would_split_otherwise(broken: Path) -> None:
     tokenizer = json.loads((broken / "tokenizer.json").read_text())
     (broken / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": {"type": "NFKC"}}))
-    refused(broken, "is not split as Qwen2 splits")
+    refused(broken, "does not split text as Qwen2 does")
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\p{N}{1,3}"}
     (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
-    refused(broken, "is not split as Qwen2 splits")
+    refused(broken, "does not split text as Qwen2 does")
 
 
 @needs_engine
 def test_an_architecture_that_the_engine_does_not_know(broken: Path) -> None:
     edit(broken / "config.json", architectures=["Qwen2ForCausalLm"])
-    refused(broken, "vllm does not serve the architecture Qwen2ForCausalLm .did you mean 'Qwen2ForCausalLM'")
+    refused(broken, "vllm does not support the architecture Qwen2ForCausalLm .did you mean 'Qwen2ForCausalLM'")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_an_architecture_that_the_engine_does_not_know(broken: Path) -> None:
         ("{% for message in messages %}{{ message", "the chat template fails"),
         ("{{ messages[5].content }}", "the chat template fails"),
         ("{{ raise_exception('only tools') }}", "fails .only tools"),
-        ("<|im_start|>assistant", "drops what the user says"),
+        ("<|im_start|>assistant", "drops the user's text"),
     ],
 )
 def test_a_broken_template(broken: Path, template: str, reason: str) -> None:
@@ -149,20 +150,20 @@ def test_weights_that_are_not_whole(broken: Path) -> None:
     weights = broken / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:100])
-    refused(broken, "not a whole safetensors file")
+    refused(broken, "not a complete safetensors file")
     weights.write_bytes(whole[:-10])
-    refused(broken, "bytes where its header says")
+    refused(broken, "bytes, but its header says")
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     refused(broken, "a Git LFS pointer")
     weights.write_bytes(whole)
     edit(broken / "config.json", num_hidden_layers=3)
-    refused(broken, "config.json says 3 layers and the weights hold 2")
+    refused(broken, "config.json says 3 layers, but the weights have 2")
 
 
 def test_shards_and_other_formats(broken: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "model.safetensors", "lm_head.weight": "model-2.safetensors"}}
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(broken, "names model-2.safetensors for lm_head.weight, which is not there")
+    refused(broken, "names model-2.safetensors for lm_head.weight, which is missing")
     (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
     refused(broken, "pytorch_model.bin is a pickle, save it as safetensors")
 
@@ -177,7 +178,7 @@ def test_memory(tiny: Path) -> None:
     weights = serve_preflight.read_weights(tiny)
     serve_machine.check_memory(plan(tiny), weights, 10_000)
     with pytest.raises(
-        UserError, match="and 1,000 MB are free: end other programs, or pass a --max-model-len below 256"
+        UserError, match="but only 1,000 MB are free: stop other programs, or give a --max-model-len below 256"
     ):
         serve_machine.check_memory(plan(tiny), weights, 1_000)
     large = serve_preflight.Weights({}, {"BF16"}, 7_000_000_000)
@@ -192,26 +193,28 @@ def test_gpus(tiny: Path) -> None:
     serve_machine.check_gpus(gpu, large, [8000, 8000])
     with pytest.raises(UserError, match="--tp 2: this machine shows 1 GPUs"):
         serve_machine.check_gpus(gpu, large, [80000])
-    with pytest.raises(UserError, match="needs 6,675 MB of weights on each GPU and 5,000 MB are free"):
+    with pytest.raises(UserError, match="needs 6,675 MB of weights on each GPU, but only 5,000 MB are free"):
         serve_machine.check_gpus(gpu, large, [8000, 5000])
+    with pytest.raises(UserError, match="needs 13,351 MB of weights on each GPU"):
+        serve_machine.check_gpus(replace(gpu, dtype="float32"), large, [8000, 8000])
 
 
 def test_tensor_parallel_that_does_not_divide(tiny: Path) -> None:
     config = json.loads((tiny / "config.json").read_text())
     serve_machine.check_parallel(tiny, config, 2)
-    with pytest.raises(UserError, match="--tp 3 does not divide the 4 of num_attention_heads"):
+    with pytest.raises(UserError, match="--tp 3 does not divide num_attention_heads 4"):
         serve_machine.check_parallel(tiny, config, 3)
     with pytest.raises(UserError, match="--tp 2: .* has 3 key-value heads"):
         serve_machine.check_parallel(tiny, config | {"num_key_value_heads": 3}, 2)
-    with pytest.raises(UserError, match="gives .* cores, one for each rank"):
-        serve_engines.cores_of_ranks(10_000)
+    with pytest.raises(UserError, match="may use .* cores, but each rank needs one"):
+        cores_of_ranks(10_000)
 
 
 def test_cache_holds_two_long_conversations() -> None:
     config = {"num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "hidden_size": 1536}
     token = 28 * 2 * 2 * 128 * 4
-    assert serve_engines.cache_mb(config, 32768) * 2**20 >= 2 * 32768 * token
-    assert serve_engines.cache_mb(config, 256) == serve_engines.SMALLEST_CACHE_MB
+    assert cache_mb(config, 32768) * 2**20 >= 2 * 32768 * token
+    assert cache_mb(config, 256) == SMALLEST_CACHE_MB
 
 
 @pytest.mark.parametrize("option", ["api-key=x", "api-k=x", "--host=0.0.0.0", "served_model_name=x", "port=1", "=x"])
@@ -244,7 +247,7 @@ def test_ports(tiny: Path) -> None:
 
 def test_lengths(tiny: Path) -> None:
     for wrong in (0, 257):
-        with pytest.raises(UserError, match=f"--max-model-len {wrong} must lie between 1 and the model's 256"):
+        with pytest.raises(UserError, match=f"--max-model-len {wrong} must be between 1 and the model's 256"):
             serve.make_plan(tiny, free_port(), length=wrong)
 
 

@@ -18,7 +18,7 @@ from artifacts.files import hold_lock, read_json, write_json
 from artifacts.layout import Run
 from artifacts.processes import free_port
 from launch.pipeline.definition import Pipeline, Stage, load_pipeline
-from launch.pipeline.runner import manifest_path, run_pipeline
+from launch.pipeline.runner import StageUnfinished, manifest_path, run_pipeline
 from launch.serving import serve
 from launch.slurm import job, preflight, scheduler, site, submit
 from launch.slurm.submit import dependency, freeze, plan, submit_pipeline
@@ -90,10 +90,13 @@ def test_the_sites_of_the_repository_are_read():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("declare -A OPTIONS=([pretrian]=--mem=1)", r"OPTIONS\[pretrian\] is no stage's \(did you mean 'pretrain'"),
+        (
+            "declare -A OPTIONS=([pretrian]=--mem=1)",
+            r"OPTIONS\[pretrian\]: no pipeline has this stage \(did you mean 'pretrain'",
+        ),
         ("declare -A OPTIONS=([pretrain]=--nodes=4)", "sets --nodes, which myllm submit sets itself"),
-        ("if then", "cannot be read by bash: .*syntax error"),
-        ("false", "cannot be read by bash"),
+        ("if then", "bash cannot read .*syntax error"),
+        ("false", "bash cannot read"),
         ("export SBATCH_SIGNAL=TERM@60", "write B:USR1@SECONDS"),
         ("export SBATCH_ACCOUNT=CHANGE_ME", "SBATCH_ACCOUNT still says CHANGE_ME"),
     ],
@@ -243,10 +246,11 @@ def test_how_a_stage_ended(tmp_path):
     assert job.run_first(run, lambda: None) == "done"
     assert saves_then(KeyboardInterrupt(), 5) == "advanced checkpoints 0 -> 5"
     assert saves_then(KeyboardInterrupt(), 5).startswith("stopped no newer checkpoint")
-    assert saves_then(UserError("stage pretrain is not finished: saved"), 9) == "advanced checkpoints 5 -> 9"
+    assert saves_then(StageUnfinished("stage pretrain is not finished: saved"), 9) == "advanced checkpoints 5 -> 9"
     assert (
         saves_then(UserError("stage pretrain failed: no luck\n  log: x"), 20) == "failed stage pretrain failed: no luck"
     )
+    assert saves_then(UserError("its log says: X is not finished"), 30).startswith("failed its log says")
 
 
 FIT = preflight.Node("node1", 8, 8, 500, 100, 60, 0.0, 700_000, 20_000)
@@ -256,7 +260,7 @@ LIMITS = preflight.Limits(min_disk_gb=20, max_clock_off=2, slow_share=0.5, min_n
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gpus": 7}, "node3 sees 7 GPUs of 8"),
+        ({"gpus": 7}, "node3 sees 7 of 8 GPUs"),
         ({"disk_gb": 3}, "node3 has 3.0 GB free"),
         ({"clock_off": -3.5}, "node3 has a clock that is -3.5 s off"),
         ({"gflops": 300_000}, "node3 is slow: 300000 GFLOP/s, the median is 700000"),
@@ -346,7 +350,7 @@ def test_away_from_the_cluster_what_is_done_is_told_all_the_same(tmp_path):
         command, cwd=REPOSITORY, env={**os.environ, "PATH": "/nowhere"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("sft          not done\nstates of its jobs: squeue is not installed here")
+    assert done.stdout.startswith("sft          not done\nSlurm states unknown: squeue is not installed here")
 
 
 def test_no_cluster_answers(tmp_path, monkeypatch):
@@ -354,5 +358,5 @@ def test_no_cluster_answers(tmp_path, monkeypatch):
     stub.write_text("#!/bin/sh\necho 'sbatch: fatal: Could not establish a configuration source' >&2\nexit 1\n")
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(UserError, match=r"^no Slurm answers here \(fatal: Could not establish"):
+    with pytest.raises(UserError, match=r"^Slurm does not answer \(fatal: Could not establish"):
         scheduler.test_only([], ["script"], dict(os.environ))

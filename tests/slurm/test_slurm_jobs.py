@@ -251,7 +251,7 @@ def test_out_of_time_twice_it_goes_on_to_the_same_loss(cluster, chain, limited, 
 
 def test_a_model_is_scored_by_a_job(cluster, chain, tmp_path):
     base = chain.here / "models" / "base"
-    words = (str(base), "--suite", "smoke_cpu", "--sets", "next_line", "--output", str(tmp_path), "--limit", "8")
+    words = (str(base), "--suite", "smoke_cpu", "--sets", "questions", "--output", str(tmp_path), "--limit", "8")
     told = myllm(cluster, "eval", *words, "--slurm", "local-test")
     job = int(re.findall(r"^job (\d+): ", told, re.M)[0])
     log = tmp_path / "jobs" / f"eval-smoke_cpu-{job}.out"
@@ -284,7 +284,7 @@ def test_warned_it_saves_and_the_chain_goes_on(cluster, finished, site, requeue)
     end = jobs[last][-1]
     assert wait_for_end(cluster, end, log_of_job(run, end)) == "COMPLETED", read(log_of_job(run, jobs["pretrain"][0]))
     first = log_of_job(run, jobs["pretrain"][0]).read_text()
-    assert ("requeued, restart 1 of at most 3" if requeue else "the next job of the chain goes on (2 left)") in first
+    assert ("requeued, restart 1 of at most 3" if requeue else "the next job of the chain resumes (2 left)") in first
     assert [state(cluster, job) for job in jobs["pretrain"]] == ["COMPLETED"] * len(jobs["pretrain"])
     assert read_json(run / "manifests" / "pretrain.json")["metrics"]["iterations"] == iterations
 
@@ -316,7 +316,7 @@ def test_warned_without_a_checkpoint_it_stops_and_cancelled_it_leaves_no_process
     started = run / "logs" / "tokenizer.log"
     wait(started.exists, 60, lambda: myllm(cluster, "status", str(run)))
     busy = myllm(cluster, "submit", "poetry-tiny", "--run-folder", str(run), "--site", "local-test", fails=True)
-    assert "still wait or run" in busy and busy.count("\n") == 1
+    assert "still pending or running" in busy and busy.count("\n") == 1
     call(cluster, "scancel", "--batch", "--signal=USR1", str(tokenizer))
     log = log_of_job(run, tokenizer)
     assert wait_for_end(cluster, tokenizer, log, 60) == "FAILED"
@@ -331,7 +331,7 @@ def test_warned_without_a_checkpoint_it_stops_and_cancelled_it_leaves_no_process
     mark = f"{MARK}={run.resolve()}"
     wait(lambda: not processes(cluster, mark), 30, lambda: str(processes(cluster, mark)))
     assert state(cluster, jobs["binning"][0]) == "CANCELLED"
-    assert "no job of this run" in myllm(cluster, "cancel", str(run))
+    assert "no pending or running job" in myllm(cluster, "cancel", str(run))
 
 
 def test_what_cannot_run_is_refused_before_anything_is_submitted(cluster, tmp_path, site):
@@ -370,7 +370,7 @@ def test_preempted_it_saves_and_waits_for_its_turn(cluster, chain, tmp_path):
         wait(lambda: int(shown(cluster, job)["Restarts"]) == 1, 120, lambda: read(log))
     finally:
         call(cluster, "scancel", *jobs)
-    saved = re.search(r"stopped in good order \(checkpoints 0 -> (\d+)\): requeued, restart 1", log.read_text())
+    saved = re.search(r"stopped after saving \(checkpoints 0 -> (\d+)\): requeued, restart 1", log.read_text())
     assert saved and reached(run / "checkpoints") == int(saved[1]) >= 5, log.read_text()
 
 

@@ -1,23 +1,23 @@
-"""Instructions, preference pairs and questions, made by code from the poems: what can be checked is known.
+"""Generate instructions, preference pairs and questions from the poems, so that answers can be checked by code.
 
-    python -m preprocess.poem_tasks --corpus corpus/poems --output tasks --sft-examples 7000 --dpo-pairs 1200 \\
+    python -m examples.poetry.tasks --corpus corpus/poems --output tasks --sft-examples 7000 --dpo-pairs 1200 \\
         --questions 1000 --rl-prompts 1200
 
-Training data comes from training poems, validation data from the validation split, questions from test poems only.
+Training data comes from the training split, validation data from the validation split, questions from the test split.
 
     sft_train.json, sft_valid.json   {"instruction", "input", "output"}: which line follows, complete the poem, write a
                                      verse, begin a verse, who wrote it
-    dpo_train.json, dpo_valid.json   {"instruction", "input", "chosen", "rejected"}: the line that follows against one
-                                     of the same length from another poem; in training also verse in the form asked
-                                     for against verse in another
-    kto_train.json, kto_valid.json   {"instruction", "input", "output", "label"}: the same answers one by one, true for
-                                     the chosen ones
-    rl_train.json, rl_valid.json     {"instruction", "input", "output"}: verse of which form, length and rhyme can be
-                                     checked (`artifacts.verse`): complete the poem, write a verse
+    dpo_train.json, dpo_valid.json   {"instruction", "input", "chosen", "rejected"}: chosen is the line that follows,
+                                     rejected a line of the same length from another poem; in training also verse in
+                                     the requested form against verse in another form
+    kto_train.json, kto_valid.json   {"instruction", "input", "output", "label"}: the same answers as single rows;
+                                     label is true for the chosen ones
+    rl_train.json, rl_valid.json     {"instruction", "input", "output"}: complete the poem, write a verse; code can
+                                     check form, length and rhyme of the answer (`examples.poetry.verse`)
     next_line.jsonl                  {"id", "context", "instruction", "choices", "answer"}: the poem so far, and four
-                                     lines of equal length that end couplets; one is its last
-    verse_prompts.json               {"id", "messages", "form", "line_length"}: the lines of the answers are counted
-    gate_prompts.json                {"completions", "chats"}: prompts for the serving gate
+                                     lines of equal length that end couplets; one is its last line
+    verse_prompts.json               {"id", "messages", "form", "line_length"}: prompts of the score `form`
+    gate_prompts.json                {"completions", "chats"}: prompts of `myllm serve-gate`
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 from artifacts.errors import UserError, run_main
 from artifacts.files import read_jsonl, write_json, write_jsonl
 from artifacts.stage import report_metrics
-from artifacts.verse import (
+from examples.poetry.verse import (
     FORMS,
     NUMERALS,
     complete_request,
@@ -46,20 +46,20 @@ from preprocess.cleaning.clean import Document
 
 CHOICES = 4
 VALID_ROWS = 400
-RL_VALID_ROWS = 128  # each is answered several times
+RL_VALID_ROWS = 128  # few, because each gets several answers
 VERSE_PROMPTS = 100
-FORM_PAIR_SHARE = 0.2  # of the training pairs
+FORM_PAIR_SHARE = 0.2  # share of `form_pairs` in the training pairs
 GATE_PROMPTS = 10
 AUTHORS = ("陆游", "白居易", "杨万里", "苏轼", "杜甫", "李白")
 
 
 def beginning(lines: list[str], count: int) -> str:
-    """The first `count` lines of a poem, as a document of the corpus begins: `五绝：line，line。line，`"""
+    """The first `count` lines of a poem in the corpus's format: `五绝：line，line。line，`"""
     return f"{verse_form(lines)}：{couplets(lines[:count])}"
 
 
 def follow_instruction(lines: list[str], count: int) -> str:
-    """The one wording for "which line follows the first `count`": training, pairs and questions share it."""
+    """The request for the line after the first `count`. Training, pairs and questions use the same wording."""
     return follow_request(beginning(lines, count))
 
 
@@ -79,7 +79,7 @@ def write_verse(poem: Document, rng: random.Random) -> dict[str, str]:
 
 
 def begin_verse(poem: Document, rng: random.Random) -> dict[str, str]:
-    """A couplet only: short rows in which much of the answer is the form that was asked for."""
+    """A row that asks for one couplet: in short answers, the requested form is a large part."""
     lines = verse_lines(poem["text"])
     return {"instruction": couplet_request(verse_form(lines)), "input": "", "output": beginning(lines, 2)}
 
@@ -89,7 +89,7 @@ def form_of(poem: Document) -> str:
 
 
 def poems_by_form(poems: list[Document]) -> dict[str, list[Document]]:
-    """The poems of each form that is asked for by name: 五绝, 五律, 七绝, 七律."""
+    """Poems by form, for the forms that requests name: 五绝, 五律, 七绝, 七律."""
     found: dict[str, list[Document]] = {}
     for poem in poems:
         if len(verse_lines(poem["text"])) in FORMS:
@@ -115,10 +115,10 @@ MAKERS: tuple[tuple[int, Callable[[Document, random.Random], dict[str, str] | No
 
 
 def instructions(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """`count` instructions, kinds in the shares of MAKERS, while there are poems; no row twice.
+    """At most `count` different instructions, with kinds in the shares of MAKERS. Fewer if the poems run out.
 
-    Verse is asked for in every form equally often: 五绝 is rare in the corpus, and a model that sees it in one request
-    of fourteen answers it with another form.
+    Every form of verse is requested equally often: 五绝 is rare in the corpus, and a model that sees it in one request
+    of fourteen answers with another form.
     """
     makers = [maker for share, maker in MAKERS for _ in range(share)]
     rows: list[dict[str, str]] = []
@@ -138,9 +138,9 @@ def instructions(poems: list[Document], count: int, rng: random.Random) -> list[
 
 
 def checkable(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """`count` requests for verse of at least two couplets, every form equally often; three of four begin the poem.
+    """`count` requests for verse of at least two couplets, every form equally often. Three of four give the beginning.
 
-    Of the poem that is given or asked for, rhymes are known, so that an answer can be judged without a reader.
+    Form, length and rhyme of the answer can be checked by code.
     """
     forms = list(poems_by_form(poems).values())
     rows: dict[str, dict[str, str]] = {}
@@ -154,7 +154,7 @@ def checkable(poems: list[Document], count: int, rng: random.Random) -> list[dic
 
 
 def labelled(pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Both answers of each pair as rows for KTO; a row that is there already is left out."""
+    """Both answers of each pair as rows for KTO, without duplicates."""
     rows: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         for name, label in (("chosen", True), ("rejected", False)):
@@ -164,7 +164,7 @@ def labelled(pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def closing_lines(poems: list[Document]) -> dict[int, list[str]]:
-    """Lines that end a couplet, by length: what wrong answers are drawn from."""
+    """Lines that end a couplet, by length. Wrong answers are drawn from them."""
     lines: dict[int, list[str]] = {}
     for poem in poems:
         found = verse_lines(poem["text"])
@@ -173,7 +173,7 @@ def closing_lines(poems: list[Document]) -> dict[int, list[str]]:
 
 
 def wrong_lines(lines: list[str], pool: list[str], count: int, rng: random.Random) -> list[str]:
-    """`count` different lines of other poems; none stands in this one."""
+    """`count` different lines from `pool` that are not in this poem. Raises UserError if there are too few."""
     chosen: list[str] = []
     for _ in range(1000):
         line = rng.choice(pool)
@@ -181,13 +181,13 @@ def wrong_lines(lines: list[str], pool: list[str], count: int, rng: random.Rando
             chosen.append(line)
         if len(chosen) == count:
             return chosen
-    raise UserError("too few poems to draw wrong answers from: read more (--limit)")
+    raise UserError("there are too few poems for wrong answers: extract more of them (raise --limit)")
 
 
 def preference_pairs(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """Pairs for DPO: the line that follows against another poem's, of the same length.
+    """Pairs for DPO: the line that follows against a line of the same length from another poem.
 
-    Equal lengths, because a sum of log-probabilities prefers the shorter answer whatever it says.
+    The lengths are equal because a sum of log-probabilities favours the shorter answer.
     """
     pool = closing_lines(poems)
     rows = []
@@ -201,9 +201,9 @@ def preference_pairs(poems: list[Document], count: int, rng: random.Random) -> l
 
 
 def form_pairs(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """Pairs for DPO: verse in the form that is asked for against verse in another, every form as often as any other.
+    """Pairs for DPO: verse in the requested form against verse in another form, with every form equally often.
 
-    They keep what SFT has taught: a tiny model that learns from `preference_pairs` alone forgets the forms.
+    They preserve what SFT taught: a tiny model that learns from `preference_pairs` alone forgets the forms.
     """
     forms = poems_by_form(poems)
     rows = []
@@ -215,7 +215,7 @@ def form_pairs(poems: list[Document], count: int, rng: random.Random) -> list[di
 
 
 def next_line_questions(poems: list[Document], count: int, rng: random.Random) -> list[dict[str, Any]]:
-    """Which of four lines ends this poem? The poem so far is given; all four have its line length and end couplets."""
+    """Questions for the last line of a poem, given the lines before. The choices have its length and end couplets."""
     pool = closing_lines(poems)
     rows = []
     for poem in rng.sample(poems, min(count, len(poems))):
@@ -253,18 +253,18 @@ def gate_prompts(poems: list[Document], count: int, rng: random.Random) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of train, valid and test .jsonl.zst")
-    parser.add_argument("--output", type=Path, required=True, help="folder to fill")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with train, valid and test .jsonl.zst")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--sft-examples", type=int, default=7000)
     parser.add_argument("--dpo-pairs", type=int, default=1500)
     parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--rl-prompts", type=int, default=1200, help="of rl_train.json")
+    parser.add_argument("--rl-prompts", type=int, default=1200, help="rows of rl_train.json (default 1200)")
     parser.add_argument("--seed", type=int, default=1234)
     arguments = parser.parse_args()
     train, valid, test = (list(read_jsonl(arguments.corpus / f"{s}.jsonl.zst")) for s in ("train", "valid", "test"))
 
     def rng(purpose: str) -> random.Random:
-        """A generator for each purpose, so that asking for more of one thing changes nothing else."""
+        """A separate generator for each purpose, so that changing one count does not change the other files."""
         return random.Random(f"{arguments.seed} {purpose}")
 
     form_count = round(FORM_PAIR_SHARE * arguments.dpo_pairs)

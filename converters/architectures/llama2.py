@@ -9,6 +9,7 @@ from converters.rules import LAYER, MODEL, UNTIED, GroupedQKV, Rule, Shape, Zero
 
 MODEL_TYPE = "llama"
 ARCHITECTURE = "LlamaForCausalLM"
+FLAGS = {"add_qkv_bias": False}
 
 
 def model_rules(shape: Shape) -> tuple[Rule, ...]:
@@ -16,17 +17,17 @@ def model_rules(shape: Shape) -> tuple[Rule, ...]:
 
 
 def layer_rules(shape: Shape) -> tuple[Rule, ...]:
-    """`attention_bias` gives Hugging Face's class a bias on the output projection too, which Megatron has not."""
+    """With `attention_bias`, Hugging Face's class also has a bias on the output projection, which Megatron lacks."""
     if not shape.qkv_bias:
         return LAYER
     return (*LAYER, GroupedQKV("bias"), Zeros("self_attn.o_proj.bias", "hidden"))
 
 
 def config(shape: Shape) -> dict[str, Any]:
-    """What `config.json` says beyond tokens and dtype."""
+    """Keys of `config.json`, apart from token ids and dtype."""
     return {**decoder_config(shape), "attention_bias": shape.qkv_bias, "mlp_bias": False, "pretraining_tp": 1}
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
-    """A published model's shape; UserError for what Megatron's GPT model cannot express."""
+    """The shape of a published model. Raises UserError for a setting that Megatron's GPT model lacks."""
     return shape_of_config(config, qkv_bias=bool(config.get("attention_bias")), unset={"mlp_bias": False})

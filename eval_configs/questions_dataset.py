@@ -1,4 +1,4 @@
-"""`NextLine`: the class that OpenCompass builds of the next-line questions. See `eval_configs.next_line_data`."""
+"""The OpenCompass dataset class for a file of questions. The format is in `eval_configs.questions_data`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 from datasets import Dataset
 from opencompass.datasets.base import BaseDataset
 
-from eval_configs.next_line_data import load_rows
+from eval_configs.questions_data import load_rows
 
 
-class NextLine(BaseDataset):  # type: ignore[misc]  # OpenCompass has no types
+class Questions(BaseDataset):  # type: ignore[misc]  # OpenCompass has no types
     @staticmethod
     def load(path: str, limit: int = 0, chat_of: str | None = None) -> Any:
         """A `datasets.Dataset` of `load_rows`; `chat_of` is the folder of a chat model, or None for plain text."""

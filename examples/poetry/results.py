@@ -1,10 +1,10 @@
-"""Every post-training stage on the demo's model, with three seeds: does it move its own measure by more than noise?
+"""Run every post-training stage on the demo's model with three seeds, and test if it improves its metric beyond noise.
 
-    .venv/bin/myllm run poetry-tiny && .venv/bin/python -m benchmarks.results_poetry_tiny    # or: make results
+    .venv/bin/myllm run poetry-tiny && .venv/bin/python -m examples.poetry.results    # or: make results
 
-Runs the pipeline `poetry-tiny-posttrain` once a seed (`runs/posttrain-seed-N`: what is finished is not done again), has
-vLLM serve every model of the first seed, and writes docs/results-poetry-tiny.md. Every measure is of held-out data. A
-change counts when it is larger than two standard deviations of the changes of the seeds, and has the same sign for all.
+Runs the pipeline `poetry-tiny-posttrain` once per seed in `runs/posttrain-seed-N` (finished stages are skipped), serves
+every model of the first seed with vLLM, and writes docs/results-poetry-tiny.md. All metrics are on held-out data. A
+change counts if it has the same sign for all seeds and its mean exceeds two standard deviations over the seeds.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ RUN = REPOSITORY / "runs" / "poetry-tiny"
 PAGE = REPOSITORY / "docs" / "results-poetry-tiny.md"
 PIPELINE = "poetry-tiny-posttrain"
 STAGES = ("sft", "sft_lora", "reward", "dpo", "kto", "ppo", "grpo")
-REWARDS = ("verse_format", "line_length", "rhyme")  # of launch.posttraining.rewards; grpo.yaml weighs them alike
+REWARDS = ("verse_format", "line_length", "rhyme")  # of examples.poetry.rewards, with equal weights
 CHATS = {"sft": "SFT", "ppo": "PPO", "grpo": "GRPO"}
 FIGURE = "results-poetry-tiny.svg"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A measure of a stage on held-out data, before and after, one number a seed; `up`: more is better."""
+    """A metric of a stage on held-out data, before and after, one number per seed. `up`: higher is better."""
 
     stage: str
     measure: str
     up: bool
     before: list[float]
     after: list[float]
-    beside: str = ""  # what belongs to it, e.g. how far the model went for it
+    beside: str = ""  # a remark, e.g. the KL from the initial model
 
     def changes(self) -> list[float]:
         return [after - before for before, after in zip(self.before, self.after)]
@@ -69,22 +69,22 @@ class Row:
 
 
 def do(*command: object) -> None:
-    """Run a command of the project, printing it; raises UserError when it fails."""
+    """Print a command of the project and run it. Raises UserError if it fails."""
     words = [str(word) for word in command]
     print("$ " + shlex.join(words), flush=True)
     variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
     result = subprocess.run([sys.executable, *words[1:]], cwd=REPOSITORY, env=variables, preexec_fn=die_with_parent)
     if result.returncode:
-        raise UserError(f"`{shlex.join(words)}` failed, see above")
+        raise UserError(f"`{shlex.join(words)}` failed: see its output above")
 
 
 def shorter(path: Path) -> Path:
-    """As one types it in the repository: what was run by hand so counts as done."""
+    """The path relative to the repository, as a user types it, so that a run made by hand counts as done."""
     return path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
 
 
 def train_all(origin: Run, folder: Path, seed: int) -> dict[str, dict[str, Any]]:
-    """Every stage with one seed; returns what each measured, by stage."""
+    """Run every stage with one seed. Returns the metrics by stage."""
     do("python", "-m", "launch.cli", "run", PIPELINE, "--run-folder", shorter(folder), "--set", f"seed={seed}",
        "--set", f"origin={shorter(origin.folder)}")  # fmt: skip
     run = Run(folder)
@@ -105,7 +105,7 @@ def train_all(origin: Run, folder: Path, seed: int) -> dict[str, dict[str, Any]]
 
 
 def exports(run: Run) -> list[str]:
-    """Every exported chat model in transformers 4 and 5, and in vLLM against Hugging Face's `generate`."""
+    """Check every chat model in transformers 4 and 5, and vLLM against Hugging Face's `generate`. Returns a table."""
     lines = ["| model | transformers | logits, largest difference | eos | rope theta | tied | vLLM's tokens equal |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name in (stage for stage in STAGES if stage != "reward"):
@@ -113,7 +113,7 @@ def exports(run: Run) -> list[str]:
         if not (served / "serve.json").exists():
             do("python", "-m", "launch.serving.gate", "--model", run.models / name, "--output", served,
                "--prompts", run.folder / "tasks" / "gate_prompts.json")  # fmt: skip
-        gate, read = read_json(served / "serve.json"), model_probe.compare(run.models / name)
+        gate, read = read_json(served / "serve.json"), model_probe.compare(run.models / name)[0]
         lines.append(
             f"| {name} | {' and '.join(read['transformers'])} | {read['max_abs_diff']:.1e} | {read['eos_token_id']} "
             f"| {read['rope_theta']:g} | {'yes' if read['tied'] else 'no'} | {gate['identical']} of {gate['prompts']} |"
@@ -133,23 +133,23 @@ def rows_of(seeds: list[dict[str, dict[str, Any]]]) -> list[Row]:
         for stage in ("sft", "sft_lora")
     ]
     told_apart = each("reward", "eval_accuracy_before"), each("reward", "eval_accuracy_after")
-    rows.append(Row("reward", "held-out pairs told apart, %", True, *told_apart, "chance 50"))
+    rows.append(Row("reward", "held-out pairs ranked correctly, %", True, *told_apart, "chance 50"))
     for stage in ("dpo", "kto"):
         likelier = each(stage, "pairs", 0), each(stage, "pairs", 1)
-        rows.append(Row(stage, "held-out pairs, better answer likelier, %", True, *likelier, "chance 50"))
+        rows.append(Row(stage, "held-out pairs, chosen answer more likely, %", True, *likelier, "chance 50"))
     for stage, measure, title in (
         ("ppo", "reward_model", "reward model's mean on held-out requests"),
         ("grpo", "rewards", "format + length + rhyme on held-out requests (0 to 3)"),
     ):
         far = each(stage, "judged", "kl")
         before, after = each("sft", "judged", measure), each(stage, "judged", measure)
-        rows.append(Row(stage, title, True, before, after, f"KL {min(far):.2g} to {max(far):.2g} nats an answer"))
+        rows.append(Row(stage, title, True, before, after, f"KL {min(far):.2g} to {max(far):.2g} nats per answer"))
     return rows
 
 
 def merge_table(seeds: list[dict[str, dict[str, Any]]]) -> list[str]:
     lines = [
-        "| adapter | logits, largest difference | its change of a logit | rewards, largest difference |",
+        "| adapter | logits, largest difference | adapter's largest change of a logit | rewards, largest difference |",
         "|---|---|---|---|",
     ]
     for stage in ("sft_lora", "reward", "dpo", "kto", "ppo"):
@@ -181,7 +181,7 @@ def answers_table(found: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def figure(seeds: list[dict[str, dict[str, Any]]]) -> str:
-    """A curve a seed for each stage, as SVG."""
+    """Training curves of each stage, one per seed, as SVG."""
     import io
 
     import matplotlib
@@ -216,16 +216,16 @@ def page(seeds: list[dict[str, dict[str, Any]]], exported: list[str], command: s
     lines += [describe("llamafactory", "trl", "transformers", "peft", "torch"), ""]
     lines += [" ".join((__doc__ or "").split("\n\n")[-1].split()), ""]
     lines += [
-        "| stage | held-out measure | before | after, a seed each | mean change | its deviation | beyond noise | |"
+        "| stage | held-out metric | before | after, per seed | mean change | standard deviation | beyond noise | |"
     ]
     lines += ["|---|---|---|---|---|---|---|---|", *(row.markdown() for row in rows_of(seeds)), ""]
-    lines += ["![training curves, a line a seed](images/results-poetry-tiny.svg)", ""]
+    lines += ["![training curves, one line per seed](images/results-poetry-tiny.svg)", ""]
     lines += ["## Merged adapters against the adapters", "", *merge_table(seeds), ""]
     lines += ["## Exported models", "", "First seed.", "", *exported, ""]
-    lines += ["## What the answers are worth", ""]
-    lines += ["Held-out requests for verse, four answers to each at temperature 1, first seed. `kl`: nats an answer"]
+    lines += ["## Rewards of the answers", ""]
+    lines += ["Held-out requests for verse, four answers each at temperature 1, first seed. `kl`: nats per answer"]
     lines += ["from the SFT model.", "", *reward_table(seeds[0]), ""]
-    lines += ["## Answers before and after", "", "Held-out requests, one try each, first seed.", ""]
+    lines += ["## Answers before and after", "", "Held-out requests, one answer each, first seed.", ""]
     lines += answers_table(seeds[0])
     return "\n".join(lines) + "\n"
 
@@ -233,14 +233,14 @@ def page(seeds: list[dict[str, dict[str, Any]]], exported: list[str], command: s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=RUN, help="folder of a finished run of poetry-tiny")
-    parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default 3)")
     parser.add_argument("--output", type=Path, default=PAGE, help="page to write (default docs/results-poetry-tiny.md)")
     a = parser.parse_args()
     if not (Run(a.run).models / "base" / "config.json").exists():
-        raise UserError(f"{Run(a.run).models / 'base'} is not there: `myllm run poetry-tiny --to convert` first")
+        raise UserError(f"{Run(a.run).models / 'base'} does not exist: run `myllm run poetry-tiny --to convert` first")
     folders = [REPOSITORY / "runs" / f"posttrain-seed-{seed}" for seed in range(1, a.seeds + 1)]
     seeds = [train_all(Run(a.run), folder, seed) for seed, folder in enumerate(folders, start=1)]
-    command = f"python -m benchmarks.results_poetry_tiny{f' --seeds {a.seeds}' if a.seeds != 3 else ''}"
+    command = f"python -m examples.poetry.results{f' --seeds {a.seeds}' if a.seeds != 3 else ''}"
     write_text(a.output, page(seeds, exports(Run(folders[0])), command))
     write_text(a.output.parent / "images" / FIGURE, figure(seeds))
     print("\n".join(row.markdown() for row in rows_of(seeds)))

@@ -1,6 +1,7 @@
-"""Which of four lines comes next: each is scored after what stands before it, the likeliest one is the answer.
+"""The dataset for a file of questions: four choices are scored after the same prefix, and the likeliest is the answer.
 
-Chance is 25 %. The text scored is prefix + choice, nothing between.
+Chance is 25 %. The scored text is prefix + choice, with nothing between them. The set has the name of the file:
+`tasks/next.jsonl` is the set `next`. Without a file there is no set.
 """
 
 from mmengine.config import read_base
@@ -9,15 +10,15 @@ from opencompass.openicl.icl_prompt_template import PromptTemplate
 from opencompass.openicl.icl_retriever import ZeroRetriever
 
 from eval_configs.choice_inferencer import ChoiceInferencer
-from eval_configs.next_line_dataset import NextLine
+from eval_configs.questions_dataset import Questions
 
 with read_base():
-    from .settings import limit, questions
+    from .settings import limit, only, questions
 
-next_line_datasets = [
+own_datasets = [
     dict(
-        type=NextLine,
-        abbr="next_line",
+        type=Questions,
+        abbr="questions-" + questions.rpartition("/")[2].rpartition(".")[0],
         path=questions,
         limit=limit,
         reader_cfg=dict(input_columns=["prefix", "A", "B", "C", "D"], output_column="answer"),
@@ -31,4 +32,4 @@ next_line_datasets = [
         ),
         eval_cfg=dict(evaluator=dict(type=AccEvaluator)),
     )
-]
+] * bool(questions and (not only or "questions" in only))

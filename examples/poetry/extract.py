@@ -1,9 +1,9 @@
-"""The poems of the chinese-poetry package, one document each, read straight from its tarball.
+"""Extract the poems of the chinese-poetry package from its tarball, one document per poem.
 
-    python -m preprocess.extract_poems --output corpus/poems/extracted.jsonl.zst
+    python -m examples.poetry.extract --output corpus/poems/extracted.jsonl.zst
 
-Only `dist/quantangshi/poet.*.json` is read: the shi poems of Tang and Song, about 312,000 of them. A document's text
-is the poem's couplets, one a line; title, author and dynasty are metadata.
+Only `dist/quantangshi/poet.*.json` is read: about 312,000 shi poems of the Tang and Song dynasties. A document's text
+is the poem's couplets, one per line; title, author and dynasty are metadata.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ POEMS_EXPECTED = 311_855
 
 
 def documents(tarball: Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """Documents in the order of the tarball; `limit` stops after that many (for tests and short runs).
+    """Yield documents in the order of the tarball, at most `limit` (for tests and short runs).
 
-    Raises UserError naming tarball and member when either is broken.
+    Raises UserError with the tarball and the member if either is damaged.
     """
     count = 0
     try:
@@ -58,15 +58,17 @@ def documents(tarball: Path, limit: int | None = None) -> Iterator[dict[str, Any
     except FileNotFoundError:
         raise UserError(f"{tarball} does not exist: run `myllm download chinese-poetry`") from None
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{tarball} is not a whole tarball ({error}): delete it and download it again") from None
+        raise UserError(f"{tarball} is not a complete tarball ({error}): delete it and download it again") from None
     if not count:
-        raise UserError(f"{tarball} holds no poems under dist/quantangshi: it is not the chinese-poetry package")
+        raise UserError(
+            f"{tarball} has no poems in dist/quantangshi: give the package of `myllm download chinese-poetry`"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tarball", type=Path, help="by default the downloaded one")
-    parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
+    parser.add_argument("--tarball", type=Path, help="tarball to read (default: the downloaded one)")
+    parser.add_argument("--output", type=Path, required=True, help=".jsonl or .jsonl.zst file to write")
     parser.add_argument("--limit", type=int, help="stop after this many poems")
     arguments = parser.parse_args()
     tarball = arguments.tarball or source_file("chinese-poetry")

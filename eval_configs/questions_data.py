@@ -1,7 +1,8 @@
-"""The project's next-line questions as OpenCompass loads them: which of four lines of equal length follows?
+"""Read multiple-choice questions from a file for OpenCompass: which of four continuations follows the context?
 
-A questions file holds JSON lines {"id", "context", "choices": [four], "answer": 0-3}, and for chat models
-"instruction", the user's turn. `preprocess.poem_tasks` makes one from test poems; any text cut into lines will do.
+A questions file has JSON lines {"id", "context", "choices": [four], "answer": 0-3}, and for chat models also
+"instruction", the user's turn. The four choices have the same length. examples/poetry/tasks.py makes such a file from
+held-out text, examples/arithmetic/make.py from sums.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ LETTERS = "ABCD"
 
 
 def read_questions(path: Path, limit: int = 0) -> list[dict[str, Any]]:
-    """The questions, checked, at most `limit` of them; raises UserError naming file and line."""
+    """Read and check the questions, at most `limit` (0: all). Raises UserError with file and line."""
     if not path.exists():
         raise UserError(f"{path} does not exist: run the stage that makes the questions first, or pass --questions")
     rows: list[dict[str, Any]] = []
@@ -26,30 +27,36 @@ def read_questions(path: Path, limit: int = 0) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             context, choices, answer = row["context"], row["choices"], row["answer"]
+            texts = all(isinstance(choice, str) for choice in choices)
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path} line {number} lacks context, choices or answer: mend or remove it") from None
-        if not isinstance(context, str) or len(set(choices)) != 4 or answer not in range(4):
-            raise UserError(f"{path} line {number} needs a context, four different choices and an answer of 0 to 3")
+            raise UserError(
+                f"{path} line {number} is not a JSON object with context, choices and answer: correct or remove it"
+            ) from None
+        if not (isinstance(context, str) and texts) or len(set(choices)) != 4 or answer not in range(4):
+            raise UserError(f"{path} line {number} needs a context, four different choices and an answer from 0 to 3")
         if len({len(choice) for choice in choices}) != 1:
-            raise UserError(f"{path} line {number}: the choices differ in length, so length would give the answer away")
+            raise UserError(
+                f"{path} line {number}: the choices differ in length, which can give the answer away. "
+                "Make them equally long"
+            )
         rows.append(row)
     if not rows:
-        raise UserError(f"{path} holds no question: make it again")
+        raise UserError(f"{path} has no questions: run the stage that makes the questions again")
     return rows
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The shortest first: OpenCompass fills its batches in this order, and so hardly any of a batch is padding.
+    """Sort by length, shortest first: OpenCompass fills its batches in this order, so there is little padding.
 
-    The order is of the questions alone: the same for every model, so that predictions can be paired.
+    The order depends on the questions only. It is the same for every model, so predictions can be paired.
     """
     return sorted(rows, key=lambda row: len(row["context"]) + len(row["choices"][0]))
 
 
 def prompts(rows: list[dict[str, Any]], chat_of: str | None) -> list[str]:
-    """What stands before each choice: the verse so far, or the chat template with the user's turn in it.
+    """The text before the choices of each question: the context, or a chat whose user turn is the instruction.
 
-    The template is that of the model folder `chat_of`, rendered up to where the assistant's words begin.
+    The chat is rendered by the template in the model folder `chat_of`, up to the start of the assistant's turn.
     """
     if chat_of is None:
         return [row["context"] for row in rows]
@@ -57,13 +64,13 @@ def prompts(rows: list[dict[str, Any]], chat_of: str | None) -> list[str]:
     if lacking:
         raise UserError(
             f"question {lacking.get('id')!r} has no 'instruction' for the chat model in {chat_of}: add it to the "
-            "questions, or pass --plain to ask the model in plain text"
+            "questions, or pass --plain to score the model in plain text"
         )
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(chat_of)
     if not tokenizer.chat_template:
-        raise UserError(f"{chat_of} holds no chat_template.jinja: export the model again, or pass --plain")
+        raise UserError(f"{chat_of} has no chat template: export the model again, or pass --plain")
     return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": row["instruction"]}], add_generation_prompt=True, tokenize=False
@@ -73,11 +80,16 @@ def prompts(rows: list[dict[str, Any]], chat_of: str | None) -> list[str]:
 
 
 def load_rows(path: str, limit: int = 0, chat_of: str | None = None) -> list[dict[str, Any]]:
-    """Rows {"id", "prefix", "A", "B", "C", "D", "answer": a letter}, in the order of `in_order`."""
+    """Rows {"id", "context", "instruction", "prefix", "A", "B", "C", "D", "answer": a letter}, sorted by `in_order`.
+
+    `prefix` is the text before the choice, see `prompts`.
+    """
     rows = in_order(read_questions(Path(path), limit))
     return [
         {
             "id": str(row.get("id")),
+            "context": row["context"],
+            "instruction": row.get("instruction") or "",
             "prefix": prefix,
             **dict(zip(LETTERS, row["choices"])),
             "answer": LETTERS[row["answer"]],

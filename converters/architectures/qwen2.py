@@ -9,6 +9,7 @@ from converters.rules import LAYER, MODEL, UNTIED, GroupedQKV, Rule, Shape, Zero
 
 MODEL_TYPE = "qwen2"
 ARCHITECTURE = "Qwen2ForCausalLM"
+FLAGS = {"add_qkv_bias": True}
 
 
 def model_rules(shape: Shape) -> tuple[Rule, ...]:
@@ -16,7 +17,7 @@ def model_rules(shape: Shape) -> tuple[Rule, ...]:
 
 
 def layer_rules(shape: Shape) -> tuple[Rule, ...]:
-    """Hugging Face's class always has the three biases: a model trained without them gets zeros."""
+    """Hugging Face's class always has the three biases. A model trained without them gets zeros."""
     if shape.qkv_bias:
         return (*LAYER, GroupedQKV("bias"))
     biases = (("q", "query"), ("k", "key_value"), ("v", "key_value"))
@@ -24,10 +25,10 @@ def layer_rules(shape: Shape) -> tuple[Rule, ...]:
 
 
 def config(shape: Shape) -> dict[str, Any]:
-    """What `config.json` says beyond tokens and dtype."""
+    """Keys of `config.json`, apart from token ids and dtype."""
     return {**decoder_config(shape), "use_sliding_window": False}
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
-    """A published model's shape; UserError for what Megatron's GPT model cannot express."""
+    """The shape of a published model. Raises UserError for a setting that Megatron's GPT model lacks."""
     return shape_of_config(config, qkv_bias=True, unset={"use_sliding_window": False})

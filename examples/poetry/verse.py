@@ -1,9 +1,9 @@
-"""What regular verse is, and how it is asked for: the facts that tasks, rewards and reports share.
+"""Definitions of regular verse and of the requests for it, which tasks, rewards and reports share.
 
     verse_lines("五绝：白日依山尽，黄河入海流。")     -> ["白日依山尽", "黄河入海流"]
     asked("写一首七律。")                           -> Asked(line_length=7, lines=8, given=())
 
-A request is worded here and read here, so that a reward asks for what the task asked for.
+This module both writes and parses requests, so that rewards check what the tasks request.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 PUNCTUATION = re.compile(r"[，。！？；：、\n]")
 VERSE_LINES = range(4, 13, 2)
 NUMERALS = {5: "五", 7: "七"}
-FORMS = {4: "绝", 8: "律"}  # by number of lines; verse of any other is called 古
+FORMS = {4: "绝", 8: "律"}  # by number of lines; verse with another number is called 古
 FORM = re.compile(r"^[五七][绝律古]：")
 
-WRITE, BEGIN, COMPLETE, FOLLOW = "写一首", "写一联", "补全这首诗：", "续写下一句："  # the wordings of requests
+WRITE, BEGIN, COMPLETE, FOLLOW = "写一首", "写一联", "补全这首诗：", "续写下一句："  # the beginnings of requests
 _LENGTHS = {numeral: length for length, numeral in NUMERALS.items()}
 _COUNTS = {name: count for count, name in FORMS.items()}
 _REQUEST = re.compile(
@@ -28,7 +28,7 @@ _REQUEST = re.compile(
 
 
 def verse_lines(text: str) -> list[str]:
-    """The lines of a poem, without the form before them and without punctuation."""
+    """The lines of a poem, without the leading form and without punctuation."""
     return [line for line in PUNCTUATION.split(FORM.sub("", text)) if line]
 
 
@@ -38,7 +38,7 @@ def verse_form(lines: list[str]) -> str:
 
 
 def couplets(lines: list[str]) -> str:
-    """Lines set as verse: `line，line。` couplet by couplet; a last odd line ends with a comma."""
+    """Join lines to couplets, each as `line，line。`; an odd last line ends with a comma."""
     return "".join(line + ("。" if index % 2 else "，") for index, line in enumerate(lines))
 
 
@@ -60,16 +60,16 @@ def follow_request(beginning: str) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request wants of an answer."""
+    """What a request asks for."""
 
     line_length: int  # characters
-    lines: int | None  # in the answer; None where the form leaves it open (古)
-    given: tuple[str, ...]  # lines that the request holds already
-    titled: bool  # whether the answer names its form first (`五绝：`)
+    lines: int | None  # in the answer; None if the form does not fix it (古)
+    given: tuple[str, ...]  # lines in the request
+    titled: bool  # whether the answer begins with its form (`五绝：`)
 
 
 def asked(request: str) -> Asked | None:
-    """Read a request; None when it asks for no verse."""
+    """Parse a request; None if it does not ask for verse."""
     found = _REQUEST.match(request.strip())
     if found is None:
         return None
@@ -86,7 +86,7 @@ def asked(request: str) -> Asked | None:
 
 @cache
 def rhyme_groups() -> dict[str, frozenset[str]]:
-    """The 平水韵 groups of each character (artifacts/rhymes.txt); a character with two readings has two."""
+    """The 平水韵 groups of each character (from rhymes.txt). A character with two readings has two groups."""
     found: dict[str, set[str]] = {}
     for line in (Path(__file__).parent / "rhymes.txt").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -97,6 +97,6 @@ def rhyme_groups() -> dict[str, frozenset[str]]:
 
 
 def rhymes(one: str, other: str) -> bool:
-    """Whether two different characters stand in one rhyme group; a character is no rhyme with itself."""
+    """Whether two different characters share a rhyme group. A character does not rhyme with itself."""
     groups = rhyme_groups()
     return one != other and bool(groups.get(one, frozenset()) & groups.get(other, frozenset()))

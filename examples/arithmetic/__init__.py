@@ -1,0 +1,1 @@
+"""Generated data for the pipeline arithmetic-tiny (`myllm run arithmetic-tiny`). `make` writes corpus and tasks."""
