@@ -163,7 +163,7 @@ def test_the_same_seed_gives_the_same_loss_and_a_kill_does_not_change_it(whole_r
                 line = entry.read_bytes()
             except OSError:
                 continue
-            if b"launch.pretraining.worker" in line and mark in line:
+            if b"pretraining/worker.py" in line and mark in line:
                 found.append(entry.parent.name)
         return found
 
