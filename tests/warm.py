@@ -51,6 +51,7 @@ def serving(name: Path, python: Path, module: str, **variables: str) -> Iterator
     finally:
         server.kill()
         server.wait()
+        name.unlink(missing_ok=True)  # a socket that nobody listens to would be taken for a server
 
 
 def command(name: Path, *words: str) -> list[str]:

@@ -17,6 +17,7 @@ from posttrain_kit import (
 
 from artifacts.errors import UserError
 from launch.instructions.lint import Rendering, lint
+from launch.instructions.read import Example
 from launch.posttraining import chat_model, merge_gate, posttrain
 from launch.preferences import judged_pairs, pair_accuracy
 from tests.posttraining.reward_of_characters import seasons
@@ -152,8 +153,8 @@ def test_padding_does_not_change_a_log_probability(ground: Path) -> None:
     base = ground / "base"
     tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base).eval()
     rows = [
-        {"instruction": "山", "input": "", "chosen": "水", "rejected": "风花雪月春夏秋冬"},
-        {"instruction": "下一句是什么？", "input": "江湖", "chosen": "天地人心", "rejected": "云"},
+        Example((("user", "山"),), ("水", "风花雪月春夏秋冬")),
+        Example((("user", "下一句是什么？\n江湖"),), ("天地人心", "云")),
     ]
     sequences = pair_accuracy.encode(tokenizer, rows)
     together = pair_accuracy.answer_logprobs(model, sequences)
