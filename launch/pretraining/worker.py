@@ -32,7 +32,7 @@ if ON_CPU:
 
 from artifacts.errors import UserError, run_main  # noqa: E402
 from artifacts.megatron_adam import fused_adam, resume_with_plain_adam  # noqa: E402
-from artifacts.megatron_wheel import use_compiled_helpers  # noqa: E402
+from artifacts.megatron_wheel import start_writers_without_signals, use_compiled_helpers  # noqa: E402
 from artifacts.processes import die_with_parent  # noqa: E402
 from launch.pretraining.dataset import dataset_fields  # noqa: E402
 from launch.pretraining.loss_watch import LossWatch, Numbered, documents_of  # noqa: E402
@@ -164,6 +164,7 @@ def main() -> None:
         megatron_on_cpu.patch_megatron()
     resume_with_plain_adam()
     use_compiled_helpers()
+    start_writers_without_signals()
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args

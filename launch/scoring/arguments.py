@@ -40,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, help="texts at a time; default: logits of at most 1 GB, at most 64")
-    parser.add_argument(
-        "--decontamination", type=Path, action="append", help="reports of `myllm decontaminate`"
-    )
+    parser.add_argument("--decontamination", type=Path, action="append", help="reports of `myllm decontaminate`")
     parser.add_argument("--slurm", metavar="SITE", help="submit it as a job of site/SITE.sh instead of running here")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the command, score nothing")
 

@@ -6,6 +6,7 @@ random depends on the pipeline stage, what is loaded does not.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -335,7 +336,11 @@ def test_a_kill_leaves_no_process(data, tmp_path):
         )
     wait_for_step(process, log_of(run / "checkpoints"), 7)  # a checkpoint was saved at 5
     started = psutil.Process(process.pid).children(recursive=True)
-    assert any("spawn_main" in " ".join(child.cmdline()) for child in started)
+    collectors = [child for child in started if "spawn_main" in " ".join(child.cmdline())]
+    assert collectors
+    for child in collectors:  # a SIGTERM to the whole job must not end what collects a checkpoint's parts
+        mask = re.search(r"^SigBlk:\s*(\w+)", Path(f"/proc/{child.pid}/status").read_text(), re.M)
+        assert mask and int(mask[1], 16) >> (signal.SIGTERM - 1) & 1
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(started, timeout=20)
