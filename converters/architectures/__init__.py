@@ -2,7 +2,8 @@
 
 MODEL_TYPE, ARCHITECTURE    `model_type` and class name in Hugging Face's config.json
 FLAGS                       Megatron arguments and their values that identify a run of this architecture; a flag of
-                            `converters.families.UNWANTED` is allowed if it is listed here
+                            `converters.families.UNWANTED` is allowed if it is listed here. None: another architecture
+                            has the same flags, and this one is chosen only by --architecture
 model_rules(shape)          rules for the embedding, the last norm and the output layer (`converters.rules`)
 layer_rules(shape)          rules for one transformer layer
 config(shape)               the rest of config.json
