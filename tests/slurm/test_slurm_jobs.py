@@ -389,6 +389,7 @@ def test_a_lost_node_is_noticed_and_the_training_goes_on_with_others(cluster, ch
     job = sbatch(cluster, log, ("--nodes=2", "--time=20"), run, *keys, site=file)
 
     def trains_on() -> None:
+        wait(lambda: state(cluster, job) == "RUNNING", 180, lambda: read(log))  # ranks of before may save once more
         before = reached(run / "checkpoints")
         wait(lambda: reached(run / "checkpoints") > before, 180, lambda: read(log))
 
