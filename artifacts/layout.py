@@ -28,6 +28,14 @@ def environment(name: str) -> Path:
     return folder
 
 
+def lock_of(name: str) -> str:
+    """The lock that an environment was made from, e.g. `train`, `gpu` or `gpu-te` for `.venv`; empty if unknown."""
+    try:
+        return (REPOSITORY / ENVIRONMENTS[name] / ".stamp").read_text(encoding="utf-8").partition(" ")[0]
+    except (OSError, ValueError):
+        return ""
+
+
 def cache_folder() -> Path:
     """Folder for downloads that all runs share: $MYLLM_CACHE, else `myllm` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "myllm"
@@ -36,9 +44,10 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """The folders of a run, `runs/<name>/`."""
+    """The folders of a run, `runs/<name>/`. A later `phase` of pretraining has its own checkpoints and blend."""
 
     folder: Path
+    phase: str = ""
 
     @property
     def name(self) -> str:
@@ -56,9 +65,20 @@ class Run:
     def dataset(self) -> Path:
         return self.folder / "dataset"
 
+    def of_phase(self, name: str) -> str:
+        return f"{name}-{self.phase}" if self.phase else name
+
+    @property
+    def blend(self) -> Path:
+        return self.dataset / f"{self.of_phase('blend')}.json"
+
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.folder / self.of_phase("checkpoints")
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / self.of_phase("tensorboard")
 
     @property
     def models(self) -> Path:

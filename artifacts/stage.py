@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from artifacts.files import read_json, write_json
 
 Item = TypeVar("Item")
+GATES = "gates"  # metric: name of a gate -> its result
 
 
 def report_metrics(**metrics: Any) -> None:
@@ -23,6 +24,13 @@ def report_metrics(**metrics: Any) -> None:
     if path:
         known = read_json(path) if os.path.exists(path) else {}
         write_json(path, {**known, **metrics})
+
+
+def report_gate(name: str, result: str) -> None:
+    """Report that a gate was passed, with its value; the report and a rehearsal's table list the gates of a stage."""
+    path = os.environ.get("MYLLM_METRICS")
+    known = read_json(path).get(GATES, {}) if path and os.path.exists(path) else {}
+    report_metrics(**{GATES: {**known, name: result}})
 
 
 UNFINISHED = "unfinished"  # metric of a stage that exits with 0 but is not finished

@@ -155,8 +155,9 @@ def chain(texts: list[str], folder: Path) -> list[Row]:
 
     def ours() -> None:
         shutil.rmtree(folder / "chain", ignore_errors=True)
-        settings = pipeline.Settings("c4_zh", [str(folder / "chain.jsonl")], 1, quality=[])
-        run(pipeline.prepare_blocks(settings, find_files(settings.inputs), folder / "chain"))
+        source = pipeline.Source("c4_zh", "c4_zh", (str(folder / "chain.jsonl"),))
+        settings, files = pipeline.Settings((source,), 1, quality=[]), {"c4_zh": find_files(source.inputs)}
+        run(pipeline.prepare_blocks(settings, files, folder / "chain", source))
 
     def theirs() -> None:
         writer = JsonlWriter(str(folder / "theirs"), output_filename="${rank}.jsonl.zst", compression="zstd")

@@ -18,9 +18,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import atomic_folder, read_json, write_json
-from artifacts.stage import report_metrics, track
+from artifacts.stage import report_gate, report_metrics, track
 from converters import architectures, checkpoint, families, parity, plan, safetensors_files, vocabulary
 from converters.rules import VOCABULARY_ROWS, Shape
 
@@ -180,8 +182,7 @@ def export(
     return {**figures, "parameters": parameters}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="Megatron's checkpoint folder, or one iter_NNNNNNN in it"
     )
@@ -192,10 +193,22 @@ def main() -> None:
     parser.add_argument("--dtype", choices=safetensors_files.NAMES, help="dtype to write (default: the checkpoint's)")
     parser.add_argument("--architecture", choices=architectures.names(), help="default: chosen by the run's flags")
     parser.add_argument("--vocab-size", type=int, help="embedding rows to keep, for a model with more rows than tokens")
-    given = parser.parse_args()
+
+
+def look_ahead(given: argparse.Namespace, ahead: Ahead) -> None:
+    ahead.wants(given.checkpoint, "pretrain it in an earlier stage, or correct the path")
+    ahead.wants(given.tokenizer)
+    facts = ahead.facts(given.checkpoint)
+    size = facts.get("parameters", 0) * (2 if facts.get("bf16") else 4)
+    ahead.needs(disk=float(size))
+    ahead.makes(given.output, **facts)
+
+
+def run(given: argparse.Namespace) -> None:
     made = export(given.checkpoint, given.tokenizer, given.output, given.dtype, given.architecture, given.vocab_size)
+    report_gate("converted logits", f"differ from Megatron's by at most {made['max_abs_diff']:.1e}")
     report_metrics(**made)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -14,9 +14,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import atomic_folder, read_json, write_json
-from artifacts.stage import report_metrics, track
+from artifacts.stage import report_gate, report_metrics, track
 from artifacts.vocabulary import padded_size
 from converters import architectures, checkpoint, families, parity, plan, safetensors_files
 from converters.export import EVIDENCE, check_output
@@ -134,17 +135,20 @@ def import_folder(
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder: config.json and safetensors")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint folder to make")
     parser.add_argument(
         "--divisible-by", type=int, default=DIVISIBLE_BY, help="--make-vocab-size-divisible-by of the run"
     )
     parser.add_argument("--tensor-parallel", type=int, default=1, help="tensor parallel size of the run")
-    given = parser.parse_args()
-    report_metrics(**import_folder(given.model, given.output, given.divisible_by, given.tensor_parallel))
+
+
+def run(given: argparse.Namespace) -> None:
+    made = import_folder(given.model, given.output, given.divisible_by, given.tensor_parallel)
+    report_gate("imported logits", f"differ from Hugging Face's by at most {made['max_abs_diff']:.1e}")
+    report_metrics(**made)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -19,7 +19,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from artifacts.errors import UserError, run_main
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.guard import Guarded
 from artifacts.layout import REPOSITORY, cache_folder, environment
 from artifacts.processes import free_port
@@ -117,11 +118,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

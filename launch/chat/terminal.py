@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest, run_main
+from artifacts.command import main
+from artifacts.errors import UserError, nearest
 from artifacts.files import write_json
 from artifacts.processes import free_port
 from launch.serving.client import Address, ContextFull, Messages, connect, stream_fitting
@@ -225,11 +226,5 @@ def run(arguments: argparse.Namespace) -> int:
         return chat(address)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -11,7 +11,6 @@ model will see it, and counts lengths in tokens.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,45 +257,3 @@ def run(given: argparse.Namespace) -> None:
         ])  # fmt: skip
     for found in everything:
         found.refuse()
-
-
-def split(path: Path, folder: Path, share: float, drop_faulty: bool = False) -> tuple[int, int, int]:
-    """Split a file into `<name>_train.json` and `<name>_valid.json` by the hash of each question.
-
-    A question always falls into the same part, also when the file grows.
-
-    Args:
-        share: share of the questions to hold out, 0-1.
-        drop_faulty: drop faulty and repeated rows, and write them to `<name>_dropped.json`.
-
-    Returns:
-        Number of training rows, held-out rows and dropped rows.
-
-    Raises:
-        UserError: a row is faulty (the message names it), or a part would be empty.
-    """
-    from artifacts.files import write_json, write_text
-
-    form = form_of(path)
-    parts: tuple[list[Any], list[Any]] = ([], [])
-    dropped: list[dict[str, Any]] = []
-    first: dict[str, int] = {}
-    for number, row in rows(path):
-        try:
-            example = read_row(row, form)
-            if drop_faulty and first.setdefault(example.key, number) != number:
-                raise Fault(f"repeats row {first[example.key]}")
-        except Fault as fault:
-            if not drop_faulty:
-                raise UserError(f"{path}, row {number}: {fault}. {MEND}") from None
-            dropped.append({"row": number, "fault": str(fault), "content": row})
-            continue
-        parts[int(example.prompt_key[:8], 16) < share * 2**32].append(row)
-    if not parts[0] or not parts[1]:
-        raise UserError(f"{path}: {len(parts[0])} rows to train on and {len(parts[1])} held out; change --share")
-    for name, part in zip(("train", "valid"), parts, strict=True):
-        text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in part) + "\n]\n"
-        write_text(folder / f"{path.stem}_{name}.json", text)
-    if dropped:
-        write_json(folder / f"{path.stem}_dropped.json", dropped)
-    return len(parts[0]), len(parts[1]), len(dropped)

@@ -15,7 +15,7 @@ from artifacts.files import read_yaml, sha256
 from artifacts.layout import REPOSITORY, cache_folder, relative, yaml_file
 
 PIPELINES = REPOSITORY / "launch" / "pipelines"
-PIPELINE_KEYS = ("name", "description", "values", "stages")
+PIPELINE_KEYS = ("name", "description", "notes", "values", "rehearsal", "stages")
 STAGE_KEYS = ("commands", "needs", "reads")
 PLACEHOLDER = re.compile(r"\{(--)?(\w+)\}")
 
@@ -40,9 +40,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pipeline:
+    """A pipeline. `notes` is what to expect of it; `rehearsal` are values that `myllm rehearse` replaces."""
+
     name: str
     stages: list[Stage]
     values: dict[str, str] = field(default_factory=dict)
+    notes: str = ""
+    rehearsal: dict[str, str] = field(default_factory=dict)
+    file: Path = Path()
 
     def between(self, first: str | None, last: str | None) -> list[Stage]:
         """The stages from `first` to `last`, both included.
@@ -89,6 +94,8 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
     check_keys(where, content, PIPELINE_KEYS)
     own = content.get("values", {})
     values = dict(own)
+    smaller = {key: str(value) for key, value in content.get("rehearsal", {}).items()}
+    check_keys(f"{where}, rehearsal", smaller, tuple(own))
     for assignment in replaced or []:
         key, equals, value = assignment.partition("=")
         if not equals or key not in values:
@@ -136,7 +143,14 @@ def load_pipeline(name: str, run: Path, replaced: list[str] | None = None) -> Pi
                     f"{where}, stage {stage_name}: it reads {file.relative_to(REPOSITORY)}, which does not exist{close}"
                 )
         stages.append(Stage(stage_name, commands, entry.get("needs", []), reads))
-    return Pipeline(content["name"], stages, {key: str(value) for key, value in values.items()})
+    return Pipeline(
+        content["name"],
+        stages,
+        {key: str(value) for key, value in values.items()},
+        str(content.get("notes", "")).strip(),
+        smaller,
+        path.resolve(),
+    )
 
 
 def fingerprint(stage: Stage, needed: dict[str, str]) -> str:

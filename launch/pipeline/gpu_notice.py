@@ -1,7 +1,6 @@
 """Tell the user, before `myllm run` starts, when the machine's GPU will stay unused.
 
-A pipeline has the value `hardware`. With `cpu` on a machine with an NVIDIA GPU, one line says how to use the GPU. With
-a GPU's hardware file and the CPU environment, one line says which environment to install.
+A pipeline has the value `hardware`. With `cpu` on a machine with an NVIDIA GPU, one line says how to use the GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.layout import ENVIRONMENTS, REPOSITORY
+from artifacts.layout import lock_of
 from launch.pipeline.definition import TRAINERS, Pipeline, Stage, is_myllm
 from launch.pretraining.recipe import names
 
@@ -38,39 +37,21 @@ def visible_gpu() -> VisibleGpu | None:
         return VisibleGpu("an NVIDIA GPU", 0) if Path("/dev/nvidiactl").exists() else None
 
 
-def environment_of(folder: Path = REPOSITORY / ENVIRONMENTS["train"]) -> str:
-    """Name of the lock file that `.venv` was made from: `train` (CPU), `gpu`, `gpu-te`; empty if unknown."""
-    try:
-        return (folder / ".stamp").read_text(encoding="utf-8").partition(" ")[0]
-    except (OSError, ValueError):
-        return ""
-
-
 def notice(
     pipeline: Pipeline,
     stages: list[Stage],
     probe: Callable[[], VisibleGpu | None] = visible_gpu,
-    environment: Callable[[], str] = environment_of,
+    environment: Callable[[], str] = lambda: lock_of("train"),
 ) -> str | None:
     """The line to print before these stages run; None if there is nothing to say."""
     hardware = pipeline.values.get("hardware")
     trains = any(is_myllm(command, *TRAINERS) for stage in stages for command in stage.commands)
-    if hardware is None or not trains:
-        return None
-    on_cpu_build = environment() == "train"
-    if hardware != "cpu":
-        if not on_cpu_build:
-            return None
-        return (
-            f"hardware={hardware} needs PyTorch for CUDA, but .venv holds the CPU build: training will stop. "
-            "Run `make env-gpu` to replace it (Python 3.12)"
-        )
-    gpu = probe()
+    gpu = probe() if hardware == "cpu" and trains else None
     if gpu is None:
         return None
     files = [name for name in names("hardware") if name.startswith("gpu-")]
     fitting = "gpu-1-80gb" if gpu.memory_mb >= LARGE_MB else "gpu-1-24gb"
-    before = "make env-gpu && " if on_cpu_build else ""
+    before = "make env-gpu && " if environment() == "train" else ""
     return (
         f"This machine has a GPU ({gpu.name}); this run trains on the CPU. To use the GPU (not tried yet): "
         f"{before}myllm run {pipeline.name} --set hardware={fitting} (hardware files: {', '.join(files)})"

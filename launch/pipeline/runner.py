@@ -255,6 +255,17 @@ def is_fresh(run: Run, stage: Stage, state: str) -> bool:
     return manifest is not None and manifest.status == DONE and manifest.fingerprint == state
 
 
+def done_stages(pipeline: Pipeline, run: Run) -> set[str]:
+    """Names of the stages that a run would skip."""
+    known: dict[str, str] = {}
+    found: set[str] = set()
+    for stage in pipeline.stages:
+        known[stage.name] = fingerprint(stage, known)
+        if is_fresh(run, stage, known[stage.name]) and found >= {*stage.needs}:
+            found.add(stage.name)
+    return found
+
+
 def run_pipeline(pipeline: Pipeline, run: Run, stages: list[Stage], dry_run: bool = False) -> None:
     """Run the given stages of a pipeline and skip those that are done; `dry_run` only prints their commands.
 

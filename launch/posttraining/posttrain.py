@@ -29,11 +29,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError, nearest
 from artifacts.files import atomic_folder, only_maker, read_json, write_json
 from artifacts.processes import free_port
-from artifacts.stage import report_metrics
+from artifacts.stage import report_gate, report_metrics
 from launch.instructions.lint import Findings
+from launch.posttraining.ahead import check_job, check_packages
 from launch.posttraining.chat_model import (
     VALUE_HEAD,
     cast_weights,
@@ -133,6 +136,7 @@ def run_job(job: Job, dry_run: bool = False, prepare: bool = False) -> None:
         check_reward_model(job.reward_model, as_adapter=job.stage == "ppo" and not job.reward_port)
     if job.data:
         data = check_data(job)
+    check_packages(job)
     if dry_run:
         print(f"# {job.yaml}\n{render(job)}\n{shown(job)}")
         return
@@ -156,6 +160,12 @@ def run_job(job: Job, dry_run: bool = False, prepare: bool = False) -> None:
             return
         metrics = merge(job, mark, ids) if job.exports else train(job, mark, ids, data, resumed_at)
         write_json(job.work / "metrics.json", metrics)
+        if job.exports:
+            what = f"merged logits of {job.output.name}"
+            report_gate(what, f"differ from the adapter's by at most {metrics['max_abs_diff']:.1e}")
+        else:
+            read = ", ".join(f"{name} {found.rows:,}" for name, found in data.items())
+            report_gate(f"data of {job.recipe}", f"no faulty row ({read}), every answer ends its turn")
         report_metrics(**metrics)
 
 
@@ -245,20 +255,13 @@ def check_rewards_given(job: Job) -> None:
         )
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    add_arguments(parser)
-    return parser.parse_args(argv)
+def look_ahead(options: argparse.Namespace, ahead: Ahead) -> None:
+    check_job(job_of(options), options.hardware, ahead)
 
 
 def run(options: argparse.Namespace) -> None:
     run_job(job_of(options), options.dry_run, options.prepare)
 
 
-def main(argv: list[str] | None = None) -> int:
-    run(parse(argv))
-    return 0
-
-
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

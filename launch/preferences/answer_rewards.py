@@ -16,7 +16,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import write_json
 from artifacts.stage import report_metrics
 from artifacts.statistics import mean_interval
@@ -118,8 +120,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; KL is from the first")
     parser.add_argument("--data", type=Path, required=True, help="held-out instructions, e.g. rl_valid.json")
     parser.add_argument(
@@ -127,8 +128,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--reward-model", type=Path, help="merged output of recipe `reward`")
     add_answer_options(parser)
-    options = parser.parse_args(argv)
 
+
+def look_ahead(options: argparse.Namespace, ahead: Ahead) -> None:
+    for name in options.reward:
+        load(name)
+    for path in (*options.model, options.data, *filter(None, [options.reward_model])):
+        ahead.wants(path)
+    ahead.makes(options.output)
+
+
+def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not options.reward and not options.reward_model:
         raise UserError("no reward given: add --reward MODULE.FUNCTION, or --reward-model FOLDER")
@@ -148,4 +158,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

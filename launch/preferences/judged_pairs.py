@@ -18,7 +18,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import write_json
 from artifacts.stage import report_metrics
 from launch.posttraining.data import questions
@@ -55,16 +57,24 @@ def pairs_of(row: dict[str, Any], judged: list[tuple[float, str]], reference: fl
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the chat model that answers")
     parser.add_argument("--data", type=Path, required=True, help="instructions with reference answers")
     parser.add_argument(
         "--reward", action="append", required=True, metavar="MODULE.FUNCTION", help="reward function; repeatable"
     )
     add_answer_options(parser)
-    options = parser.parse_args(argv)
 
+
+def look_ahead(options: argparse.Namespace, ahead: Ahead) -> None:
+    for name in options.reward:
+        load(name)
+    for path in (options.model, options.data):
+        ahead.wants(path)
+    ahead.makes(options.output)
+
+
+def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.answers < 2:
         raise UserError(f"--answers {options.answers}: a pair needs at least 2")
@@ -95,4 +105,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import write_json
 from artifacts.stage import report_metrics
 from artifacts.statistics import wilson
@@ -119,13 +121,19 @@ def measure(folder: Path, rows: list[Example]) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeatable")
     parser.add_argument("--pairs", type=Path, required=True, help="preference pairs, in a format of `myllm lint-data`")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    options = parser.parse_args(argv)
 
+
+def look_ahead(options: argparse.Namespace, ahead: Ahead) -> None:
+    for path in (*options.model, options.pairs):
+        ahead.wants(path)
+    ahead.makes(options.output)
+
+
+def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     rows = read_pairs(options.pairs)
     results = []
@@ -141,4 +149,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

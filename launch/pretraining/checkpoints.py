@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from artifacts.files import read_json, sha256, write_json, write_text
+from artifacts.files import atomic_folder, read_json, sha256, write_json, write_text
 from artifacts.layout import Run
 from launch.pretraining.recipe import Recipe, get
 
 LATEST = "latest_checkpointed_iteration.txt"
 RECIPE = "recipe.json"
+BRANCH = "branch.json"  # the checkpoint that a later phase began with
 RELEASE = "release"  # Megatron's name for weights without training state
 BROKEN = "broken_"  # prefix that the folder of a damaged checkpoint gets
 
@@ -29,13 +30,14 @@ ELSEWHERE = frozenset(
     "exit-interval wandb-project wandb-exp-name wandb-entity wandb-save-dir swanlab-project published-vocab-size "
     "override-opt_param-scheduler iterations-to-skip async-save dist-ckpt-optim-fully-reshardable "
     "distributed-timeout-minutes fused-adam manual-gc manual-gc-interval ddp-average-in-collective ddp-bucket-size "
-    "dataloader-fast-cache-load dataloader-defer-npy-index-mmap no-mmap-bin-files "
+    "dataloader-fast-cache-load dataloader-defer-npy-index-mmap no-mmap-bin-files keep-last keep-every "
     "gpu-sniff-test-interval cuda-graph-impl cuda-graph-modules async-strategy use-persistent-ckpt-worker".split()
 )
 ELSEWHERE_PREFIXES = ("log-", "no-log-", "wandb-", "tensorboard-", "timing-", "profile", "save-", "eval-", "exit-")
 # Keys of the schedule: they may change on resume if the recipe sets override-opt_param-scheduler.
 SCHEDULE = frozenset(
-    "train-iters lr min-lr lr-decay-style lr-decay-iters lr-warmup-iters lr-warmup-fraction weight-decay".split()
+    "train-iters lr min-lr lr-decay-style lr-decay-iters lr-warmup-iters lr-warmup-fraction lr-wsd-decay-style "
+    "lr-wsd-decay-iters weight-decay".split()
 )
 
 
@@ -113,6 +115,59 @@ def use_newest_whole(checkpoints: Path) -> None:
             write_text(tracker, str(newest))
 
 
+def branch(source: Path, checkpoints: Path, iterations: int) -> int:
+    """Begin a phase with a checkpoint of the phase before it, if it has none of its own yet; returns its iteration.
+
+    The checkpoint's files are linked, or copied to another file system, and never written to.
+
+    Args:
+        source: the checkpoints of the phase before, or one `iter_…` folder of them.
+        iterations: the last iteration of the new phase.
+
+    Raises:
+        UserError: there is no complete checkpoint, or it is not before the phase's last iteration.
+    """
+    mark = checkpoints / BRANCH
+    if mark.exists():
+        return int(read_json(mark)["iteration"])
+    folder = source if source.name.startswith("iter_") else source / f"iter_{reached(source):07d}"
+    if reason := damage(folder) if folder.is_dir() else "it does not exist":
+        raise UserError(f"{folder} cannot begin a phase: {reason}. Run the pretraining before it first")
+    number = int(folder.name.removeprefix("iter_"))
+    if number >= iterations:
+        raise UserError(f"{folder} is at iteration {number}: a phase after it needs train-iters above {number}")
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copyfile(one, other)
+
+    with atomic_folder(checkpoints / folder.name) as aside:
+        shutil.copytree(folder, aside, copy_function=link, dirs_exist_ok=True)
+    write_text(checkpoints / LATEST, str(number))
+    write_json(mark, {"iteration": number, "checkpoint": str(folder)})
+    print(f"this phase begins with {folder}", flush=True)
+    return number
+
+
+def thin(checkpoints: Path, last: int, every: int) -> None:
+    """Remove all but the newest `last` checkpoints and those of every `every` iterations; 0 keeps them all, or none.
+
+    The newest that Megatron would resume from is never removed, nor is one that is still being written.
+    """
+    newest = reached(checkpoints)
+    if not last:
+        return
+    numbers = sorted(int(p.name[5:]) for p in checkpoints.glob("iter_*") if p.name[5:].isdigit())
+    whole = [number for number in numbers if number <= newest]
+    for number in whole[:-last]:
+        if not every or number % every:
+            folder = checkpoints / f"iter_{number:07d}"
+            (folder / ".metadata").unlink(missing_ok=True)  # first: half of a checkpoint is never taken for a whole one
+            shutil.rmtree(folder)
+
+
 def keep_newest(checkpoints: Path) -> None:
     """Remove every checkpoint but the newest, when a run is finished."""
     newest = f"iter_{reached(checkpoints):07d}"
@@ -123,7 +178,7 @@ def keep_newest(checkpoints: Path) -> None:
 
 def identity(run: Run, recipe: Recipe) -> dict[str, Any]:
     """What a training depends on: the recipe without the keys that may differ on resume, tokenizer, blend, dataset."""
-    blend = read_json(run.dataset / "blend.json")
+    blend = read_json(run.blend)
     parts = sorted(p for p in run.dataset.iterdir() if p.suffix == ".idx")
     if not (run.tokenizer / "tokenizer.json").exists():
         raise UserError(f"{run.tokenizer}/tokenizer.json does not exist: run the stage `tokenizer` first")
@@ -199,10 +254,10 @@ def claim(run: Run, recipe: Recipe, start_over: bool = False) -> None:
                 f"{', or '.join(ways)}"
             )
         number = 1
-        while (aside := run.folder / f"checkpoints.old-{number}").exists():
+        while (aside := run.folder / f"{run.checkpoints.name}.old-{number}").exists():
             number += 1
         print(f"{run.checkpoints} belongs to another training ({what} changed): moved to {aside.name}", flush=True)
         os.replace(run.checkpoints, aside)
-        if (run.folder / "tensorboard").exists():
-            os.replace(run.folder / "tensorboard", aside / "tensorboard")
+        if run.tensorboard.exists():
+            os.replace(run.tensorboard, aside / "tensorboard")
     write_json(known, new)

@@ -4,6 +4,8 @@
     myllm pretrain --model qwen2-0.5b --training zh-10b --hardware node-8 --run runs/mine --dry-run
 
 It reads `tokenizer/` and `dataset/blend.json` of the run and writes `checkpoints/` (torch_dist) and `tensorboard/`.
+`--phase NAME` continues from these checkpoints with `dataset/blend-NAME.json` and another training recipe, e.g. on
+better text while the learning rate decays; it writes `checkpoints-NAME/`.
 The same command resumes from the newest complete checkpoint, in any layout. `--set train-iters=50` replaces one key.
 SIGTERM, Ctrl-C and `--set exit-duration-in-mins=N` save, then exit with 0; a second Ctrl-C ends at once.
 On several machines, run the same command on each, with --node-rank 0, 1, … and --rendezvous FIRST_MACHINE:29500.
@@ -21,14 +23,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import hold_lock, read_json
 from artifacts.layout import REPOSITORY, Run
 from artifacts.processes import die_with_parent
-from artifacts.stage import report_metrics, report_unfinished
+from artifacts.stage import report_gate, report_metrics, report_unfinished
 from launch.pretraining import checkpoints
 from launch.pretraining.flags import validate
 from launch.pretraining.recipe import (
@@ -49,6 +55,7 @@ from launch.pretraining.training_log import check_learning, log_of, logs_of, rea
 
 WORKER = "launch/pretraining/worker.py"
 FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
+SAVED = "successfully saved checkpoint from iteration"
 OURS = "error: "  # start of the line in which a rank prints a UserError
 MEETING = 900  # seconds that the machines wait for each other; the first one checks the checkpoints before it joins
 LOOK_AGAIN = 0.5  # seconds between two searches for ranks
@@ -60,9 +67,9 @@ def run_flags(run: Run) -> list[str]:
     folder = relative(run.folder)
     return [
         *("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", f"{folder}/tokenizer"),
-        *("--per-split-data-args-path", f"{folder}/dataset/blend.json", "--data-cache-path", f"{folder}/dataset/cache"),
-        *("--save", f"{folder}/checkpoints", "--load", f"{folder}/checkpoints", "--ckpt-format", "torch_dist"),
-        *("--tensorboard-dir", f"{folder}/tensorboard", "--exit-signal-handler"),
+        *("--per-split-data-args-path", relative(run.blend), "--data-cache-path", f"{folder}/dataset/cache"),
+        *("--save", relative(run.checkpoints), "--load", relative(run.checkpoints), "--ckpt-format", "torch_dist"),
+        *("--tensorboard-dir", relative(run.tensorboard), "--exit-signal-handler"),
     ]
 
 
@@ -73,6 +80,8 @@ def complete(recipe: Recipe, run: Run) -> Recipe:
         UserError: the imported checkpoint is missing, failed its parity check, or does not fit the layout.
     """
     added: dict[str, Any] = {}
+    if run.phase:
+        added["override-opt_param-scheduler"] = True  # its own schedule, not the checkpoint's
     if get(recipe, "use-distributed-optimizer"):
         added["dist-ckpt-optim-fully-reshardable"] = True  # else its states load only in the same layout
     if get(recipe, "wandb-project"):
@@ -145,8 +154,12 @@ def _ignore_and_follow(parent: int) -> None:
     die_with_parent(parent)
 
 
-def train(command: list[str], log: Path, environment: dict[str, str], ranks: int) -> None:
+def train(
+    command: list[str], log: Path, environment: dict[str, str], ranks: int, saved: Callable[[], None]
+) -> None:
     """Run torchrun with `ranks` processes on this machine; print its output and append it to `log`.
+
+    `saved` is called after each checkpoint that Megatron has saved.
 
     The first SIGTERM or Ctrl-C is sent on to the ranks, once they exist. They save after the current step and exit
     with 0. The second one ends them at once.
@@ -198,6 +211,8 @@ def train(command: list[str], log: Path, environment: dict[str, str], ranks: int
                 sys.stdout.write(line)
                 if not user_error and line.startswith(OURS):
                     user_error = line.removeprefix(OURS).strip()
+                if SAVED in line:
+                    saved()
                 if not failure and FAILURE.match(line):
                     failure = f"{line.strip()} ({previous_line.strip()})"
                 previous_line = line
@@ -216,8 +231,11 @@ def train(command: list[str], log: Path, environment: dict[str, str], ranks: int
         raise UserError(f"Megatron stopped with exit code {code}: {failure or 'no message'} (log: {log})")
 
 
-def summary(run: Run, recipe: Recipe, layout: Layout) -> dict[str, Any]:
+def summary(run: Run, recipe: Recipe, layout: Layout, begun: int = 0) -> dict[str, Any]:
     """Metrics of the finished run, from Megatron's log; MFU only if the hardware file names a GPU.
+
+    Args:
+        begun: the iteration that a later phase began with.
 
     Raises:
         UserError: the losses fail `check_learning`.
@@ -238,7 +256,8 @@ def summary(run: Run, recipe: Recipe, layout: Layout) -> dict[str, Any]:
     card = get(recipe, "gpu")
     return {
         "iterations": iterations,
-        "tokens": iterations * tokens,
+        "tokens": (iterations - begun) * tokens,
+        "tokens_per_step": tokens,
         "first_loss": history["loss"][0][1],
         "uniform_loss": round(math.log(size), 4),
         "final_loss": history["loss"][-1][1],
@@ -250,13 +269,19 @@ def summary(run: Run, recipe: Recipe, layout: Layout) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a file in megatron_configs/models/")
     parser.add_argument("--training", required=True, help="a file in megatron_configs/training/")
     parser.add_argument("--hardware", default="cpu", help="a file in megatron_configs/hardware/ (default cpu)")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the recipe")
+    parser.add_argument("--phase", default="", metavar="NAME", help="train a later phase, on dataset/blend-NAME.json")
+    parser.add_argument(
+        "--branch-from",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="with --phase: the checkpoint to begin with (default: the newest of the run's checkpoints/)",
+    )
     parser.add_argument("--start-over", action="store_true", help="move the checkpoints of another training away")
     parser.add_argument(
         "--node-rank",
@@ -274,8 +299,41 @@ def main() -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="check the recipe; print keys, ranks and the command; run nothing"
     )
-    arguments = parser.parse_args()
-    run = Run(arguments.run)
+
+
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    from launch.pretraining.ahead import facts_of, needs_of, refused_by_megatron, wrong_environment
+
+    run = Run(arguments.run, arguments.phase)
+    recipe = load_recipe(arguments.model, arguments.training, arguments.hardware, arguments.set)
+    check_launcher_keys(recipe)
+    check_packages(recipe)
+    layout = layout_of(recipe)
+    ahead.wants(run.tokenizer, "train the tokenizer in an earlier stage")
+    ahead.wants(run.blend, "an earlier stage must write it with `myllm blend`")
+    begun = 0
+    if run.phase:
+        before = arguments.branch_from or Run(run.folder).checkpoints
+        ahead.wants(before, "pretrain the phase before it in an earlier stage")
+        begun = int(ahead.facts(before).get("iterations", checkpoints.reached(before)))
+        if begun >= whole(recipe, "train-iters"):
+            raise UserError(
+                f"--phase {run.phase}: {arguments.training} has train-iters {whole(recipe, 'train-iters')}, but the "
+                f"phase before it ends at {begun}: raise it"
+            )
+    vocab = ahead.facts(run.tokenizer).get("vocab")
+    ahead.needs(**needs_of(recipe, layout, vocab, begun, arguments))
+    ahead.makes(run.checkpoints, **facts_of(recipe, layout, vocab))
+    if reason := wrong_environment(recipe, arguments.hardware):
+        ahead.machine(reason)
+    if ahead.counts and not ahead.quick and (reason := refused_by_megatron(arguments)):
+        ahead.problem(reason)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    run = Run(arguments.run, arguments.phase)
+    if arguments.branch_from and not run.phase:
+        raise UserError("--branch-from begins a later phase: name it with --phase")
     recipe = complete(load_recipe(arguments.model, arguments.training, arguments.hardware, arguments.set), run)
     check_launcher_keys(recipe)
     check_packages(recipe)
@@ -294,12 +352,15 @@ def main() -> int:
             f"nnodes is {layout.nodes}: give --rendezvous HOST:PORT of the first machine, and --node-rank "
             f"0-{layout.nodes - 1}"
         )
+    iterations, begun = whole(recipe, "train-iters"), 0
     if node == 0:
         in_use = f"{run.folder} is being trained by another process: wait until it ends, or stop it"
         lock = hold_lock(run.folder / ".pretrain.lock", in_use)  # noqa: F841  # held until this process ends
         checkpoints.claim(run, recipe, arguments.start_over)
+        if run.phase:
+            before = arguments.branch_from or Run(run.folder).checkpoints
+            begun = checkpoints.branch(before, run.checkpoints, iterations)
         checkpoints.use_newest_whole(run.checkpoints)
-    iterations = whole(recipe, "train-iters")
     # with several machines none skips the training alone: it may not see node 0's files yet; Megatron ends by itself
     if layout.nodes == 1 and checkpoints.reached(run.checkpoints) >= iterations:
         print(f"{run.checkpoints} is already trained to iteration {iterations}", flush=True)
@@ -316,7 +377,9 @@ def main() -> int:
             "MYLLM_FUSED_ADAM": "1" if get(recipe, "fused-adam") else "",
             "MYLLM_SWANLAB_PROJECT": str(get(recipe, "swanlab-project", "")),
         }
-        train(command, log_of(run.checkpoints, node), environment, layout.per_node)
+        last, every = whole(recipe, "keep-last", 0), whole(recipe, "keep-every", 0)
+        thin = partial(checkpoints.thin, run.checkpoints, last, every)
+        train(command, log_of(run.checkpoints, node), environment, layout.per_node, thin if node == 0 else lambda: None)
         done = checkpoints.reached(run.checkpoints)
         if done < iterations:
             text = f"stopped at iteration {done} of {iterations}, saved: run the same command to resume"
@@ -324,11 +387,15 @@ def main() -> int:
             report_unfinished(text)
             return 0
     if node == 0:
-        found = summary(run, recipe, layout)
+        found = summary(run, recipe, layout, begun)
+        begins = f"first {found['first_loss']:.3f}"
+        if not begun and not get(recipe, "pretrained-checkpoint"):
+            begins += f" near ln(vocabulary) {found['uniform_loss']:.3f}"
+        report_gate("losses", f"finite; {begins}, last {found['final_loss']:.3f}")
         checkpoints.keep_newest(run.checkpoints)
         report_metrics(**found)
     return 0
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -29,6 +29,8 @@ LAUNCHER_KEYS = {
     "gpu": "a name in launch/pretraining/gpus.yaml, whose peak and memory estimate, report and benchmark use",
     "published-vocab-size": "rows of the published model's embedding, the default of `myllm estimate`",
     "stop-at-spike": "stop if a step's loss is this many nats above the mean of the last 100 steps",
+    "keep-last": "keep this many of the newest checkpoints while training; without it, all",
+    "keep-every": "with keep-last: also keep the checkpoints of every so many iterations",
     "fused-adam": "torch's fused Adam kernel, for runs without Transformer Engine; Megatron has no flag for it",
     "swanlab-project": "send what is logged to TensorBoard to this SwanLab project too",
 }
@@ -102,6 +104,10 @@ def check_launcher_keys(recipe: Recipe) -> None:
     """Check the launcher's own keys before anything runs. Raises UserError on an unknown GPU or an invalid limit."""
     if name := get(recipe, "gpu"):
         gpu(str(name))
+    for name in ("keep-last", "keep-every"):
+        whole(recipe, name, 1)
+    if get(recipe, "keep-every") and not get(recipe, "keep-last"):
+        raise UserError(f"{recipe['keep-every'].source}: keep-every has no effect without keep-last: set both")
     try:
         float(get(recipe, "stop-at-spike", 1.0))
     except (TypeError, ValueError):

@@ -15,9 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import run_main
 from artifacts.files import read_json, write_json, write_text
 from artifacts.layout import ENVIRONMENTS, REPOSITORY, Run
+from launch.pipeline.arguments import add_run_argument, find_run
+from launch.pipeline.rehearsed import RECORD
 from launch.pipeline.runner import Manifest, read_manifest
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -171,24 +172,26 @@ def plots(stages: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Title and SVG of every curve that the stages reported."""
     metrics = {stage["name"]: stage["metrics"] for stage in stages}
     found = []
-    curves = metrics.get("pretrain", {}).get("curves")
-    if curves:
-        measured = metrics["pretrain"]
+    for stage, measured in metrics.items():
+        curves = measured.get("curves")
+        if not curves:
+            continue
+        what = "Pretraining" if stage == "pretrain" else stage.capitalize()
         uniform = ("ln(vocabulary)", measured["uniform_loss"])
-        step = measured["tokens"] / measured["iterations"]
+        step = measured["tokens_per_step"]
         speed = [[x, step / y * 1000] for x, y in curves["milliseconds"]]
         found.append(
             (
-                "Pretraining loss",
+                f"{what} loss",
                 plot({"train": curves["loss"], "valid": curves["valid"]}, "iteration", "loss", uniform),
             )
         )
         for title, points, unit in (
-            ("Tokens a second", speed, "tokens/s"),
-            ("Gradient norm", curves["grad_norm"], "norm"),
-            ("Learning rate", curves["learning_rate"], "rate"),
+            (f"{what}: tokens a second", speed, "tokens/s"),
+            (f"{what}: gradient norm", curves["grad_norm"], "norm"),
+            (f"{what}: learning rate", curves["learning_rate"], "rate"),
         ):
-            found.append((title, plot({title.lower(): points}, "iteration", unit)))
+            found.append((title, plot({title.partition(": ")[2]: points}, "iteration", unit)))
     for stage, measured in metrics.items():
         title = stage.upper() if len(stage) <= 4 else stage.replace("_", " ")
         for key, name in (("loss_curve", "loss"), ("reward_curve", "mean reward"), ("kl_curve", "divergence (nats)")):
@@ -213,7 +216,7 @@ def write_report(run: Run) -> None:
     from jinja2 import Environment
 
     names = read_json(run.folder / "pipeline.json")["stages"]
-    stages = [stage_row(name, read_manifest(run, name)) for name in names if name != "report"]
+    stages = [stage_row(name, read_manifest(run, name)) for name in names if name not in ("report", "rehearsal")]
     report: dict[str, Any] = {
         "run": run.name,
         "stages": stages,
@@ -223,7 +226,7 @@ def write_report(run: Run) -> None:
         "versions": versions(),
     }
     write_json(run.folder / "report.json", report)
-    samples = run.evaluation / "stage_samples.json"
+    samples, rehearsal = run.evaluation / "stage_samples.json", run.folder / RECORD
     page = (
         Environment(autoescape=True)
         .from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -232,6 +235,7 @@ def write_report(run: Run) -> None:
             plots=plots(stages),
             cards=data_cards(run),
             samples=read_json(samples) if samples.exists() else {},
+            rehearsal=read_json(rehearsal) if rehearsal.exists() else None,
             shown=shown,
             total_seconds=sum(stage["seconds"] for stage in stages),
             peak_memory_mb=max((stage["peak_memory_mb"] for stage in stages), default=0),
@@ -249,11 +253,8 @@ def write_report(run: Run) -> None:
     print(run.folder / "report.html")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
-    write_report(Run(parser.parse_args().run))
+add_arguments = add_run_argument
 
 
-if __name__ == "__main__":
-    run_main(main)
+def run(given: argparse.Namespace) -> None:
+    write_report(find_run(given.run))

@@ -13,7 +13,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import read_json, read_yaml, write_json
 
 PROMPTS = Path(__file__).with_name("sample_prompts.yaml")
@@ -51,12 +53,20 @@ def sample(model: Any, tokenizer: Any, prompts: list[str], chat: bool) -> list[d
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="a YAML file with `completions` and `chats`")
     parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
+
+
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    read_prompts(arguments.prompts)
+    for pair in arguments.model:
+        ahead.wants(pair.partition("=")[2] or pair, "an earlier stage must make this model; check NAME=FOLDER")
+    ahead.makes(arguments.output)
+
+
+def run(arguments: argparse.Namespace) -> None:
     prompts = read_prompts(arguments.prompts)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -82,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

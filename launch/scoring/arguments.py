@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from artifacts.errors import UserError, nearest
 from artifacts.layout import REPOSITORY, cache_folder
@@ -20,11 +21,20 @@ SUITES = ("base_ppl", "base_gen", "chat_gen", "api_gen", "smoke_cpu", "questions
 WAYS = {"base_ppl": "plain", "base_gen": "plain", "chat_gen": "chat", "api_gen": "api"}
 
 
+class Sets(argparse.Action):
+    """`--sets a b` and `--sets a,b` both give "a,b"."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, ",".join(part for value in values for part in value.split(",") if part))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="+", metavar="MODEL", help="a model folder or NAME=FOLDER; api_gen: an address")
     parser.add_argument("--suite", required=True, help=f"{', '.join(SUITES)}, or a file of your own")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of every set (or subject)")
-    parser.add_argument("--sets", default="", metavar="A,B", help="only these sets of the suite, e.g. ceval,c3")
+    parser.add_argument(
+        "--sets", nargs="+", action=Sets, default="", metavar="SET", help="only these sets of the suite: ceval c3"
+    )
     parser.add_argument("--output", type=Path, help="default: eval/ of the run that the model lies in")
     parser.add_argument(
         "--data", type=Path, help="the sets; default $COMPASS_DATA_CACHE, else where `download` puts them"

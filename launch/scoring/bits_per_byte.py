@@ -2,6 +2,7 @@
 
     myllm bits-per-byte runs/mine/models/base --text wiki=runs/mine/corpus/wiki/test.jsonl.zst
     myllm bits-per-byte runs/a/models/base runs/b/models/base --text wiki=wiki.jsonl --documents 500
+    myllm bits-per-byte runs/mine/models/base --sources runs/mine/dataset      # each source of `binning --sources`
 
 Perplexity per token depends on the tokenizer. Bits per byte do not: they are the nats over all tokens of a document,
 divided by ln 2 and by its bytes in UTF-8. The first token is predicted after the token that separates documents in
@@ -22,19 +23,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import read_json, read_jsonl, write_json
 from artifacts.stage import report_metrics, track
 from artifacts.statistics import ratio_interval
 from launch.scoring.models import batch_of, read_model, split_name
 
+HELD_OUT = "-test.jsonl.zst"
 SEPARATOR = "<|endoftext|>"  # between documents, in this project's binning and in Qwen2's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="+", metavar="MODEL", help="a model folder or NAME=FOLDER")
     parser.add_argument(
-        "--text", action="append", required=True, metavar="SOURCE=FILE", help='JSON lines with "text"; repeatable'
+        "--text", action="append", default=[], metavar="SOURCE=FILE", help='JSON lines with "text"; repeatable'
+    )
+    parser.add_argument(
+        "--sources", type=Path, metavar="FOLDER", help="the held-out text of every source: `myllm binning --sources`"
     )
     parser.add_argument(
         "--documents", type=int, default=1000, help="read the first N documents of each source (default: %(default)s)"
@@ -130,6 +137,16 @@ def measure(name: str, folder: Path, sources: dict[str, list[str]], device: str)
     return rows
 
 
+def held_out(folder: Path | None) -> list[str]:
+    """SOURCE=FILE for the held-out text of every source in a folder of datasets. Raises UserError if there is none."""
+    if folder is None:
+        return []
+    found = [f"{file.name.removesuffix(HELD_OUT)}={file}" for file in sorted(folder.glob(f"*{HELD_OUT}"))]
+    if not found:
+        raise UserError(f"{folder} has no *{HELD_OUT}: make the datasets with `myllm binning --sources`")
+    return found
+
+
 def read_sources(named: list[str], limit: int) -> dict[str, list[str]]:
     """The first `limit` documents of every SOURCE=FILE. Raises UserError if a file or a row has no text."""
     sources = {}
@@ -145,7 +162,19 @@ def read_sources(named: list[str], limit: int) -> dict[str, list[str]]:
         if not found:
             raise UserError(f"{path} has no documents: give another file with --text {name}=FILE")
         sources[name] = found
+    if not sources:
+        raise UserError("no text to measure on: give --text SOURCE=FILE, or --sources FOLDER")
     return sources
+
+
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    ahead.needs(gpus=float(arguments.device.startswith("cuda")))
+    for text in arguments.model:
+        ahead.wants(split_name(text)[1], "an earlier stage must make this model; check the path")
+    if arguments.sources:
+        ahead.wants(arguments.sources)
+    for text in arguments.text:
+        ahead.wants(text.partition("=")[2], "an earlier stage must make this text; check the path")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -156,7 +185,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None and home.name != "models":
         raise UserError("give --output FOLDER: the model is not in the models/ folder of a run")
     output = arguments.output or home.parent / "eval"
-    sources = read_sources(arguments.text, arguments.documents)
+    sources = read_sources([*arguments.text, *held_out(arguments.sources)], arguments.documents)
     rows = [row for name, place in named for row in measure(name, Path(place), sources, arguments.device)]
     file = output / "bits_per_byte.json"
     new = {(row["model"], row["source"]) for row in rows}
@@ -173,11 +202,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

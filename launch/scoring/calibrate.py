@@ -19,7 +19,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import read_json, write_json, write_jsonl, write_text
 from artifacts.guard import Guarded
 from artifacts.layout import environment
@@ -173,11 +174,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

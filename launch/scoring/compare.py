@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest, run_main
+from artifacts.command import main
+from artifacts.errors import UserError, nearest
 from artifacts.files import read_json, read_yaml, write_json, write_text
 from artifacts.layout import REPOSITORY
 from artifacts.statistics import holm, mcnemar, paired_difference
@@ -215,11 +216,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -25,14 +25,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import hold_lock, read_json, sha256, write_json
 from artifacts.layout import REPOSITORY, environment
-from artifacts.stage import report_metrics
+from artifacts.stage import report_gate, report_metrics
 from eval_configs.plan import read_sets
 from eval_configs.smoke_data import MARK, write_smoke
 from launch.scoring import opencompass
-from launch.scoring.arguments import (
+from launch.scoring.arguments import (  # noqa: F401  # add_arguments is the command's
     CONFIGS,
     add_arguments,
     check_sets,
@@ -42,7 +44,7 @@ from launch.scoring.arguments import (
     suite_file,
     variables_of,
 )
-from launch.scoring.models import Model
+from launch.scoring.models import Model, split_name
 from launch.scoring.results import Score, collect, cut_texts, prediction_file, print_table, score_set, short
 from launch.slurm import scheduler
 from launch.slurm.site import read_site
@@ -249,6 +251,26 @@ def score(
         return wanted
 
 
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    config = suite_file(arguments.suite)
+    check_sets(arguments.sets, config)
+    ahead.environment("eval")
+    ahead.needs(gpus=float(arguments.device.startswith("cuda")))
+    for text in arguments.model:
+        if not text.startswith("http"):
+            ahead.wants(split_name(text)[1], "an earlier stage must make this model; check the path")
+    if arguments.questions:
+        ahead.wants(arguments.questions)
+    entries, chosen = read_sets(config), list(filter(None, arguments.sets.split(",")))
+    if config.stem not in ("smoke_cpu", "questions"):
+        for name in chosen or entries:
+            if "data" in entries[name]:
+                ahead.wants(
+                    sets_folder(arguments) / entries[name]["data"],
+                    f"run `myllm download {name}`, or choose other sets with --sets",
+                )
+
+
 def run(arguments: argparse.Namespace) -> int:
     # SIGTERM is handled like Ctrl-C, so that OpenCompass is stopped and waited for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -273,16 +295,12 @@ def run(arguments: argparse.Namespace) -> int:
     write_scores(output, config.stem, wanted)
     rows = [one.score for one in wanted if one.score]
     print_table(rows)
+    sets = ", ".join(dict.fromkeys(row.suite for row in rows))
+    report_gate(f"scores of {config.stem}", f"{len(rows)} of {len(wanted)} are there ({sets})")
     metrics = {f"{row.model}_{row.suite}": row.value for row in rows}
     report_metrics(**metrics, questions=sum(row.n for row in rows), seconds=round(time.monotonic() - started, 1))
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

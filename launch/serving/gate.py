@@ -3,10 +3,11 @@ r"""Check that a served model gives the same tokens as Hugging Face `generate`; 
     myllm serve-gate --model runs/poetry-tiny/models/dpo --prompts runs/poetry-tiny/tasks/gate_prompts.json \
         --output runs/poetry-tiny/serve
 
-`--prompts` is JSON: {"completions": ["春", …], "chats": [[{"role": "user", "content": "…"}], …]}. Both sides decode
-greedily in float32. The token ids of prompts and replies are compared (vLLM's `return_token_ids`). It writes
-`serve.json`, and with `--sample-prompts` `samples.json`. If a reply differs, the exit code is 2 and `serve.json` shows
-both. vLLM only: LMDeploy computes in 16 bits, where the order of summation decides between close tokens.
+`--prompts` (default: twenty general ones) is JSON: {"completions": ["春", …], "chats": [[{"role": "user", "content":
+"…"}], …]}. Both sides decode greedily in float32. The token ids of prompts and replies are compared (vLLM's
+`return_token_ids`). It writes `serve.json`, and with `--sample-prompts` `samples.json`. If a reply differs, the exit
+code is 2 and `serve.json` shows both. vLLM only: LMDeploy computes in 16 bits, where the order of summation decides
+between close tokens.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import read_json, write_json
 from artifacts.guard import Guarded
-from artifacts.layout import REPOSITORY, environment
+from artifacts.layout import REPOSITORY, environment, lock_of
 from artifacts.processes import free_port
-from artifacts.stage import report_metrics, track
+from artifacts.stage import report_gate, report_metrics, track
 from launch.serving.client import Address, request
 from launch.serving.plan import Plan
 from launch.serving.serve import last_error, make_plan, running, wait_until_ready
 
+PROMPTS = Path(__file__).with_name("gate_prompts.json")
 MAX_TOKENS = 48
 # Two logits of a float32 model closer than this are a tie: the order of summation decides between them.
 TIE = 1e-4
@@ -200,24 +204,30 @@ def sample(address: Address, rows: list[dict[str, Any]], output: Path) -> dict[s
     }
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Check that a served model gives the same greedy tokens as Hugging Face, and sample replies.",
-        epilog="example: myllm serve-gate --model runs/poetry-tiny/models/dpo "
-        "--prompts runs/poetry-tiny/tasks/gate_prompts.json --output runs/poetry-tiny/serve",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeatable")
-    parser.add_argument("--prompts", type=Path, required=True, help='JSON: {"completions": […], "chats": […]}')
+    parser.add_argument(
+        "--prompts", type=Path, default=PROMPTS,
+        help='JSON: {"completions": […], "chats": […]} (default: gate_prompts.json beside this program)',
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="folder for serve.json, samples.json and the logs")
     parser.add_argument("--tp", type=int, default=1, help="tensor parallel size (default: %(default)s)")
     parser.add_argument(
         "--sample-prompts", type=Path, help="JSON list of {id, messages, …} to sample the last model with"
     )
-    return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    ahead.environment("serve")
+    ahead.needs(gpus=float(arguments.tp) if lock_of("serve") == "serve-gpu" else 0.0)
+    for path in (*arguments.model, arguments.prompts, *filter(None, [arguments.sample_prompts])):
+        ahead.wants(path)
+    if arguments.prompts.exists():
+        read_prompts(arguments.prompts)
+    ahead.makes(arguments.output)
+
+
+def run(arguments: argparse.Namespace) -> int:
     # SIGTERM is handled like Ctrl-C, so that the server is stopped and waited for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -246,6 +256,9 @@ def main() -> int:
         prompts=result["prompts"], identical=result["identical"], ties=len(result["ties"]),
         start_seconds=parts[-1]["start_seconds"], **speed,
     )  # fmt: skip
+    if not result["mismatches"]:
+        equal = f"{result['identical']} of {result['prompts']} greedy replies equal to Hugging Face's"
+        report_gate("served tokens", f"{equal}, {len(result['ties'])} ties")
     if result["mismatches"]:
         first = result["mismatches"][0]
         raise UserError(
@@ -257,4 +270,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

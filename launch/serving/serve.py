@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from artifacts.errors import UserError, run_main
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.guard import Guarded
 from artifacts.layout import Run, cache_folder, environment
 from launch.serving.client import Address, key_file, request
@@ -253,15 +254,5 @@ def run(arguments: argparse.Namespace) -> None:
         serve(plan)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: myllm serve runs/poetry-tiny/models/dpo --port 8000",
-    )
-    add_arguments(parser)
-    run(parser.parse_args())
-
-
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -56,6 +56,9 @@ def done_before(pipeline: Pipeline, run: Run, stage: Stage) -> bool:
 def progress(run: Run) -> dict[str, int]:
     """Progress of each training in the run: Megatron's newest iteration, and the newest step of each post-training."""
     found = {"checkpoints": reached(run.checkpoints)}
+    for later in run.folder.glob("checkpoints-*"):  # of later phases
+        if ".old-" not in later.name:
+            found[later.name] = reached(later)
     for folder in run.models.glob("*.work/output/checkpoint-*"):
         if step := STEP.search(folder.name):
             name = str(folder.parent.relative_to(run.folder))

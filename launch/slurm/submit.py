@@ -2,6 +2,7 @@
 
     myllm submit poetry-tiny --site mine --dry-run     # print the sbatch commands, write nothing
     myllm submit poetry-tiny --site mine               # run it again later to submit only the missing stages
+    myllm submit poetry-tiny --site mine --rehearse    # the same chain in small, as `myllm rehearse`
     myllm status poetry-tiny
     myllm cancel poetry-tiny
 
@@ -13,6 +14,7 @@ now (`code/`, `site.sh`), the stages' commands (`pipeline.json`), the git revisi
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
@@ -23,14 +25,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from artifacts.ahead import Ahead, Needs
 from artifacts.errors import UserError
 from artifacts.files import atomic_folder, hold_lock, read_json, write_json, write_text
 from artifacts.layout import ENVIRONMENTS, REPOSITORY, Run
+from launch.pipeline.arguments import add_pipeline_arguments, read_pipeline
+from launch.pipeline.check import look, refuse
 from launch.pipeline.definition import TRAINERS, Pipeline, Stage, fingerprint, is_myllm
+from launch.pipeline.rehearsed import not_rehearsed
 from launch.pipeline.runner import is_fresh, manifest_path
+from launch.rehearsal.rehearse import add_rehearsal_arguments, prepare, small_pipeline
 from launch.slurm import scheduler
-from launch.slurm.job import trains
-from launch.slurm.site import Site
+from launch.slurm.site import Site, read_site
 
 SCRIPT = "launch/slurm/stage.sbatch"
 NOT_CODE = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info", "build", "dist", "node_modules", "*.out")
@@ -139,34 +145,17 @@ def what_is_missing(pipeline: Pipeline, run: Run, stages: list[Stage]) -> list[S
     return missing
 
 
-def machines(stage: Stage) -> tuple[int, list[str]]:
-    """Number of nodes for a stage, and sbatch's options for them. For pretraining the hardware recipe decides.
-
-    Raises:
-        UserError: the recipe cannot be read, or its layout is not possible.
-    """
-    command = trains(stage)
-    if command is None:
-        return 1, ["--nodes=1"]
-    from launch.pretraining.recipe import get, layout_of, load_recipe
-
-    def values(option: str) -> list[str]:
-        return [command[i + 1] for i, word in enumerate(command[:-1]) if word == option]
-
-    hardware = values("--hardware") or ["cpu"]
-    recipe = load_recipe(values("--model")[0], values("--training")[0], hardware[0], values("--set"))
-    layout = layout_of(recipe)
-    options = [f"--nodes={layout.nodes}"]
-    if get(recipe, "gpu"):
-        options.append(f"--gpus-per-node={layout.per_node}")
-    return layout.nodes, options
+def machines(needs: Needs) -> tuple[int, list[str]]:
+    """Number of nodes for a stage, and sbatch's options for them and their GPUs."""
+    nodes, gpus = int(needs.nodes), int(needs.gpus)
+    return nodes, [f"--nodes={nodes}", *([f"--gpus-per-node={gpus}"] if gpus else [])]
 
 
-def plan(run: Run, stages: list[Stage], site: Site, submission: Path) -> list[Planned]:
+def plan(run: Run, stages: list[Stage], site: Site, submission: Path, ahead: Ahead) -> list[Planned]:
     """The jobs of a chain. If the site forbids requeueing, a stage that trains becomes several jobs."""
     planned = []
     for stage in stages:
-        nodes, where = machines(stage)
+        nodes, where = machines(ahead.of_stage.get(stage.name, Needs()))
         options = [
             f"--job-name={run.name}-{stage.name}",
             f"--chdir={REPOSITORY}",
@@ -233,7 +222,13 @@ def alone(run: Run) -> IO[str]:
 
 
 def submit_pipeline(
-    pipeline: Pipeline, run: Run, stages: list[Stage], site: Site, after: list[int], dry_run: bool
+    pipeline: Pipeline,
+    run: Run,
+    stages: list[Stage],
+    site: Site,
+    after: list[int],
+    dry_run: bool,
+    ahead: Ahead | None = None,
 ) -> list[Submitted]:
     """Check the given stages, copy the code and submit them as a chain; returns its jobs, already in `jobs.json`.
 
@@ -249,7 +244,7 @@ def submit_pipeline(
         known = submitted_jobs(run)
         number = max((job.submission for job in known), default=0) + 1
         folder = (run.folder / "slurm" / str(number)).resolve()
-        planned = plan(run, missing, site, folder)
+        planned = plan(run, missing, site, folder, ahead or look(pipeline, stages, run, quick=True))
         environment = {**os.environ, **site.environment}
         if dry_run:
             show(planned, site, after)
@@ -330,3 +325,43 @@ def cancel_run(run: Run) -> list[int]:
     if alive:
         scheduler.cancel(alive)
     return alive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_pipeline_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print sbatch's commands, submit nothing")
+    parser.add_argument("--no-check", action="store_true", help="submit although `myllm check` finds something missing")
+    parser.add_argument(
+        "--site",
+        required=True,
+        help="site file with partition, account and limits: a name in site/, or a path that ends in .sh",
+    )
+    parser.add_argument("--rehearse", action="store_true", help="submit the same chain of jobs in small first")
+    add_rehearsal_arguments(parser)
+    parser.add_argument(
+        "--after",
+        action="append",
+        type=int,
+        default=[],
+        metavar="JOB",
+        help="start only after this job has succeeded; repeatable",
+    )
+
+
+def run(given: argparse.Namespace) -> None:
+    site = read_site(given.site)
+    if given.rehearse:
+        pipeline, folders, stages, real = small_pipeline(given)
+        if not given.dry_run:
+            prepare(pipeline, folders, real, given)
+    else:
+        pipeline, folders, stages = read_pipeline(given)
+        if not given.dry_run and (text := not_rehearsed(given.pipeline, pipeline.file, pipeline.values)):
+            print(f"note: {text}", flush=True)
+    ahead = look(pipeline, stages, folders, quick=given.dry_run)
+    if not given.dry_run and not given.no_check:
+        refuse(ahead, pipeline, here=True)
+    jobs = submit_pipeline(pipeline, folders, stages, site, given.after, given.dry_run, ahead)
+    if jobs:
+        told = folders.folder
+        print(f"{len(jobs)} jobs: see them with `myllm status {told}`, cancel: `myllm cancel {told}`")

@@ -22,7 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest, run_main
+from artifacts.command import main
+from artifacts.errors import UserError, nearest
 from artifacts.files import read_jsonl, write_jsonl
 from artifacts.plugs import load_function
 from artifacts.stage import report_metrics
@@ -107,13 +108,14 @@ def split_out(rows: Iterator[tuple[Document, str | None]], output: Path) -> None
         write_jsonl(output, kept())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl.zst file")
     parser.add_argument("--rules", metavar="prose|MODULE.FUNCTION", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a threshold of `prose`")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
     reasons: Counter[str] = Counter()
     thresholds = thresholds_of(arguments.set)
     rule = None if arguments.rules == "prose" else load_function(arguments.rules, "--rules")
@@ -124,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

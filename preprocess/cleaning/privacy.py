@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import run_main
+from artifacts.command import main
 from artifacts.files import read_jsonl, write_jsonl
 from artifacts.stage import report_metrics
 
@@ -99,11 +99,12 @@ def mask_rows(rows: list[dict[str, Any]]) -> Counter[str]:
     return counts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
     counts: Counter[str] = Counter()
 
     def masked() -> Iterator[dict[str, Any]]:
@@ -116,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -18,7 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest, run_main
+from artifacts.command import main
+from artifacts.errors import UserError, nearest
 from artifacts.files import read_jsonl, write_jsonl
 from artifacts.stage import report_metrics
 
@@ -79,17 +80,18 @@ def simplify(source: Path, config: str, processes: int) -> Iterator[dict[str, An
             print(f"simplified {done} documents", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     parser.add_argument("--config", default="t2s", help=f"OpenCC configuration: {', '.join(CONFIGS)}")
     parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
     converter(arguments.config)
     documents = write_jsonl(arguments.output, simplify(arguments.input, arguments.config, arguments.processes))
     report_metrics(documents=documents)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

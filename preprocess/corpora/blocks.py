@@ -63,12 +63,15 @@ def read_shard(path: Path) -> Batches:
 
 
 class Block(PipelineStep):
-    """A named step. Subclasses process batches in `work` and count documents in the report."""
+    """A named step. Subclasses process batches in `work` and count documents in the report.
+
+    Tasks are numbered over all sources of a run; `first` is the number of the first task of this block's source.
+    """
 
     type = "corpora"
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
+    def __init__(self, name: str, folder: Path, first: int = 0) -> None:
+        self.name, self.first = name, first
         self.folder = Path(folder)
         super().__init__()
 
@@ -78,14 +81,14 @@ class Block(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
         if multiprocess.parent_process() is not None:  # a worker of the local executor
             die_with_parent()
-        report = Report()
+        report, task = Report(), self.first + rank
         started = time.monotonic()
-        for rows in self.work(data, rank, report):
+        for rows in self.work(data, task, report):
             report.leave(rows)
             yield rows
         report.seconds = round(time.monotonic() - started, 3)
         self.stat_update("documents", value=report.documents_out)
-        write_report(self.folder, self.name, rank, report)
+        write_report(self.folder, self.name, task, report)
 
 
 def made_prefix(source: str) -> str:
@@ -120,10 +123,19 @@ class Read(Block):
     """Read documents from the raw files that `plan` gives the task. UserError if more than the share `bad` is bad."""
 
     def __init__(
-        self, folder: Path, plan: list[list[Piece]], source: str, text_key: str | None, bad: float, longest: int
+        self,
+        folder: Path,
+        plan: list[list[Piece]],
+        source: str,
+        reader: str,
+        text_key: str | None,
+        bad: float,
+        longest: int,
+        first: int = 0,
     ) -> None:
-        super().__init__("read", folder)
-        self.plan, self.source, self.text_key, self.bad, self.longest = plan, source, text_key, bad, longest
+        super().__init__("read", folder, first)
+        self.plan, self.source, self.reader, self.text_key = plan, source, reader, text_key
+        self.bad, self.longest = bad, longest
         self.names = names_of({piece.path for pieces in plan for piece in pieces})
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
@@ -138,8 +150,8 @@ class Read(Block):
         report.dropped, report.problems = problems.counts, problems.examples
 
     def documents(self, task: int, problems: Problems) -> Iterator[Row]:
-        shape = shape_of(self.source, self.text_key)
-        for piece in self.plan[task]:
+        shape = shape_of(self.reader, self.text_key)
+        for piece in self.plan[task - self.first]:
             name = self.names[piece.path]
             for place, record in records(piece, problems, self.longest):
                 try:
@@ -153,8 +165,10 @@ class Read(Block):
 class Change(Block):
     """Apply `function`, which changes the rows of a batch in place and may return counts."""
 
-    def __init__(self, name: str, folder: Path, function: Callable[[list[Row]], Counter[str] | None]) -> None:
-        super().__init__(name, folder)
+    def __init__(
+        self, name: str, folder: Path, function: Callable[[list[Row]], Counter[str] | None], first: int = 0
+    ) -> None:
+        super().__init__(name, folder, first)
         self.function = function
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
@@ -167,8 +181,10 @@ class Change(Block):
 class Drop(Block):
     """Drop rows by `function`, which returns for each row of a batch the reason for dropping it, or None."""
 
-    def __init__(self, name: str, folder: Path, function: Callable[[list[Row]], list[str | None]]) -> None:
-        super().__init__(name, folder)
+    def __init__(
+        self, name: str, folder: Path, function: Callable[[list[Row]], list[str | None]], first: int = 0
+    ) -> None:
+        super().__init__(name, folder, first)
         self.function = function
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
@@ -191,11 +207,14 @@ def _sort_out(rows: list[Row], reasons: list[str | None], report: Report, write:
 
 
 class Sign(Block):
-    """Write the `minhash` keys of every document. Ids that begin with `made_prefix` come from `Read` and get no key."""
+    """Write the `minhash` keys of every document of a source.
 
-    def __init__(self, folder: Path, work_folder: Path, made_prefix: str | None) -> None:
-        super().__init__("sign", folder)
-        self.work_folder, self.made_prefix = work_folder, made_prefix
+    Ids that `Read` made get no key; a source's own ids are compared within that source only.
+    """
+
+    def __init__(self, folder: Path, work_folder: Path, source: str, first: int = 0) -> None:
+        super().__init__("sign", folder, first)
+        self.work_folder, self.source = work_folder, source
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
         (self.work_folder / "signatures").mkdir(parents=True, exist_ok=True)
@@ -203,22 +222,22 @@ class Sign(Block):
         for rows in data:
             report.enter(rows)
             if rows:
-                made = self.made_prefix
-                own = [None if made and row["id"].startswith(made) else row["id"] for row in rows]
+                made = made_prefix(self.source)
+                own = [None if row["id"].startswith(made) else f"{self.source} {row['id']}" for row in rows]
                 writer.add(minhash.keys([row["text"] for row in rows], own))
             yield rows
         writer.flush()
 
 
 class Write(Block):
-    """Write the documents of a task as one shard."""
+    """Write the documents of a task as one shard; `targets` are the shards of all tasks of the run."""
 
-    def __init__(self, folder: Path, target: Path) -> None:
-        super().__init__("write", folder)
-        self.target = target
+    def __init__(self, folder: Path, targets: list[Path], first: int = 0) -> None:
+        super().__init__("write", folder, first)
+        self.targets = targets
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
-        with row_writer(self.target / f"{task:05d}.jsonl.zst") as write:
+        with row_writer(self.targets[task]) as write:
             for rows in data:
                 report.enter(rows)
                 write(rows)
@@ -240,28 +259,28 @@ class Match(Block):
 class Collect(Block):
     """Write the 5-grams of a shard's candidates."""
 
-    def __init__(self, folder: Path, work_folder: Path, documents: Path) -> None:
+    def __init__(self, folder: Path, work_folder: Path, documents: list[Path]) -> None:
         super().__init__("collect", folder)
         self.work_folder, self.documents = work_folder, documents
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
-        minhash.collect(self.work_folder, task, read_shard(self.documents / f"{task:05d}.jsonl.zst"))
+        minhash.collect(self.work_folder, task, read_shard(self.documents[task]))
         yield from ()
 
 
 class Deduplicate(Block):
-    """Write the final shard, without documents that repeat an earlier one of this or another shard."""
+    """Write the final shard, without documents that repeat an earlier one of this or another shard, of any source."""
 
-    def __init__(self, folder: Path, work_folder: Path, documents: Path, target: Path) -> None:
+    def __init__(self, folder: Path, work_folder: Path, documents: list[Path], targets: list[Path]) -> None:
         super().__init__("deduplicate", folder)
-        self.work_folder, self.documents, self.target = work_folder, documents, target
+        self.work_folder, self.documents, self.targets = work_folder, documents, targets
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
         verdicts = minhash.verdicts(self.work_folder, task)
-        name = f"{task:05d}.jsonl.zst"
-        with row_writer(self.folder / "dropped" / self.name / name) as drop, row_writer(self.target / name) as write:
+        dropped = self.folder / "dropped" / self.name / f"{task:05d}.jsonl.zst"
+        with row_writer(dropped) as drop, row_writer(self.targets[task]) as write:
             place = 0
-            for rows in read_shard(self.documents / name):
+            for rows in read_shard(self.documents[task]):
                 report.enter(rows)
                 found = [verdicts.get(place + index) for index in range(len(rows))]
                 for row, verdict in zip(rows, found):

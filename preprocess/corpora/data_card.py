@@ -4,7 +4,8 @@
     myllm data-card --folder runs/mine/corpus/c4_zh --binning runs/mine/dataset/c4_zh.binning.json
 
 Every task writes `reports/STEP/TASK.json`; this command adds them up and writes `data_card.json`, `data_card.md` and
-its figure `data_card.svg` beside the shards. `preprocess.corpora.pipeline` does the same at the end of a run. After
+its figure `data_card.svg` beside the shards, and, if evaluation sets were given, `evaluation.contaminated.json`, which
+the scores quote. `preprocess.corpora.pipeline` does the same at the end of a run. After
 binning, the second form adds the number of tokens (repeat --binning for each dataset).
 """
 
@@ -16,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import read_json, write_json, write_text
 from artifacts.stage import report_metrics
 
 EXAMPLES = 3  # per reason
 SHOWN = 120  # characters of an example
+COLOURS = ("#2563eb", "#f59e0b", "#16a34a", "#9333ea", "#0891b2", "#db2777")  # of the sources
 
 
 @dataclass
@@ -70,8 +73,8 @@ def write_report(folder: Path, step: str, task: int, report: Report) -> None:
     write_json(folder / "reports" / step / f"{task:05d}.json", dict(vars(report)))
 
 
-def gather(folder: Path, steps: list[str]) -> dict[str, Report]:
-    """The report of every step, summed over its tasks. Raises UserError if a step has no report."""
+def gather(folder: Path, steps: list[str], tasks: range | None = None) -> dict[str, Report]:
+    """The report of every step, summed over its tasks (default: all). Raises UserError if a step has no report."""
     gathered = {}
     for step in steps:
         files = sorted((folder / "reports" / step).glob("*.json"))
@@ -79,14 +82,50 @@ def gather(folder: Path, steps: list[str]) -> dict[str, Report]:
             raise UserError(f"{folder / 'reports' / step} has no report: run `myllm corpora` to the end first")
         gathered[step] = Report()
         for file in files:
-            gathered[step].add(read_json(file))
+            if tasks is None or int(file.stem) in tasks:
+                gathered[step].add(read_json(file))
     return gathered
+
+
+def by_source(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the steps left of each source: documents and characters, and the documents that each step dropped."""
+    found = []
+    for place, source in enumerate(settings["sources"]):
+        tasks = range(place * settings["tasks"], (place + 1) * settings["tasks"])
+        steps = gather(folder, settings["steps"], tasks)
+        last = steps[settings["steps"][-1]]
+        found.append(
+            {
+                "source": source["name"],
+                "licence": source["licence"],
+                "inputs": [path for path, _ in settings["files"][source["name"]]],
+                "documents_read": steps["read"].documents_in,
+                "documents": last.documents_out,
+                "characters": last.characters_out,
+                "characters_after": {step: report.characters_out for step, report in steps.items()},
+                "dropped": {step: report.dropped.total() for step, report in steps.items() if report.dropped},
+            }
+        )
+    return found
 
 
 def markdown(card: dict[str, Any]) -> str:
     """The card in Markdown: a table of the steps, then the reasons for drops with examples."""
     lines = [f"# Data card: {card['source']}", ""]
-    lines += [f"Licence: {card['licence']}. Inputs: {', '.join(card['inputs'])}.", ""]
+    for source in card["sources"]:
+        of = "" if len(card["sources"]) == 1 else f"{source['source']}. "
+        lines += [f"{of}Licence: {source['licence']}. Inputs: {', '.join(source['inputs'])}.", ""]
+    if len(card["sources"]) > 1:
+        steps = [step for step in card["steps"] if any(step in source["dropped"] for source in card["sources"])]
+        heads = ["source", "documents read", *(f"dropped by {step}" for step in steps), "documents", "characters"]
+        lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for source in card["sources"]:
+            dropped = " | ".join(f"{source['dropped'].get(step, 0):,}" for step in steps)
+            lines.append(
+                f"| {source['source']} | {source['documents_read']:,} | {dropped} | {source['documents']:,} "
+                f"| {source['characters']:,} |"
+            )
+        lines.append("")
     lines += [f"{card['documents']:,} documents, {card['characters']:,} characters remain.", ""]
     for name, made in card.get("datasets", {}).items():
         lines += [f"Dataset `{name}`: {made['documents']:,} documents, {made['tokens']:,} tokens.", ""]
@@ -148,7 +187,13 @@ def figure(card: dict[str, Any]) -> str:
     for report in steps.values():
         reasons.update(report["dropped"])
     drawn, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
-    left.barh(list(steps), [report["characters_out"] / 1e6 for report in steps.values()], color="#2563eb")
+    begin = [0.0] * len(steps)
+    for place, source in enumerate(card["sources"]):
+        width = [source["characters_after"][step] / 1e6 for step in steps]
+        left.barh(list(steps), width, left=begin, color=COLOURS[place % len(COLOURS)], label=source["source"])
+        begin = [at + more for at, more in zip(begin, width, strict=True)]
+    if len(card["sources"]) > 1:
+        left.legend(frameon=False, fontsize="small")
     left.invert_yaxis()
     left.set_title("after each step")
     left.set_xlabel("million characters")
@@ -178,9 +223,8 @@ def write_card(folder: Path, binned: list[Path] | None = None) -> dict[str, Any]
     steps = gather(folder, settings["steps"])
     last = steps[settings["steps"][-1]]
     card = {
-        "source": settings["source"],
-        "licence": settings["licence"],
-        "inputs": [path for path, _ in settings["files"]],
+        "source": " + ".join(source["name"] for source in settings["sources"]),
+        "sources": by_source(folder, settings),
         "documents": last.documents_out,
         "characters": last.characters_out,
         "settings": settings,
@@ -192,17 +236,24 @@ def write_card(folder: Path, binned: list[Path] | None = None) -> dict[str, Any]
     write_text(folder / "data_card.svg", figure(card))
     write_json(folder / "data_card.json", card)
     write_text(folder / "data_card.md", markdown(card))
+    if "decontaminate" in steps:
+        found = steps["decontaminate"]
+        reasons = {name: f"shares text with {Path(name).name}" for name in settings["evaluation"]}
+        sets = [{"evaluation": name, "removed": found.dropped[reason]} for name, reason in reasons.items()]
+        listed = {"kept": found.documents_out, "sets": sets, "removed": "dropped/decontaminate/"}
+        write_json(folder / "evaluation.contaminated.json", listed)
     return card
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="the output folder of `myllm corpora`")
     parser.add_argument("--binning", type=Path, action="append", default=[], help="PREFIX.binning.json; repeatable")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
     card = write_card(arguments.folder, arguments.binning)
     report_metrics(documents=card["documents"], characters=card["characters"])
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -2,18 +2,23 @@
 
     myllm corpora --source c4_zh --output-folder corpus/c4_zh --tasks 8     # the downloaded files
     myllm corpora --source jsonl --input 'mine/*.jsonl.gz' --output-folder corpus/mine --tasks 8
+    myllm corpora --source zhwiki baidu-baike c4-zh --input zhwiki=zhwiki.jsonl.zst --evaluation ceval cmmlu \\
+        --output-folder corpus/clean --tasks 64 --workers 16                # near duplicates across the sources too
     myllm corpora --source wudao --input WuDaoCorpus2.0_base_200G --output-folder corpus/wudao \\
         --executor slurm --partition cpu --tasks 512 --workers 128
 
-    prepare      read -> normalise -> simplify -> mask -> quality -> [decontaminate] -> sign -> write
+    prepare      read -> normalise -> simplify -> mask -> quality -> [decontaminate] -> sign -> write, for each source
     match        find documents that share a key (whole text, id, or a MinHash band), one task per kind of key
     collect      collect the 5-grams of candidates
     deduplicate  verify candidates, and write the final shards
 
-Output folder: `shards/TASK.jsonl.zst` is the result; `dropped/STEP/` has the dropped documents with the reason;
-`data_card.md` reports every step; `reports/`, `logs/`, `settings.json` belong to the run; `work/` can be deleted
-afterwards. The same inputs and number of tasks give the same bytes, for any executor and after any interruption: a
-task's files are renamed when complete, then datatrove marks it done, and a rerun does only the missing tasks.
+Of documents that repeat each other, the first is kept, so name the best source first.
+
+Output folder: `shards/TASK.jsonl.zst`, or `shards/SOURCE/TASK.jsonl.zst` for several sources, is the result;
+`dropped/STEP/` has the dropped documents with the reason; `data_card.md` reports every step; `reports/`, `logs/`,
+`settings.json` belong to the run; `work/` can be deleted afterwards. The same inputs and number of tasks give the same
+bytes, for any executor and after any interruption: a task's files are renamed when complete, then datatrove marks it
+done, and a rerun does only the missing tasks.
 
 Inputs are fsspec paths. All tasks must see the output folder (a local disk, or a cluster's shared file system).
 """
@@ -24,7 +29,7 @@ import argparse
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +42,12 @@ for _name in ("batch_bucket_files", "create_bucket", "list_bucket_tree"):
     if not hasattr(huggingface_hub, _name):
         setattr(huggingface_hub, _name, None)
 
-from artifacts.errors import UserError, run_main  # noqa: E402
-from artifacts.files import only_maker, read_json, read_yaml, sha256, write_json  # noqa: E402
+from artifacts.ahead import Ahead  # noqa: E402
+from artifacts.command import main  # noqa: E402
+from artifacts.errors import UserError  # noqa: E402
+from artifacts.files import only_maker, read_json, sha256, write_json  # noqa: E402
 from artifacts.processes import die_with_parent  # noqa: E402
-from artifacts.stage import report_metrics  # noqa: E402
+from artifacts.stage import report_gate, report_metrics  # noqa: E402
 from preprocess.cleaning.clean import thresholds_of  # noqa: E402
 from preprocess.cleaning.privacy import mask_rows  # noqa: E402
 from preprocess.cleaning.quality import judge_rows, normalise_rows  # noqa: E402
@@ -55,83 +62,102 @@ from preprocess.corpora.blocks import (  # noqa: E402
     Read,
     Sign,
     Write,
-    made_prefix,
 )  # fmt: skip
 from preprocess.corpora.data_card import write_card  # noqa: E402
+from preprocess.corpora.source import Source, entry_of, inputs_of, make_source  # noqa: E402
 from preprocess.deduplication import decontaminate, minhash  # noqa: E402
-from preprocess.sources.download import SOURCES, load_source, source_file  # noqa: E402
+from preprocess.deduplication.decontaminate import place_of_set  # noqa: E402
+from preprocess.sources.download import source_file  # noqa: E402
 from preprocess.sources.read import find_files, plan  # noqa: E402
-from preprocess.sources.shapes import SHAPES, shape_of  # noqa: E402
+from preprocess.sources.shapes import SHAPES  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Settings:
     """All settings that the result depends on, besides the input files."""
 
-    source: str
-    inputs: list[str]
-    tasks: int
-    text_key: str | None = None
-    simplify: str = "t2s"
+    sources: tuple[Source, ...]
+    tasks: int  # for each source
     mask: bool = True
     quality: list[str] | None = None  # NAME=VALUE pairs; None leaves the quality filter out
-    evaluation: tuple[str, ...] = ()
+    evaluation: tuple[str, ...] = ()  # names of sets, or paths
     deduplicate: bool = True
     max_bad_share: float = 0.01
     max_record: int = 16 << 20  # bytes
     memory: int = 1 << 30  # bytes of memory for a matching task
-    licence: str = "not stated"
 
 
-def prepare_blocks(settings: Settings, files: list[tuple[str, int]], folder: Path) -> list[Block]:
-    """The blocks of the first stage; each is a step of the data card.
+Files = dict[str, list[tuple[str, int]]]  # the files of each source, with their sizes in bytes
+
+
+def shards_of(settings: Settings, folder: Path) -> list[Path]:
+    """The shards of all tasks under `folder`: those of several sources lie in a folder each."""
+    alone = len(settings.sources) == 1
+    homes = [folder if alone else folder / source.name for source in settings.sources]
+    return [home / f"{task:05d}.jsonl.zst" for home in homes for task in range(settings.tasks)]
+
+
+def prepare_blocks(settings: Settings, files: Files, folder: Path, source: Source) -> list[Block]:
+    """The blocks of the first stage for one source; each is a step of the data card.
 
     Their functions must come from other modules: this one runs as `__main__`, so its functions cannot be pickled for
     Slurm.
     """
     s = settings
+    first = s.sources.index(source) * s.tasks
+    pieces = plan(files[source.name], s.tasks)
     blocks: list[Block] = [
-        Read(folder, plan(files, s.tasks), s.source, s.text_key, s.max_bad_share, s.max_record),
-        Change("normalise", folder, normalise_rows),
+        Read(folder, pieces, source.name, source.reader, source.text_key, s.max_bad_share, s.max_record, first),
+        Change("normalise", folder, normalise_rows, first),
     ]
-    if s.simplify != "none":
-        blocks.append(Change("simplify", folder, partial(simplify_rows, config=s.simplify)))
+    if source.simplify != "none":
+        blocks.append(Change("simplify", folder, partial(simplify_rows, config=source.simplify), first))
     if s.mask:
-        blocks.append(Change("mask", folder, mask_rows))
+        blocks.append(Change("mask", folder, mask_rows, first))
     if s.quality is not None:
-        blocks.append(Drop("quality", folder, partial(judge_rows, thresholds=thresholds_of(s.quality))))
+        blocks.append(Drop("quality", folder, partial(judge_rows, thresholds=thresholds_of(s.quality)), first))
     if s.evaluation:
-        judge = partial(decontaminate.judge, paths=s.evaluation, simplified=s.simplify != "none")
-        blocks.append(Drop("decontaminate", folder, judge))
+        judge = partial(decontaminate.judge, sets=s.evaluation, simplified=source.simplify != "none")
+        blocks.append(Drop("decontaminate", folder, judge, first))
     if s.deduplicate:
-        blocks.append(Sign(folder, folder / "work", made_prefix(s.source)))
-    blocks.append(Write(folder, folder / ("work/documents" if s.deduplicate else "shards")))
+        blocks.append(Sign(folder, folder / "work", source.name, first))
+    targets = shards_of(s, folder / ("work/documents" if s.deduplicate else "shards"))
+    blocks.append(Write(folder, targets, first))
     return blocks
 
 
-def stages(settings: Settings, files: list[tuple[str, int]], folder: Path) -> list[tuple[str, int, list[Block]]]:
+def stages(settings: Settings, files: Files, folder: Path) -> list[tuple[str, int, list[Block]]]:
     """The (name, number of tasks, blocks) of every stage, in order."""
-    found = [("prepare", settings.tasks, prepare_blocks(settings, files, folder))]
-    if settings.deduplicate:
-        work, documents = folder / "work", folder / "work" / "documents"
+    s, found = settings, []
+    for source in s.sources:
+        name = "prepare" if len(s.sources) == 1 else f"prepare-{source.name}"
+        found.append((name, s.tasks, prepare_blocks(s, files, folder, source)))
+    if s.deduplicate:
+        work, every = folder / "work", s.tasks * len(s.sources)
+        documents, shards = shards_of(s, work / "documents"), shards_of(s, folder / "shards")
         found += [
-            ("match", minhash.KINDS, [Match(folder, work, settings.memory)]),
-            ("collect", settings.tasks, [Collect(folder, work, documents)]),
-            ("deduplicate", settings.tasks, [Deduplicate(folder, work, documents, folder / "shards")]),
+            ("match", minhash.KINDS, [Match(folder, work, s.memory)]),
+            ("collect", every, [Collect(folder, work, documents)]),
+            ("deduplicate", every, [Deduplicate(folder, work, documents, shards)]),
         ]
     return found
 
 
-def claim(settings: Settings, files: list[tuple[str, int]], folder: Path) -> None:
+def claim(settings: Settings, files: Files, folder: Path) -> None:
     """Write `settings.json`. Raises UserError if the folder has a run with other settings or inputs."""
-    steps = [block.name for block in prepare_blocks(settings, files, folder)]
+    steps: list[str] = []
+    for source in settings.sources:
+        steps += [b.name for b in prepare_blocks(settings, files, folder, source) if b.name not in steps]
     steps += ["deduplicate"] if settings.deduplicate else []
+    found = decontaminate.files_of_sets(settings.evaluation)
     wanted = {
-        **vars(settings),
-        "evaluation": {path: sha256(path) for path in settings.evaluation},
-        "files": [list(f) for f in files],
+        **asdict(settings),
+        "sources": [{**asdict(source), "inputs": list(source.inputs)} for source in settings.sources],
+        "evaluation": {name: [sha256(path) for path in paths] for name, paths in found.items()},
+        "files": {name: [list(file) for file in of_source] for name, of_source in files.items()},
+        "steps": steps,
+        "thresholds": vars(thresholds_of(settings.quality or [])),
     }
-    wanted = {**wanted, "steps": steps, "thresholds": vars(thresholds_of(settings.quality or []))}
     path = folder / "settings.json"
     if path.exists():
         known = read_json(path)
@@ -160,7 +186,7 @@ def _manager() -> Any:
     return manager
 
 
-def run_local(settings: Settings, files: list[tuple[str, int]], folder: Path, workers: int) -> None:
+def run_local(settings: Settings, files: Files, folder: Path, workers: int) -> None:
     """Run every stage on this machine, in order. Raises the exception of the first task that fails."""
     import multiprocess
     from datatrove.executor import LocalPipelineExecutor
@@ -183,7 +209,7 @@ def run_local(settings: Settings, files: list[tuple[str, int]], folder: Path, wo
 
 
 def submit_slurm(
-    settings: Settings, files: list[tuple[str, int]], folder: Path, workers: int, site: dict[str, Any]
+    settings: Settings, files: Files, folder: Path, workers: int, site: dict[str, Any]
 ) -> None:
     """Submit every stage as a job array that depends on the previous stage."""
     from datatrove.executor import SlurmPipelineExecutor
@@ -194,7 +220,7 @@ def submit_slurm(
             blocks,
             tasks=tasks,
             workers=workers,
-            job_name=f"{settings.source}-{name}",
+            job_name=f"{'+'.join(source.name for source in settings.sources)}-{name}",
             logging_dir=str((folder / "logs" / name).resolve()),
             depends=previous,
             env_command=f"export PATH={Path(sys.prefix) / 'bin'}:$PATH",
@@ -206,36 +232,12 @@ def submit_slurm(
     print(f"submitted; after the last job, run: myllm data-card --folder {folder}", flush=True)
 
 
-def known_as(source: str) -> str | None:
-    """The name in `sources.yaml` of the corpus that --source reads; None for the user's own files."""
-    entries = read_yaml(SOURCES)
-    if source in entries:
-        return source
-    return next((name for name, entry in entries.items() if entry.get("reader") == source), None)
-
-
-def licence_of(source: str) -> str:
-    """The source's licence in `sources.yaml`; the default if it has no entry."""
-    name = known_as(source)
-    return str(load_source(name)["licence"]) if name else Settings.licence
-
-
-def downloaded(source: str) -> str:
-    """The path of a downloaded corpus. Raises UserError if it was not downloaded, or is not in `sources.yaml`."""
-    name = known_as(source)
-    if name is None or source == "zhwiki":
-        raise UserError(f"--source {source} needs --input: a file, folder or glob")
-    path = source_file(name)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: run `myllm download {name}`, or pass --input")
-    return str(path)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add: Callable[..., Any] = parser.add_argument
-    add("--source", required=True, help=f"format of the records: {', '.join(SHAPES)}, or MODULE.FUNCTION")
-    add("--input", action="append", help="file, folder or glob, any fsspec path; repeatable (default: the download)")
+    add("--source", nargs="+", required=True, metavar="SOURCE",
+        help=f"name in sources.yaml, or format of the records: {', '.join(SHAPES)}, or MODULE.FUNCTION")
+    add("--input", action="append", default=[], metavar="[SOURCE=]PATH",
+        help="file, folder or glob, any fsspec path; repeatable (default: the download)")
     add("--output-folder", type=Path, required=True)
     add("--text-key", help="with --source jsonl: the key that holds the text (default text)")
     add("--tasks", type=int, default=4, help="number of shards (default 4); the result depends on it")
@@ -244,7 +246,8 @@ def parse() -> argparse.Namespace:
     add("--no-mask", action="store_true", help="do not mask mail addresses, phone and identity numbers")
     add("--no-quality", action="store_true", help="skip the quality filter")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="threshold of preprocess.cleaning.quality")
-    add("--evaluation", action="append", default=[], help="evaluation set to decontaminate against; repeatable")
+    add("--evaluation", nargs="+", action="extend", default=[], metavar="SET",
+        help="evaluation set to decontaminate against: its name in sources.yaml, a file or a folder")
     add("--no-deduplicate", action="store_true")
     add("--max-bad-share", type=float, default=0.01, help="stop above this share of unreadable records (default 0.01)")
     add("--max-record-megabytes", type=int, default=16, help="longer records are skipped and counted (default 16)")
@@ -255,32 +258,43 @@ def parse() -> argparse.Namespace:
     add("--time", default="20:00:00", help="Slurm time limit of a task (default 20:00:00)")
     add("--qos", default="", help="Slurm QOS")
     add("--mem-per-cpu-gb", type=int, default=2, help="Slurm memory per CPU (default 2)")
-    return parser.parse_args()
 
 
-def main() -> None:
-    a = parse()
-    shape = shape_of(a.source, a.text_key)
-    inputs = a.input or [downloaded(a.source)]
+def look_ahead(a: argparse.Namespace, ahead: Ahead) -> None:
+    inputs = inputs_of(a.source, a.input)
+    thresholds_of(a.set)
+    for name in a.source:
+        make_source(name, inputs[name] or ["downloaded"], a.text_key, a.simplify, a.licence)
+        paths = [path for path in inputs[name] if not any(sign in path for sign in "*?[:")]
+        known = entry_of(name)[0]
+        for path in paths if inputs[name] or known is None else [source_file(known)]:
+            ahead.wants(path, f"run `myllm download {known}`, or pass --input" if known else "check the path")
+        ahead.makes(a.output_folder / "shards" / (name if len(a.source) > 1 else ""))
+    for given in a.evaluation:
+        ahead.wants(place_of_set(given), f"run `myllm download {given}`, or leave it out of --evaluation")
+    ahead.makes(a.output_folder)
+
+
+def run(a: argparse.Namespace) -> None:
     if a.tasks < 1 or a.workers < 1:
         raise UserError("--tasks and --workers must be 1 or more")
+    if a.text_key and len(a.source) > 1:
+        raise UserError("--text-key is for a single --source: write text_key into its entry of sources.yaml")
+    inputs = inputs_of(a.source, a.input)
+    sources = [make_source(name, inputs[name], a.text_key, a.simplify, a.licence) for name in a.source]
     settings = Settings(
-        source=a.source,
-        inputs=inputs,
+        sources=tuple(sources),
         tasks=a.tasks,
-        text_key=a.text_key,
-        simplify=a.simplify or shape.simplify,
         mask=not a.no_mask,
         quality=None if a.no_quality else a.set,
-        evaluation=tuple(str(Path(path).resolve()) for path in a.evaluation),
+        evaluation=tuple(a.evaluation),
         deduplicate=not a.no_deduplicate,
         max_bad_share=a.max_bad_share,
         max_record=a.max_record_megabytes << 20,
         memory=a.memory_megabytes << 20,
-        licence=a.licence or licence_of(a.source),
     )
     folder = a.output_folder.resolve()
-    files = find_files(inputs)
+    files = {source.name: find_files(source.inputs) for source in sources}
     if settings.evaluation:
         decontaminate.index_of(settings.evaluation)  # report a missing set now, not in every task
     with only_maker(folder):
@@ -291,8 +305,12 @@ def main() -> None:
             return
         run_local(settings, files, folder, a.workers)
         card = write_card(folder)
+    if settings.evaluation:
+        dropped = card["steps"]["decontaminate"]["dropped"].total()
+        sets = ", ".join(settings.evaluation)
+        report_gate("decontamination", f"dropped the {dropped:,} documents that share text with {sets}")
     report_metrics(documents=card["documents"], characters=card["characters"], card=str(folder / "data_card.md"))
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

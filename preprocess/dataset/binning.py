@@ -2,6 +2,7 @@
 
     myllm binning --input F.jsonl --tokenizer tokenizer --output-prefix dataset/wiki-train
     myllm binning --input corpus/c4/shards --split train --tokenizer T --output-prefix dataset/c4-train
+    myllm binning --sources corpus/clean/shards --tokenizer T --output-folder dataset    # SOURCE-train, -valid, -test
 
 Each non-empty document ends with the end-of-text id. A literal special token in the text is encoded as ordinary
 characters, so that a web page cannot end a document. For text without such literals, the files are byte-identical to
@@ -9,7 +10,8 @@ those of Megatron-LM's `tools/preprocess_data.py --append-eod` (format: `megatro
 ids are uint16 below 65,500 entries, else int32; an empty document adds no sequence but repeats the document index.
 
 With --split only documents of that split are binned, chosen by a hash of their ids as in `myllm split`:
-the same shards give train, valid and test without a copy of the corpus.
+the same shards give train, valid and test without a copy of the corpus. --sources bins the three splits of every
+source that `myllm corpora` left in a folder, and keeps the text of the test split as SOURCE-test.jsonl.zst.
 
 The input is split into shards, one task each; finished shards are kept in `.PREFIX.shards/` until all are merged. The
 result depends neither on the number of workers nor on interruptions: run the same command again to resume. A `.jsonl`
@@ -20,6 +22,7 @@ result.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,14 +36,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
-from artifacts.files import atomic_file, only_run, read_json, sha256, write_json
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
+from artifacts.files import atomic_file, only_run, read_json, read_jsonl, sha256, write_json, write_jsonl, write_text
 from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, track
 from preprocess.dataset.encoding import ENGINES, Encoder, eos_token, load_encoder, load_tokenizer, tokenizer_file
 from preprocess.dataset.indexed import merge, part
 from preprocess.dataset.split import SPLITS, split_of
-from preprocess.sources.lines import blocks, files_of
+from preprocess.sources.lines import blocks, files_of, source_folders
 from preprocess.tokenizer.probe import PROBES
 
 __all__ = ["bin_files", "load_tokenizer"]
@@ -79,6 +84,7 @@ class Settings:
     engine: str  # the engine in use
     key: str
     split: Split | None = None
+    keeps_text: bool = False  # also write the texts of the split, beside the dataset
 
 
 def cut(paths: list[Path], shard_bytes: int) -> list[Shard]:
@@ -137,6 +143,7 @@ def encode_shard(shard: Shard, encoder: Encoder, settings: Settings, folder: Pat
 
     lengths: list[Any] = []
     named: list[str] = []
+    kept: list[str] = []
     broken = rows = 0
     with atomic_file(part(folder, number, "bin")) as aside, aside.open("wb") as stream:
         for offset, lines in blocks(shard.path, shard.start, shard.end):
@@ -145,12 +152,16 @@ def encode_shard(shard: Shard, encoder: Encoder, settings: Settings, folder: Pat
             broken += len(bad)
             for index, reason in bad[: NAMED - len(named)]:
                 named.append(f"{shard.path} {line_number(shard.path, offset, index)} {reason}")
+            if settings.keeps_text:
+                kept += [json.dumps({"text": text}, ensure_ascii=False) for text in texts if text.strip()]
             if texts:
                 ids, counts = encoder.documents(texts)
                 stream.write(ids.data)
                 lengths.append(counts.astype(np.int32))
     with atomic_file(part(folder, number, "npy")) as aside, aside.open("wb") as stream:
         np.save(stream, np.concatenate(lengths) if lengths else np.zeros(0, np.int32))
+    if settings.keeps_text:
+        write_text(part(folder, number, "text"), "".join(line + "\n" for line in kept))
     write_json(part(folder, number, "json"), {"rows": rows, "broken": broken, "named": named})
 
 
@@ -247,6 +258,20 @@ def sample_texts(shards: list[Shard], key: str) -> list[str]:
     return texts
 
 
+def too_small(shards: list[Shard], key: str, split: Split) -> str:
+    """The error for a split without documents: how many there are, and a share that gives the split about ten."""
+    count = sum(
+        len(texts_of(lines, key)[0]) for shard in shards for _, lines in blocks(shard.path, shard.start, shard.end)
+    )
+    folder, share = Path(shards[0].path).parent, {"valid": split.valid, "test": split.test}.get(split.name, 1.0)
+    enough = next((given for given in (0.01, 0.02, 0.05, 0.1, 0.2) if given * count >= 10), 0.2)
+    option = f"--valid {enough} --test {enough}" if split.name != "train" else "smaller --valid and --test"
+    return (
+        f"{folder} has {count:,} documents, and a share of {share:g} leaves {split.name} without any: "
+        f"give {option}, or add text"
+    )
+
+
 def bin_files(
     inputs: list[Path],
     tokenizer: Path,
@@ -257,8 +282,11 @@ def bin_files(
     shard_bytes: int = 64 << 20,
     broken_allowed: float = 0.0,
     split: Split | None = None,
+    keeps_text: bool = False,
 ) -> dict[str, Any]:
     """Bin JSONL files; returns documents, tokens, broken rows, the engine and how many shards were already done.
+
+    With `keeps_text`, the documents are also written to `PREFIX.jsonl.zst`, e.g. to measure bits per byte on them.
 
     Raises UserError if a file is missing or empty, or if the share of rows without text exceeds `broken_allowed` (the
     first of them are printed with file and line).
@@ -267,7 +295,7 @@ def bin_files(
     folder = prefix.with_name(f".{prefix.name}.shards")
     plan_file, report_file = folder / "plan.json", prefix.with_name(prefix.name + ".binning.json")
     with only_run(folder):
-        plan = plan_of(shards, tokenizer, key, split)
+        plan = plan_of(shards, tokenizer, key, split) | ({"keeps_text": True} if keeps_text else {})
         if is_done(prefix, report_file, plan, engine):
             print(f"{prefix} is already made from these inputs: nothing to do", flush=True)
             shutil.rmtree(folder)
@@ -276,7 +304,7 @@ def bin_files(
         left = sum(not part(folder, number, "json").exists() for number in range(len(shards))) if begun else len(shards)
         with started_workers(min(workers, left), tokenizer, engine) as pool:
             encoder = load_encoder(tokenizer, engine, sample_texts(shards, key))
-            settings = Settings(str(tokenizer), encoder.name, key, split)
+            settings = Settings(str(tokenizer), encoder.name, key, split, keeps_text)
             plan["engine"] = encoder.name
             if not plan_file.exists() or read_json(plan_file) != plan:
                 for path in folder.iterdir():
@@ -301,6 +329,11 @@ def bin_files(
             raise UserError(
                 f"{named[0]} ({broken:,} of {rows:,} rows are broken): correct them, or set --broken-allowed"
             )
+        if split and not rows:
+            raise UserError(too_small(shards, key, split))
+        if keeps_text:
+            texts = prefix.with_name(f"{prefix.name}.jsonl.zst")
+            write_jsonl(texts, (row for n in range(len(shards)) for row in read_jsonl(part(folder, n, "text"))))
         documents, tokens = merge(folder, len(shards), encoder.dtype, prefix)
         report = {"documents": documents, "tokens": tokens, "broken_rows": broken, "broken": named,
                   "engine": encoder.name, "dtype": encoder.dtype, "shards": len(shards),
@@ -310,13 +343,13 @@ def bin_files(
     return report
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--input", type=Path, action="append", required=True, help=".jsonl, .jsonl.zst, or a folder of them; repeatable"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--input", type=Path, action="append", help=".jsonl, .jsonl.zst or a folder; repeatable")
+    given.add_argument("--sources", type=Path, help="folder with a folder of shards for each source: `myllm corpora`")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
-    parser.add_argument("--output-prefix", type=Path, required=True, help="path of .bin and .idx without the suffix")
+    parser.add_argument("--output-prefix", type=Path, help="with --input: path of .bin and .idx without the suffix")
+    parser.add_argument("--output-folder", type=Path, help="with --sources: folder of the datasets, SOURCE-SPLIT")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: gigatoken if its ids are equal")
     parser.add_argument("--key", default="text", help="key of a row's text (default text)")
@@ -325,22 +358,67 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, help="bin only the documents of this split")
     parser.add_argument("--valid", type=float, default=0.001, help="with --split: the share of valid (default 0.001)")
     parser.add_argument("--test", type=float, default=0.001, help="with --split: the share of test (default 0.001)")
-    arguments = parser.parse_args()
+
+
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    ahead.wants(arguments.tokenizer)
+    check_shares(arguments)
+    if arguments.sources is None:
+        for path in arguments.input:
+            ahead.wants(path)
+        prefixes = [prefix for _, prefix, _ in datasets_of(arguments, [])]
+    else:
+        ahead.wants(arguments.sources)
+        prefixes = [p for _, p, _ in datasets_of(arguments, ahead.folders_in(arguments.sources))]
+    for prefix in prefixes:
+        ahead.makes(f"{prefix}.idx")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    check_shares(arguments)
+    if arguments.workers < 1 or arguments.shard_megabytes < 1:
+        raise UserError("--workers and --shard-megabytes must be 1 or more")
+    folders = source_folders(arguments.sources) if arguments.sources else []
+    for given, prefix, split in datasets_of(arguments, folders):
+        files = [file for path in given for file in files_of(path)]
+        report = bin_files(
+            files, arguments.tokenizer, prefix, arguments.workers, arguments.engine, arguments.key,
+            arguments.shard_megabytes << 20, arguments.broken_allowed, split,
+            keeps_text=bool(arguments.sources) and split is not None and split.name == "test",
+        )  # fmt: skip
+        print(f"{prefix}: {report['documents']:,} documents, {report['tokens']:,} tokens, {report['engine']}")
+        kept = {name: report[name] for name in ("documents", "tokens", "broken_rows", "engine")}
+        report_metrics(**{prefix.name: kept})
+
+
+def check_shares(arguments: argparse.Namespace) -> None:
     if not (arguments.valid >= 0 and arguments.test >= 0 and arguments.valid + arguments.test < 1):
         raise UserError(
             f"--valid {arguments.valid:g} and --test {arguments.test:g} must be 0 or more, and together below 1"
         )
-    split = Split(arguments.split, arguments.valid, arguments.test) if arguments.split else None
-    if arguments.workers < 1 or arguments.shard_megabytes < 1:
-        raise UserError("--workers and --shard-megabytes must be 1 or more")
-    prefix = arguments.output_prefix
-    report = bin_files(
-        [file for given in arguments.input for file in files_of(given)], arguments.tokenizer, prefix, arguments.workers,
-        arguments.engine, arguments.key, arguments.shard_megabytes << 20, arguments.broken_allowed, split,
-    )  # fmt: skip
-    print(f"{prefix}: {report['documents']:,} documents, {report['tokens']:,} tokens, {report['engine']}")
-    report_metrics(**{prefix.name: {name: report[name] for name in ("documents", "tokens", "broken_rows", "engine")}})
+
+
+def datasets_of(
+    arguments: argparse.Namespace, folders: list[Path]
+) -> Iterator[tuple[list[Path], Path, Split | None]]:
+    """The inputs, prefix and split of each dataset to make; `folders` are those of --sources.
+
+    Raises:
+        UserError: an option is missing, or has no effect.
+    """
+    if arguments.sources is None:
+        if arguments.output_prefix is None:
+            raise UserError("--input needs --output-prefix, the path of the dataset without .bin")
+        split = Split(arguments.split, arguments.valid, arguments.test) if arguments.split else None
+        yield arguments.input, arguments.output_prefix, split
+        return
+    if arguments.output_folder is None or arguments.split:
+        raise UserError("--sources bins every split: give --output-folder, and leave --split out")
+    for folder in folders:
+        for name in SPLITS:
+            split = Split(name, arguments.valid, arguments.test)
+            yield [folder], arguments.output_folder / f"{folder.name}-{name}", split
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

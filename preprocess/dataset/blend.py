@@ -6,8 +6,11 @@
         --train-tokens 10e9 --valid wiki-valid --test wiki-test       # three tokens of wiki per token of books
     myllm blend --folder dataset --tokenizer tokenizer --train wiki:2x --train web:0.5x \\
         --valid wiki-valid --test wiki-test                           # all of wiki twice, half of the web
+    myllm blend --folder dataset --tokenizer tokenizer --sources wiki:3 web:1         # what `binning --sources` made
 
-Writes `blend.json` for Megatron's `--per-split-data-args-path`: a list of weights and prefixes for each split.
+Writes `blend.json` for Megatron's `--per-split-data-args-path`: a list of weights and prefixes for each split. With
+--phase NAME it writes `blend-NAME.json`, for `myllm pretrain --phase NAME`. `--sources wiki:3` stands for
+`--train wiki-train:3 --valid wiki-valid --test wiki-test`.
 Without weights, a source's weight is its share of tokens, so each source is read once per epoch. With `PREFIX:WEIGHT`,
 for every source of a split, weights are shares of the tokens read. Sources are then read for different numbers of
 epochs: `blend_report.json` gives the tokens of each and, with --train-tokens, its epochs. With `PREFIX:TIMESx` you give
@@ -21,9 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import write_json
-from artifacts.stage import report_metrics
+from artifacts.stage import report_gate, report_metrics
 from preprocess.dataset.encoding import end_token, load_tokenizer
 
 SPLITS = ("train", "valid", "test")
@@ -115,23 +120,54 @@ def read_back(prefix: Path, tokenizer: Any, end: str) -> tuple[int, int, str]:
     return len(dataset.document_indices) - 1, tokens, tokenizer.decode(dataset[0].tolist())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def blend_name(phase: str | None) -> str:
+    return f"blend-{phase}" if phase else "blend"
+
+
+def given_for(split: str, arguments: argparse.Namespace) -> list[str]:
+    """The datasets of a split as they are given. Raises UserError if there are none, or they are given in both ways."""
+    given: list[str] = getattr(arguments, split)
+    if given and arguments.sources:
+        raise UserError(f"--{split} and --sources are given: use one of the two")
+    for source in arguments.sources:
+        name, colon, weight = source.partition(":")
+        given = [*given, f"{name}-{split}{colon}{weight}" if split == "train" else f"{name}-{split}"]
+    if not given:
+        raise UserError(f"--{split} is missing: give its datasets, or --sources for all three splits")
+    return given
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="folder of the datasets, and of blend.json")
     parser.add_argument("--tokenizer", type=Path, required=True)
     for split in SPLITS:
         parser.add_argument(
             f"--{split}",
             action="append",
-            required=True,
+            default=[],
             metavar="PREFIX[:WEIGHT|:TIMESx]",
             help="dataset in the folder; repeatable",
         )
+    parser.add_argument(
+        "--sources", nargs="+", default=[], metavar="SOURCE[:WEIGHT|:TIMESx]",
+        help="instead of the three: SOURCE-train with this weight, SOURCE-valid, SOURCE-test",
+    )  # fmt: skip
+    parser.add_argument("--phase", help="phase of the training that reads this blend (default: the first)")
     parser.add_argument("--train-tokens", type=float, help="tokens of the run, to report the epochs of each source")
-    arguments = parser.parse_args()
+
+
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    ahead.wants(arguments.tokenizer)
+    for split in SPLITS:
+        for part in map(parse_part, given_for(split, arguments)):
+            ahead.wants(arguments.folder / f"{part.name}.idx", "bin it in an earlier stage, or correct the name")
+    ahead.makes(arguments.folder / f"{blend_name(arguments.phase)}.json")
+
+
+def run(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(arguments.tokenizer)
     end = end_token(arguments.tokenizer, tokenizer)
-    parts = {split: [parse_part(given) for given in getattr(arguments, split)] for split in SPLITS}
+    parts = {split: [parse_part(given) for given in given_for(split, arguments)] for split in SPLITS}
     documents: dict[str, int] = {}
     tokens: dict[str, int] = {}
     for name in dict.fromkeys(part.name for split in SPLITS for part in parts[split]):
@@ -167,10 +203,12 @@ def main() -> None:
             print(f"  {part.name}: {tokens[part.name]:,} tokens, weight {weight:.4f}{depth}")
             if epochs is not None and epochs > MANY_EPOCHS:
                 print(f"  note: more than {MANY_EPOCHS:.0f} epochs of the same text add little")
-    write_json(arguments.folder / "blend.json", blend)
-    write_json(arguments.folder / "blend_report.json", report)
+    name = blend_name(arguments.phase)
+    write_json(arguments.folder / f"{name}.json", blend)
+    write_json(arguments.folder / f"{name.replace('blend', 'blend_report', 1)}.json", report)
+    report_gate(f"datasets of {name}", f"{len(tokens)} read back by Megatron, every document ended")
     report_metrics(tokens=tokens)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from artifacts.errors import UserError, run_main
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import read_jsonl, write_jsonl
 from artifacts.stage import report_metrics
 from preprocess.cleaning.clean import Document, split_out
@@ -29,13 +30,14 @@ def split_of(identity: str, valid: float, test: float) -> str:
     return "test" if point < test else "valid" if point < test + valid else "train"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="documents, .jsonl or .jsonl.zst")
     parser.add_argument("--output-folder", type=Path, required=True, help="folder for train, valid and test .jsonl.zst")
     parser.add_argument("--valid", type=float, default=0.01, help="share of documents (default 0.01)")
     parser.add_argument("--test", type=float, default=0.02, help="share of documents (default 0.02)")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
     if min(arguments.valid, arguments.test) < 0 or arguments.valid + arguments.test >= 1:
         raise UserError("--valid and --test are shares of the documents: give 0 or more each, and less than 1 together")
 
@@ -61,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from artifacts.errors import run_main
+from artifacts.command import main
 from artifacts.files import read_jsonl
 from artifacts.stage import report_metrics
 from preprocess.cleaning.clean import Document, split_out
@@ -89,13 +89,14 @@ def deduplicate_by_similarity(
         yield {**document, "repeats": first + 1} if first is not None else document, reason
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="documents: a .jsonl or .jsonl.zst file")
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     parser.add_argument("--by", choices=("similarity", "lines"), default="similarity")
     parser.add_argument("--memory-megabytes", type=int, default=1024, help="memory for matching (default 1024)")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
     reasons: Counter[str] = Counter()
     work = arguments.output.with_name(f".{arguments.output.name}.work")
     try:
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

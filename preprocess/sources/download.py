@@ -3,6 +3,7 @@
     myllm download chinese-poetry zhwiki-sample
     myllm download c4-zh --files 4                      # the first four of its files
     myllm download wudao --from-file /data/WuDaoCorpus  # your own copy: linked, not copied
+    myllm download zhwiki --from-file zhwiki-20261101-pages-articles-multistream.xml.bz2   # of several files, one
     myllm download ceval                                # an evaluation set, for OpenCompass
     myllm download --list
 
@@ -25,7 +26,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError, nearest
 from artifacts.files import atomic_file, read_yaml
 from artifacts.layout import REPOSITORY, cache_folder
 from artifacts.stage import report_metrics
@@ -54,6 +57,16 @@ def expand(pattern: str) -> list[str]:
     return [RUN.sub(str(n).zfill(len(first)), pattern, count=1) for n in range(int(first), int(last) + 1)]
 
 
+def undated(name: str) -> str:
+    """A file's name without the date, or `latest`, that Wikimedia puts into it."""
+    return re.sub(r"-(latest|\d{8})-", "-", name)
+
+
+def files_in(source: dict[str, Any]) -> list[str]:
+    """Every file of a `url` or `hub` source, as a path below the source's folder; none for a source of another kind."""
+    return [file for pattern in source.get("files", []) for file in expand(pattern)]
+
+
 def source_file(name: str) -> Path:
     """The path of a source, downloaded or not: a file, or a folder if the source has several files."""
     source = load_source(name)
@@ -61,7 +74,7 @@ def source_file(name: str) -> Path:
         return REPOSITORY / source["path"]
     if source["kind"] == "npm":
         return cache_folder() / f"{source['package']}-{source['version']}.tgz"
-    files = [file for pattern in source.get("files", []) for file in expand(pattern)]
+    files = files_in(source)
     return cache_folder() / name / files[0] if len(files) == 1 else cache_folder() / name
 
 
@@ -105,10 +118,6 @@ def listed_digest(source: dict[str, Any], file: str) -> str | None:
 
     Wikimedia's listings of `latest` give dated file names, so names are compared without the date or `latest`.
     """
-
-    def undated(name: str) -> str:
-        return re.sub(r"-(latest|\d{8})-", "-", name)
-
     listing: dict[str, str] = source.get("digests", {})
     for mirror in source["mirrors"] if listing else ():
         request = urllib.request.Request(f"{mirror}/{listing['file']}", headers={"User-Agent": AGENT})
@@ -125,9 +134,13 @@ def listed_digest(source: dict[str, Any], file: str) -> str | None:
     return None
 
 
+def is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
 def hub_address(repository: str, file: str) -> str:
     """URL of a dataset's file on the hub, or on the mirror in $HF_ENDPOINT. UserError if HF_HUB_OFFLINE is set."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if is_offline():
         raise UserError(
             f"{repository}/{file} is not in the cache and HF_HUB_OFFLINE is set: unset it, or pass --from-file"
         )
@@ -155,26 +168,46 @@ def hub_wanted(url: str) -> Wanted:
     return Wanted((url,), int(size) if size.isdigit() else None, f"sha256:{digest[1]}" if digest else None)
 
 
-def link_own(name: str, own: Path, target: Path, source: dict[str, Any]) -> Path:
-    """Link a user's own copy into the cache. A single file is checked if the published size or digest is known."""
-    if not own.exists():
-        raise UserError(f"{own} does not exist: pass the path of {target.name} to --from-file")
-    if own.is_file():
-        check(own, published(source))
-    target.parent.mkdir(parents=True, exist_ok=True)
+def link_own(name: str, own: list[Path], target: Path, source: dict[str, Any]) -> Path:
+    """Link a user's own copy into the cache: its file, its folder, or some of its files if the source has several.
+
+    A single file is checked if the published size or digest is known.
+    """
+    for path in own:
+        if not path.exists():
+            raise UserError(f"{path} does not exist: pass the path of {target.name} to --from-file")
     if target.is_symlink():
         target.unlink()
-    if target.exists():
-        raise UserError(f"{target} was already downloaded: delete it to use {own}")
-    target.symlink_to(own.resolve())
-    print(f"{name}: {target} -> {own.resolve()} (yours)")
+    of_several = source["kind"] in ("url", "hub") and len(files_in(source)) > 1
+    if of_several and all(path.is_file() for path in own):
+        known = {undated(Path(file).name): file for file in files_in(source)}
+        places = {path: target / known.get(undated(path.name), path.name) for path in own}
+        for place in target.rglob("*"):
+            if place.is_symlink():
+                place.unlink()
+    elif len(own) == 1:
+        places = {own[0]: target}
+        if own[0].is_file():
+            check(own[0], published(source))
+    else:
+        raise UserError(f"--from-file: {name} takes one path; give the folder that holds all of its files")
+    for path, place in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():
+            raise UserError(f"{place} was already downloaded: delete it to use {path}")
+        place.symlink_to(path.resolve())
+        print(f"{name}: {place} -> {path.resolve()} (yours)")
     return target
+
+
+def is_own(target: Path) -> bool:
+    """Whether a source in the cache is the user's own copy, in whole or in part."""
+    return target.is_symlink() or any(path.is_symlink() for path in target.rglob("*"))
 
 
 def download_files(name: str, source: dict[str, Any], limit: int | None) -> Path:
     """Download the files of a `url` or `hub` source that are not in the cache yet."""
-    files = [file for pattern in source["files"] for file in expand(pattern)][:limit]
-    for file in files:
+    for file in files_in(source)[:limit]:
         target = cache_folder() / name / file
         if target.exists():
             print(f"{name}: {target} (cached)")
@@ -208,8 +241,13 @@ def download_set(name: str, source: dict[str, Any], own: Path | None, limit: int
     return place(name, source, archive)
 
 
-def download(name: str, from_file: Path | None = None, limit: int | None = None) -> Path:
-    """Put a source into the cache, complete and checked, and return its path (a file, or a folder of files)."""
+def download(name: str, own: list[Path] | None = None, limit: int | None = None) -> Path:
+    """Put a source into the cache, complete and checked, and return its path (a file, or a folder of files).
+
+    Args:
+        own: the user's own copy, to link instead of a download.
+        limit: download only the first `limit` files.
+    """
     source, target = load_source(name), source_file(name)
     kind = source["kind"]
     if kind == "file":
@@ -217,16 +255,19 @@ def download(name: str, from_file: Path | None = None, limit: int | None = None)
             raise UserError(f"{target} is missing: restore it with `git checkout {source['path']}`")
         print(f"{name}: {target} (shipped)")
         return target
+    if len(own or []) > 1 and ("unpack" in source or kind == "npm"):
+        raise UserError(f"--from-file: {name} takes one path")
+    from_file = own[0] if own else None
     if "unpack" in source:
         return download_set(name, source, from_file, limit)
-    if kind != "npm" and from_file is not None:
-        return link_own(name, from_file, target, source)
-    if kind in ("url", "hub") and not target.is_symlink():
+    if kind != "npm" and own:
+        return link_own(name, own, target, source)
+    if kind in ("url", "hub") and not is_own(target):
         return download_files(name, source, limit)
     if target.exists():
         if target.is_file():
             check(target, published(source))
-        print(f"{name}: {target} (cached)")
+        print(f"{name}: {target} ({'yours' if is_own(target) else 'cached'})")
         return target
     if kind != "npm":
         raise UserError(
@@ -249,13 +290,44 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="*", help="names in preprocess/sources/sources.yaml")
-    parser.add_argument("--from-file", type=Path, help="use this file or folder, do not download (one source only)")
+    parser.add_argument(
+        "--from-file", type=Path, action="append", default=[], metavar="PATH",
+        help="use this file or folder, do not download (one source only); repeatable for a source of several files",
+    )  # fmt: skip
     parser.add_argument("--files", type=int, help="download only the first N files of the source")
     parser.add_argument("--list", action="store_true", help="list the sources, their licences and paths")
-    arguments = parser.parse_args()
+
+
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    unknown = []
+    for name in arguments.source:
+        source = load_source(name)
+        target = sets_folder() / source["unpack"]["into"] if "unpack" in source else source_file(name)
+        ahead.makes(target)
+        if target.exists():
+            continue
+        if source["kind"] == "own" and not arguments.from_file:
+            ahead.problem(
+                f"{name} cannot be downloaded automatically: get it from {source.get('home', 'its publisher')}, "
+                f"then `myllm download {name} --from-file PATH`, or leave it out"
+            )
+        elif source["kind"] == "npm" and not shutil.which("npm"):
+            ahead.machine(f"npm is not installed, which downloads {name}: `apt-get install npm`")
+        elif source["kind"] == "hub" and not arguments.from_file and is_offline():
+            ahead.problem(f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or pass --from-file")
+        many = len(files_in(source))
+        part = min(arguments.files or many, many) / many if many else 1.0
+        if size := float(source.get("bytes", 1e9 * source.get("about_gb", 0))):
+            ahead.needs(disk=size * part)
+        else:
+            unknown.append(name)
+    if unknown:
+        ahead.needs(f"sizes not known before they are downloaded: {', '.join(unknown)}")
+
+
+def run(arguments: argparse.Namespace) -> None:
     if arguments.list:
         for name, source in read_yaml(SOURCES).items():
             place_of = sets_folder() / source["unpack"]["into"] if "unpack" in source else source_file(name)
@@ -269,10 +341,10 @@ def main() -> None:
     total = 0
     for name in arguments.source:
         tarball = os.environ.get("MYLLM_POETRY_TARBALL") if name == "chinese-poetry" else None
-        own = arguments.from_file or (Path(tarball) if tarball else None)
+        own = arguments.from_file or ([Path(tarball)] if tarball else [])
         total += size_of(download(name, own, arguments.files))
     report_metrics(sources=len(arguments.source), bytes=total)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -29,6 +29,14 @@ def files_of(given: Path) -> list[Path]:
     return [given]
 
 
+def source_folders(folder: Path) -> list[Path]:
+    """The folders of shards in a folder, one for each source, sorted. Raises UserError if there are none."""
+    found = sorted(path for path in folder.glob("*") if path.is_dir())
+    if not found:
+        raise UserError(f"{folder} has no folder of shards: run `myllm corpora` with several sources first")
+    return found
+
+
 def blocks(path: Path | str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, list[bytes]]]:
     """Yield (offset in the text, lines without line feeds) of about `READ` bytes: the lines that start in [start, end).
 

@@ -22,7 +22,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, nearest, run_main
+from artifacts.command import main
+from artifacts.errors import UserError, nearest
 from artifacts.files import read_json, write_json
 from artifacts.layout import ENVIRONMENTS, REPOSITORY
 
@@ -219,15 +220,16 @@ def gate(folder: Path, model_type: str, environments: tuple[str, ...] = ("train"
     return evidence
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--model", type=Path, help="model folder for readers with `@model` (default: --tokenizer)")
     parser.add_argument(
         "--reader", action="append", metavar="NAME", help=f"print the ids of one of {', '.join(READERS)}; repeatable"
     )
     parser.add_argument("--model-type", help="model type in transformers (default: from the tokenizer's class)")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
     if arguments.reader:
         for name in arguments.reader:
             if (reader := name.removesuffix(AS_MODEL)) not in READERS:
@@ -239,4 +241,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(REPOSITORY))
-    run_main(main)
+    main(__name__)

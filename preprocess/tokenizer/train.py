@@ -1,6 +1,7 @@
 """Train a tokenizer, and write a folder that every later tool loads with the same ids.
 
     myllm tokenizer --input corpus/wiki/train.jsonl.zst --output tokenizer --vocab-size 4608
+    myllm tokenizer --sources corpus/clean/shards --output tokenizer --vocab-size 64000
     myllm tokenizer --style llama2 --input a.jsonl --input b.jsonl --output tokenizer --vocab-size 32000
 
 Special tokens are defined here, the ChatML template in chat_template.jinja; all later stages read them from the
@@ -28,10 +29,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import atomic_folder, write_json
 from artifacts.layout import cache_folder
-from artifacts.stage import report_metrics
+from artifacts.stage import report_gate, report_metrics
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document; also the padding token
 IM_START = "<|im_start|>"  # starts a turn of a conversation (ChatML)
@@ -140,6 +143,12 @@ def train_llama2(texts: Iterable[str], size: int, cut: str) -> Any:
     return tokenizer
 
 
+def check_size(vocab_size: int, style: str) -> None:
+    smallest = 256 + len(SPECIAL_TOKENS) + (32 if style == "llama2" else 0)
+    if vocab_size < smallest:
+        raise UserError(f"--vocab-size {vocab_size} is too small for --style {style}: give at least {smallest}")
+
+
 def train(texts: Iterable[str], vocab_size: int, style: str = "qwen2", split_characters: bool = False) -> Any:
     """Train on texts. The vocabulary has exactly `vocab_size` entries, special tokens last, as in Qwen2.
 
@@ -150,9 +159,7 @@ def train(texts: Iterable[str], vocab_size: int, style: str = "qwen2", split_cha
     """
     from tokenizers import AddedToken
 
-    smallest = 256 + len(SPECIAL_TOKENS) + (32 if style == "llama2" else 0)
-    if vocab_size < smallest:
-        raise UserError(f"--vocab-size {vocab_size} is too small for --style {style}: give at least {smallest}")
+    check_size(vocab_size, style)
     cut = CHINESE_CHARACTER if split_characters else CHINESE_PIECE
     trainer = {"qwen2": train_qwen2, "llama2": train_llama2}[style]
     tokenizer = trainer(texts, vocab_size - len(SPECIAL_TOKENS), cut)
@@ -243,14 +250,10 @@ def report_sources(by_source: dict[Path, list[str]], tokenizer: Any, beside: Pat
     return report
 
 
-def main() -> None:
-    from preprocess.tokenizer import probe as tokenizer_probe
-    from preprocess.tokenizer import sample as tokenizer_sample
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--input", type=Path, action="append", required=True, help="JSONL file, or folder of shards; repeatable"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--input", type=Path, action="append", help="JSONL file, or folder of shards; repeatable")
+    given.add_argument("--sources", type=Path, help="folder with a folder of shards for each source: `myllm corpora`")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--vocab-size", type=int, required=True, help="special tokens included")
     parser.add_argument("--style", choices=STYLES, default="qwen2")
@@ -261,7 +264,12 @@ def main() -> None:
     parser.add_argument(
         "--environments", default="train,serve", help="environments to check, if they exist (default both)"
     )
-    arguments = parser.parse_args()
+
+
+def sample_bytes(arguments: argparse.Namespace) -> int:
+    """Bytes of text to train on. Raises UserError if training on them may take more memory than is allowed."""
+    from preprocess.tokenizer import sample as tokenizer_sample
+
     style, alone, limit = arguments.style, arguments.split_characters, arguments.max_memory_gb
     allowed = tokenizer_sample.largest_sample(limit, style, alone)
     asked = arguments.sample_megabytes * 1_000_000 if arguments.sample_megabytes else allowed
@@ -270,7 +278,28 @@ def main() -> None:
             f"training on {asked // 1_000_000} MB may take {tokenizer_sample.estimate_gb(asked, style, alone):.1f} GB: "
             f"give --sample-megabytes {allowed // 1_000_000} or less, or raise --max-memory-gb (now {limit})"
         )
-    by_source = tokenizer_sample.sample(arguments.input, asked)
+    return asked
+
+
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    from preprocess.tokenizer import sample as tokenizer_sample
+
+    for path in arguments.input or [arguments.sources]:
+        ahead.wants(path)
+    check_size(arguments.vocab_size, arguments.style)
+    asked = sample_bytes(arguments)
+    ahead.needs(memory=1e9 * tokenizer_sample.estimate_gb(asked, arguments.style, arguments.split_characters))
+    ahead.makes(arguments.output, vocab=arguments.vocab_size)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from preprocess.sources.lines import source_folders
+    from preprocess.tokenizer import probe as tokenizer_probe
+    from preprocess.tokenizer import sample as tokenizer_sample
+
+    style, alone, asked = arguments.style, arguments.split_characters, sample_bytes(arguments)
+    inputs = arguments.input or source_folders(arguments.sources)
+    by_source = tokenizer_sample.sample(inputs, asked)
     texts = [text for found in by_source.values() for text in found]
     taken = sum(len(text.encode()) for text in texts)
     for path, found in by_source.items():
@@ -283,6 +312,8 @@ def main() -> None:
         evidence = tokenizer_probe.gate(folder, MODEL_TYPES[style], tuple(arguments.environments.split(",")))
         sources = report_sources(by_source, tokenizer, arguments.output.parent)
         write_json(folder / "report.json", {"style": style, "sample_bytes": taken, "sources": sources})
+    strings, readers = len(evidence["probes"]), len(evidence["agreed"])
+    report_gate("tokenizer", f"{strings} strings give the same ids in {readers} readers")
     report_metrics(
         vocab_size=tokenizer.get_vocab_size(),
         characters_per_token=characters_per_token(texts[:: max(1, len(texts) // 10_000)], tokenizer),
@@ -294,4 +325,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

@@ -102,8 +102,11 @@ def site_head(dump: Path) -> bytes:
 
 def index_beside(dump: Path) -> Path | None:
     """The index published with a multistream dump: `X-index.txt.bz2` beside `X.xml.bz2`; None if it is not there."""
-    index = dump.with_name(dump.name.removesuffix(".bz2").removesuffix(".xml") + "-index.txt.bz2")
-    return index if index.exists() else None
+    for place in (dump, dump.resolve()):  # a link of `myllm download --from-file`
+        index = place.with_name(place.name.removesuffix(".bz2").removesuffix(".xml") + "-index.txt.bz2")
+        if index.exists():
+            return index
+    return None
 
 
 def indexed_parts(dump: Path, index: Path) -> list[Part]:

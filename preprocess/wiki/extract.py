@@ -31,7 +31,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
-from artifacts.errors import UserError, run_main
+from artifacts.ahead import Ahead
+from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import atomic_file, only_run, read_json, write_json
 from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, track
@@ -218,9 +220,9 @@ def all_groups(pool: ProcessPoolExecutor, parts: list[Part], index: Path | None,
 def extract(dump: Path, output: Path, processes: int, index: Path | None = None) -> dict[str, int]:
     """Extract a dump to one `.jsonl` or `.jsonl.zst` file and return the counts. Raises UserError as `prepare` does."""
     if dump.is_dir():
-        dumps = sorted(dump.glob("*.xml.bz2"))
+        dumps = sorted([*dump.glob("*.xml.bz2"), *dump.glob("*.xml")])
         if len(dumps) != 1:
-            raise UserError(f"{dump} has {len(dumps)} files *.xml.bz2: pass the path of one dump")
+            raise UserError(f"{dump} has {len(dumps)} files *.xml.bz2 or *.xml: pass the path of one dump")
         dump = dumps[0]
     if not dump.exists():
         raise UserError(f"{dump} does not exist: pass the path of a pages-articles dump with --dump")
@@ -265,8 +267,7 @@ def join(pieces: list[Path], output: Path) -> None:
             stream.close()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dump",
         type=Path,
@@ -275,9 +276,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl or .jsonl.zst file")
     parser.add_argument("--processes", type=int, default=1, help="parts of the dump processed in parallel (default 1)")
     parser.add_argument("--index", type=Path, help="the dump's multistream index, plain or .bz2 (default: beside it)")
-    a = parser.parse_args()
+
+
+def look_ahead(a: argparse.Namespace, ahead: Ahead) -> None:
+    ahead.wants(a.dump or source_file("zhwiki-sample"), "download it first: `myllm download zhwiki`")
+    ahead.makes(a.output)
+
+
+def run(a: argparse.Namespace) -> None:
     report_metrics(**extract(a.dump or source_file("zhwiki-sample"), a.output, max(1, a.processes), a.index))
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main(__name__)

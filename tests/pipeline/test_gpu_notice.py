@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from artifacts import layout
 from artifacts.layout import REPOSITORY
 from launch.pipeline import gpu_notice
 from launch.pipeline.definition import load_pipeline
@@ -49,16 +50,12 @@ def test_nothing_is_said_where_there_is_nothing_to_say(pipeline: str, last: str 
     assert said(pipeline, last=last, gpu=gpu, environment="gpu") is None
 
 
-def test_gpu_hardware_with_the_cpu_environment_is_told() -> None:
-    line = said("poetry-tiny", "hardware=gpu-1-80gb", gpu=H100, environment="train")
-    assert line and line.startswith("hardware=gpu-1-80gb needs PyTorch for CUDA") and "`make env-gpu`" in line
-    assert said("poetry-tiny", "hardware=gpu-1-80gb", gpu=H100, environment="") is None  # not made by create.sh
-
-
-def test_the_environment_is_the_stamps_first_word(tmp_path: Path) -> None:
-    assert gpu_notice.environment_of(tmp_path) == ""
-    (tmp_path / ".stamp").write_text("gpu-te 0123  -\n")
-    assert gpu_notice.environment_of(tmp_path) == "gpu-te"
+def test_the_environment_is_the_stamps_first_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "REPOSITORY", tmp_path)
+    assert layout.lock_of("train") == ""
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".stamp").write_text("gpu-te 0123  -\n")
+    assert layout.lock_of("train") == "gpu-te"
 
 
 @pytest.fixture

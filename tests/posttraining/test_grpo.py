@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from posttrain_kit import ALPHABET, file_hash, finish, kill_after_checkpoint, make_model, said, start
 
+from artifacts.command import parser_of, run_command
 from artifacts.errors import UserError
 from launch.posttraining import job as posttrain_job
 from launch.posttraining import posttrain, rewards
@@ -59,7 +60,11 @@ def arguments(ground: Path, output: Path, **keys: object) -> list[object]:
 
 
 def job_of(ground: Path, output: Path, *more: str, **keys: object) -> posttrain.Job:
-    return posttrain.job_of(posttrain.parse([*map(str, arguments(ground, output, **keys)), *more]))
+    return job_for(*map(str, arguments(ground, output, **keys)), *more)
+
+
+def job_for(*words: str) -> posttrain.Job:
+    return posttrain.job_of(parser_of(posttrain).parse_args(words))
 
 
 def metrics_of(output: Path) -> dict[str, Any]:
@@ -151,7 +156,7 @@ def test_questions_of_the_wrong_kind_are_refused(ground: Path, tmp_path: Path) -
         (data / f"{name}.json").write_text(json.dumps([pair], ensure_ascii=False), encoding="utf-8")
     options = ["grpo", "--model", str(ground / "base"), "--data", str(data), "--output", str(tmp_path / "out")]
     with pytest.raises(UserError, match="grpo needs instructions"):
-        posttrain.run_job(posttrain.job_of(posttrain.parse([*options, "--set", "max_completion_length=24"])))
+        posttrain.run_job(job_for(*options, "--set", "max_completion_length=24"))
 
 
 # --- training
@@ -219,8 +224,8 @@ print(json.dumps([script.reward_funcs, training.num_generations, len(data[script
 def test_answers_are_measured_side_by_side(ground: Path, grpo: Path, tmp_path: Path) -> None:
     output, data = tmp_path / "rewards.json", ground / "data" / "rl_valid.json"
     models = ["--model", str(ground / "base"), "--model", str(grpo)]
-    answer_rewards.main([*models, "--data", str(data), "--reward", "reward_of_characters.seasons", "--answers", "2",
-                         "--max-new-tokens", "12", "--output", str(output)])  # fmt: skip
+    options = ["--data", str(data), "--reward", "reward_of_characters.seasons", "--answers", "2"]
+    run_command(answer_rewards, [*models, *options, "--max-new-tokens", "12", "--output", str(output)])
     before, after = json.loads(output.read_text(encoding="utf-8"))["models"]
     one, other = (found["rewards"]["reward_of_characters.seasons"] for found in (before, after))
     assert one["high"] < other["low"] and one["n"] == 32

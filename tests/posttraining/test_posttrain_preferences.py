@@ -15,6 +15,7 @@ from posttrain_kit import (
     start,
 )
 
+from artifacts.command import run_command
 from artifacts.errors import UserError
 from launch.instructions.lint import Rendering, lint
 from launch.instructions.read import Example
@@ -67,7 +68,8 @@ def test_dpo_and_merge_raise_the_preferred_answers(ground: Path, sft: Path, adap
 
     result = tmp_path / "pairs.json"
     pairs = ground / "data" / "dpo_valid.json"
-    pair_accuracy.main(["--model", str(sft), "--model", str(dpo), "--pairs", str(pairs), "--output", str(result)])
+    models = ["--model", str(sft), "--model", str(dpo)]
+    run_command(pair_accuracy, [*models, "--pairs", str(pairs), "--output", str(result)])
     before, after = json.loads(result.read_text(encoding="utf-8"))["models"]
     assert after["mean_margin"] > before["mean_margin"]
     assert before["low"] <= before["accuracy"] <= before["high"]
@@ -89,7 +91,7 @@ def test_a_merge_with_other_logits_is_refused(ground: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(posttrain, "run_tool", forget_the_adapter)
     with pytest.raises(UserError, match="merged logits differ"):
-        posttrain.main(["merge", "--model", str(base), "--adapter", str(adapter), "--output", str(output)])
+        run_command(posttrain, ["merge", "--model", str(base), "--adapter", str(adapter), "--output", str(output)])
     assert not output.exists()
 
 
@@ -120,7 +122,7 @@ def test_pairs_are_made_of_a_models_own_answers(ground: Path, sft: Path, tmp_pat
     output = tmp_path / "reward_train.json"
     short = json.loads((ground / "data" / "sft_valid.json").read_text(encoding="utf-8"))
     (tmp_path / "asked.json").write_text(json.dumps(short[:16]), encoding="utf-8")
-    judged_pairs.main([
+    run_command(judged_pairs, [
         "--model", str(sft), "--data", str(tmp_path / "asked.json"), "--max-new-tokens", "6", "--output", str(output),
         "--reward", "tests.posttraining.reward_of_characters.seasons", "--answers", "3",
         "--reward", "examples.poetry.rewards.rhyme",

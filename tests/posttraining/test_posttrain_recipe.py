@@ -12,6 +12,7 @@ from posttrain_kit import (
     sft_arguments,
 )
 
+from artifacts.command import parser_of
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
 from launch.posttraining import posttrain
@@ -81,7 +82,8 @@ def test_unknown_recipe_names_the_nearest() -> None:
 def test_dry_run_prints_the_command_and_imports_nothing_heavy(ground: Path, tmp_path: Path) -> None:
     arguments = [str(a) for a in (*sft_arguments(ground, tmp_path / "out"), "--dry-run")]
     code = (
-        f"import sys; from launch.posttraining import posttrain; posttrain.main({arguments!r});"
+        f"import sys; from artifacts.command import run_command; from launch.posttraining import posttrain;"
+        f"run_command(posttrain, {arguments!r});"
         "print([m for m in ('torch', 'llamafactory', 'transformers') if m in sys.modules])"
     )
     output = subprocess.run(
@@ -105,10 +107,10 @@ def test_several_machines_are_told_apart(ground: Path, tmp_path: Path, monkeypat
     for name, value in (("SLURM_NNODES", "2"), ("SLURM_NODEID", "1"), ("MASTER_ADDR", "first")):
         monkeypatch.setenv(name, value)
     options = ["--model", str(ground / "base"), "--data", str(ground / "data"), "--output", str(tmp_path / "o")]
-    job = posttrain.job_of(posttrain.parse(["sft_full", *options, "--hardware", "multi-node"]))
+    job = posttrain.job_of(parser_of(posttrain).parse_args(["sft_full", *options, "--hardware", "multi-node"]))
     assert job.node == 1 and job.processes == 16
     assert "NODE_RANK=1" in posttrain_tool.shown(job) and "llamafactory-cli train" in posttrain_tool.shown(job)
-    grpo = posttrain.job_of(posttrain.parse(["grpo", *options, "--hardware", "multi-node"]))
+    grpo = posttrain.job_of(parser_of(posttrain).parse_args(["grpo", *options, "--hardware", "multi-node"]))
     assert "-m torch.distributed.run --nproc-per-node=8 --nnodes=2 --node-rank=1" in posttrain_tool.shown(grpo)
     assert str(REPOSITORY / "llamafactory_configs" / "hardware" / "zero3.json") in posttrain_work.render(job)
 
@@ -132,5 +134,5 @@ def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
 )
 def test_what_a_recipe_needs_is_told(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        posttrain.job_of(posttrain.parse([*arguments, "--model", "m", "--output-folder", "o"]))
+        posttrain.job_of(parser_of(posttrain).parse_args([*arguments, "--model", "m", "--output-folder", "o"]))
     assert message in str(error.value)

@@ -12,6 +12,7 @@ from posttrain_kit import (
     sft_arguments,
 )
 
+from artifacts.command import parser_of
 from artifacts.errors import UserError
 from artifacts.files import hold_lock
 from launch.instructions.lint import Rendering, lint
@@ -116,7 +117,7 @@ def test_a_checkpoint_without_one_of_its_files_is_not_whole(tmp_path: Path, brok
 
 
 def test_checkpoints_of_other_data_are_not_used(ground: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    job = posttrain.job_of(posttrain.parse([str(a) for a in sft_arguments(ground, tmp_path / "sft")]))
+    job = posttrain.job_of(parser_of(posttrain).parse_args([str(a) for a in sft_arguments(ground, tmp_path / "sft")]))
     assert posttrain_work.prepare_work(job, "one") == 0
     (job.raw / "checkpoint-10").mkdir(parents=True)
     assert posttrain_work.prepare_work(job, "two") == 0
@@ -125,7 +126,7 @@ def test_checkpoints_of_other_data_are_not_used(ground: Path, tmp_path: Path, ca
 
 
 def test_a_second_machine_waits_for_the_first(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = posttrain.job_of(posttrain.parse([str(a) for a in sft_arguments(ground, tmp_path / "sft")]))
+    job = posttrain.job_of(parser_of(posttrain).parse_args([str(a) for a in sft_arguments(ground, tmp_path / "sft")]))
     monkeypatch.setattr(posttrain_work, "WAIT", 0.0)
     with pytest.raises(UserError, match="is that folder shared"):
         posttrain_work.wait_for_work(job, "mark")
@@ -135,7 +136,7 @@ def test_a_second_machine_waits_for_the_first(ground: Path, tmp_path: Path, monk
 
 def test_two_trainings_of_one_output_are_refused(ground: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    options = posttrain.parse([*map(str, sft_arguments(ground, output)), "--prepare"])
+    options = parser_of(posttrain).parse_args([*map(str, sft_arguments(ground, output)), "--prepare"])
     with hold_lock(tmp_path / ".out.lock", ""), pytest.raises(UserError, match="out is being made by another run"):
         posttrain.run(options)
     posttrain.run(options)

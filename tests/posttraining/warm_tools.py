@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def preload() -> None:
 
 
 def run(words: list[str]) -> None:
+    from artifacts.command import run_command
     from artifacts.errors import run_main
     from launch.posttraining import grpo, posttrain, tool
 
@@ -50,7 +52,8 @@ def run(words: list[str]) -> None:
         sys.exit(main())
     assert words[0] == "-m"
     sys.argv = words[1:]
-    run_main({"launch.posttraining.posttrain": posttrain.main, "launch.posttraining.grpo": grpo.main}[words[1]])
+    commands = {"launch.posttraining.posttrain": partial(run_command, posttrain), "launch.posttraining.grpo": grpo.main}
+    run_main(commands[words[1]])
 
 
 class Forking:

@@ -136,8 +136,8 @@ def test_what_an_evaluation_set_holds_is_removed_and_reported(tmp_path):
     assert [row["id"] for row in read_jsonl(tmp_path / "G.jsonl")] == ["clean", "twelve"]
     report = read_json(tmp_path / "G.contaminated.json")
     assert report["removed"] == [
-        {"id": "leak", "evaluation": "eval.jsonl", "item": 2, "run": question[10:23]},
-        {"id": "traditional", "evaluation": "eval.jsonl", "item": 2, "run": question[:13]},
+        {"id": "leak", "evaluation": "eval.jsonl", "file": "eval.jsonl", "item": 2, "run": question[10:23]},
+        {"id": "traditional", "evaluation": "eval.jsonl", "file": "eval.jsonl", "item": 2, "run": question[:13]},
     ]
     assert report["kept"] == 2 and report["short_strings"] == 2
     gated = subprocess.run([*command, "--gate"], cwd=REPOSITORY, capture_output=True, text=True)

@@ -341,22 +341,46 @@ def test_own_files_and_folders_are_linked(tmp_path, monkeypatch):
     (own / "part.json").write_text("[]")
     with pytest.raises(UserError, match=r"wudao cannot be downloaded.*get it from data\.baai.*--from-file"):
         download.download("wudao")
-    assert (download.download("wudao", own) / "part.json").read_text() == "[]"
+    assert (download.download("wudao", [own]) / "part.json").read_text() == "[]"
     assert download.download("wudao") == download.source_file("wudao")
     mine = tmp_path / "mine.json"
     mine.write_text("[]")
-    for name in ("zhwiki", "wikipedia-cn-filtered", "baidu-baike", "c4-zh", "alpaca-zh", "belle-1m"):
-        assert download.download(name, mine).read_text() == "[]", name
+    for name in ("wikipedia-cn-filtered", "baidu-baike", "alpaca-zh", "belle-1m"):
+        assert download.download(name, [mine]).read_text() == "[]", name
         assert download.download(name).resolve() == mine, name
     with pytest.raises(UserError, match="does not exist"):
-        download.download("wudao", tmp_path / "none")
+        download.download("wudao", [tmp_path / "none"])
+
+
+def test_some_files_of_a_source_of_several_are_linked_under_their_published_names(tmp_path, monkeypatch):
+    """measured-2: a dump fetched by hand became the source's whole folder, and was then called damaged."""
+    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(download, "fetch", None)  # nothing is downloaded beside it
+    dump, part = tmp_path / "zhwiki-20261101-pages-articles-multistream.xml.bz2", tmp_path / "mine.json.gz"
+    for path in (dump, part):
+        path.write_bytes(b"x")
+    known = "multilingual/c4-zh.tfrecord-00003-of-01024.json.gz"
+    (tmp_path / Path(known).name).write_bytes(b"x")
+    wanted = {
+        "zhwiki": ([dump], ["zhwiki-latest-pages-articles-multistream.xml.bz2"]),
+        "c4-zh": ([tmp_path / Path(known).name, part], ["mine.json.gz", known]),
+    }
+    for name, (given, names) in wanted.items():
+        for _ in range(2):
+            folder = download.download(name, given)
+            files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+            assert files == names and not folder.is_symlink()
+        assert download.download(name) == folder
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert download.download("zhwiki", [whole]).resolve() == whole
 
 
 def test_every_source_is_described():
     readers = {"wiki_dump", "examples.poetry.extract", "instructions", *SHAPES}
     entries = read_yaml(download.SOURCES)
     entries = {name: source for name, source in entries.items() if "unpack" not in source}  # test_evaluate_sets.py
-    assert len(entries) == 9
+    assert len(entries) == 11
     for name, source in entries.items():
         assert source["kind"] in {"npm", "file", "url", "hub", "own"} and source["licence"], name
         assert source["reader"] in readers, name
@@ -370,7 +394,7 @@ def test_download_refuses_what_is_not_the_published_file(tmp_path, monkeypatch):
     short = tmp_path / "short.tgz"
     short.write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match="truncated or another version"):
-        download.download("chinese-poetry", short)
+        download.download("chinese-poetry", [short])
     assert not download.source_file("chinese-poetry").exists()
     with pytest.raises(UserError, match="did you mean 'chinese-poetry'"):
         download.download("chinese-poery")

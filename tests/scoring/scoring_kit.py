@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny_qwen2 import VERSES
 
+from artifacts.command import run_command
 from launch.scoring import evaluate
 
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -36,7 +37,7 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-    return evaluate.main()
+    return run_command(evaluate)
 
 
 class Chat(BaseHTTPRequestHandler):

@@ -98,17 +98,17 @@ def test_your_own_copy_in_whatever_folder(mirror: Path, tmp_path: Path, prefix: 
         with zipfile.ZipFile(own) as archive:
             own = tmp_path / "own"
             archive.extractall(own)
-    assert contents(download.download("ceval", own)) == FILES
+    assert contents(download.download("ceval", [own])) == FILES
 
 
 def test_what_is_not_the_set_is_refused(mirror: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.zip"
     own.write_bytes(zipped({"dev/law_dev.csv": "x"}, ""))
     with pytest.raises(UserError, match="own.zip has no folder with dev, val, test"):
-        download.download("ceval", own)
+        download.download("ceval", [own])
     own.write_bytes(zipped(FILES, "")[:100])
     with pytest.raises(UserError, match="not a whole zip file"):
-        download.download("ceval", own)
+        download.download("ceval", [own])
     with pytest.raises(UserError, match="get it from somewhere"):
         download.download("c3")
 
@@ -123,7 +123,7 @@ def test_the_innermost_folder_is_the_shortest_that_holds_all() -> None:
 def test_nothing_is_written_outside(mirror: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.zip"
     own.write_bytes(zipped({**FILES, "dev/../../../evil.csv": "x"}, "a/"))
-    assert contents(download.download("ceval", own)) == FILES
+    assert contents(download.download("ceval", [own])) == FILES
     assert not list(tmp_path.rglob("evil.csv"))
 
 
