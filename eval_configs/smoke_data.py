@@ -61,6 +61,11 @@ def mathematics() -> list[Question]:
     return [(f"{a}加{b}等于多少？", str(a + b), [str(n) for n in range(3, 20)]) for a, b in pairs]
 
 
+def longer(kind: Callable[[], list[Question]]) -> Callable[[], list[Question]]:
+    """The same questions in a longer sentence, which decontamination can look for."""
+    return lambda: [(f"请阅读下面的题目并选出正确的答案：{text}", *rest) for text, *rest in kind()]  # type: ignore[misc]
+
+
 # As in eval_configs/smoke_cpu.py.
 CEVAL: dict[str, Callable[[], list[Question]]] = {
     "chinese_language_and_literature": language,
@@ -196,7 +201,7 @@ def write_whole(root: Path) -> int:
 
     mark(root)
     total = write_c3(root) + write_chid(root) + write_xstory_cloze(root)
-    kinds = [language, geography, mathematics]
+    kinds = [longer(language), longer(geography), longer(mathematics)]
     for name, write in (("ceval", write_ceval), ("cmmlu", write_cmmlu)):
         import importlib.util
 

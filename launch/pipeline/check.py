@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from artifacts.ahead import Ahead, Needs
+from artifacts.command import parser_of
 from artifacts.errors import UserError, nearest
 from artifacts.layout import REPOSITORY, Run
 from launch.commands import COMMANDS, parser_for
@@ -31,6 +32,7 @@ from launch.pipeline.definition import Pipeline, Stage
 from launch.pipeline.runner import done_stages
 
 GB = 1e9
+OURS = ("artifacts", "preprocess", "converters", "launch")
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, str]:
@@ -42,13 +44,18 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, str]:
     if not words or words[0] not in COMMANDS:
         name = words[0] if words else ""
         raise UserError(f"`myllm {name}` is not a command{nearest(name, COMMANDS)}: `myllm --help` lists them")
+    return read(parser_for(words[0]), words), COMMANDS[words[0]].module
+
+
+def read(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """The arguments after the first word. Raises UserError if the parser refuses them."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return parser_for(words[0]).parse_args(words[1:]), COMMANDS[words[0]].module
+            return parser.parse_args(words[1:])
     except SystemExit:
         reason = told.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        raise UserError(f"{shlex.join(['myllm', *words])}: {reason}") from None
+        raise UserError(f"{parser.prog} {shlex.join(words[1:])}: {reason}") from None
 
 
 def files_only(arguments: argparse.Namespace, ahead: Ahead) -> None:
@@ -67,6 +74,22 @@ def is_module(name: str) -> bool:
     return False
 
 
+def look_at_module(words: list[str], ahead: Ahead) -> None:
+    """Add what is known of `python -m WORDS…`: a module of this repository is asked, another is taken by its options."""
+    if not is_module(words[0]):
+        ahead.problem(f"`python -m {words[0]}`: there is no such module: check its name, or install its package")
+    elif words[0].partition(".")[0] in OURS:
+        module = importlib.import_module(words[0])
+        if hasattr(module, "look_ahead"):
+            arguments = ahead.checks(read, parser_of(module, f"python -m {words[0]}"), words)
+            if arguments is not None:
+                ahead.checks(module.look_ahead, arguments, ahead)
+    else:
+        for option, value in zip(words, words[1:]):
+            if option.startswith("--output"):
+                ahead.makes(value)
+
+
 def look_at(command: list[str], ahead: Ahead) -> None:
     """Add what is known of one command to `ahead`."""
     if command[0] == "myllm":
@@ -76,11 +99,7 @@ def look_at(command: list[str], ahead: Ahead) -> None:
             look_ahead = getattr(importlib.import_module(name), "look_ahead", files_only)
             ahead.checks(look_ahead, arguments, ahead)
     elif command[:2] == ["python", "-m"] and len(command) > 2:
-        for option, value in zip(command, command[1:]):
-            if option.startswith("--output"):
-                ahead.makes(value)
-        if not is_module(command[2]):
-            ahead.problem(f"`python -m {command[2]}`: there is no such module: check its name, or install its package")
+        look_at_module(command[2:], ahead)
     elif not shutil.which(command[0]) and not (REPOSITORY / command[0]).exists():
         ahead.problem(f"{command[0]} is not a program: write `myllm COMMAND …` or `python -m MODULE …`")
 

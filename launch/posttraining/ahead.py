@@ -11,6 +11,9 @@ from artifacts.files import read_json
 from artifacts.layout import REPOSITORY, lock_of, relative
 from launch.posttraining.data import longest_allowed
 from launch.posttraining.job import OVERLAY, Job
+from launch.pretraining.gpus import gpu
+
+MFU = 0.25  # of fine-tuning: batches are padded, and full layers are recomputed
 
 # Packages that a setting needs; `environments/gpu.lock` has them.
 NEEDED = {"deepspeed": "deepspeed", "quantization_bit": "bitsandbytes"}
@@ -56,6 +59,14 @@ def positions_of(job: Job, ahead: Ahead) -> int | None:
     return ahead.facts(job.model).get("positions")
 
 
+def hours_of_tokens(job: Job, facts: dict[str, Any], gpus: int) -> str:
+    """How long a training takes for its tokens, which are not known before its data is there; "" without a GPU."""
+    if job.exports or not gpus or not facts.get("gpu"):
+        return ""
+    rate = gpus * gpu(facts["gpu"]).peak_tflops * 1e12 * MFU / (6 * facts["parameters"])
+    return f"about {1e8 / rate / 3600:.2f} h for each 100M tokens of data, at an MFU of {100 * MFU:.0f} % (assumed)"
+
+
 def check_job(job: Job, hardware: str, ahead: Ahead) -> None:
     """Note what the job needs, and every problem that can be known now."""
     ahead.wants(job.model, "an earlier stage must make this model; check the path")
@@ -84,5 +95,5 @@ def check_job(job: Job, hardware: str, ahead: Ahead) -> None:
     # the result, and its checkpoints with Adam's state: of all weights, or of a small adapter
     whole = not job.gives_adapter and not job.exports
     saves = int(job.settings.get("save_total_limit") or 1) if whole else 0
-    ahead.needs(disk=4 * size + saves * 14 * size, gpus=float(gpus))
+    ahead.needs(hours_of_tokens(job, facts, gpus), disk=4 * size + saves * 14 * size, gpus=float(gpus))
     ahead.makes(job.output, **facts)

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from artifacts.errors import UserError
 from artifacts.files import read_yaml
 from artifacts.processes import die_with_parent, without_proxy
+from artifacts.tool_errors import FirstError
 from launch.posttraining import reward_server
 from launch.posttraining.job import OVERLAY, TRL, Job
 
@@ -109,7 +110,7 @@ def follow_progress(log: Path, stop: threading.Event) -> None:
 
 
 def reason_of(tail: bytes) -> str:
-    """Why a tool failed, from its output: the last error of a traceback, else the last line."""
+    """Why a tool failed without a traceback, from the end of its output: the last error, else the last line."""
     lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
     kinds = ("Error", "Exception", "error")
     errors = [
@@ -131,7 +132,7 @@ def run_tool(job: Job) -> float:
     started = time.monotonic()
     stop = threading.Event()
     follower = threading.Thread(target=follow_progress, args=(job.raw / "trainer_log.jsonl", stop), daemon=True)
-    tail = b""
+    tail, rest, first = b"", b"", FirstError()
     with log.open("ab") as kept, reward_model(job):
         process = subprocess.Popen(
             command(job), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(job), bufsize=0,
@@ -145,6 +146,9 @@ def run_tool(job: Job) -> float:
                 sys.stdout.buffer.flush()
                 kept.write(chunk)
                 tail = (tail + chunk)[-8000:]
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    first.feed(line.decode(errors="replace"))
             code = process.wait()
         except BaseException:
             process.kill()
@@ -154,7 +158,7 @@ def run_tool(job: Job) -> float:
             stop.set()
             follower.join()
     if code:
-        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else reason_of(tail)
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else first.text or reason_of(tail)
         if code == -signal.SIGKILL:
             reason += ", perhaps out of memory: lower per_device_train_batch_size"
         raise UserError(f"{name} failed: {reason} (log: {log})")

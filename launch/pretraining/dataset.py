@@ -71,3 +71,15 @@ def sequences_per_dataset(path: str | None) -> dict[str, Any] | None:
             "per-dataset-sequences-path=null"
         ) from None
     return found
+
+
+def validation_samples(args: Any) -> int:
+    """Sequences that the validations of this start read, after those that earlier starts have read.
+
+    Megatron counts as if every start had validated at today's `eval-interval`. After a phase or a start with another
+    one, its own number is too small and the last validation runs out of data.
+    """
+    if not args.eval_interval or not args.eval_iters:
+        return 0
+    coming = (args.train_iters - args.iteration) // args.eval_interval + 2  # and the one at the end
+    return int(args.consumed_valid_samples + coming * args.eval_iters * args.global_batch_size)

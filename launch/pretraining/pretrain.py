@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import math
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -35,6 +34,7 @@ from artifacts.files import hold_lock, read_json
 from artifacts.layout import REPOSITORY, Run
 from artifacts.processes import die_with_parent
 from artifacts.stage import report_gate, report_metrics, report_unfinished
+from artifacts.tool_errors import FirstError
 from launch.pretraining import checkpoints
 from launch.pretraining.flags import validate
 from launch.pretraining.recipe import (
@@ -54,7 +54,6 @@ from launch.pretraining.served_flags import check_packages
 from launch.pretraining.training_log import check_learning, log_of, logs_of, read_history
 
 WORKER = "launch/pretraining/worker.py"
-FAILURE = re.compile(r"(\[rank\d+\]: )?\w*(Error|Exception)\b")  # the first one; torchrun adds its own later
 SAVED = "successfully saved checkpoint from iteration"
 OURS = "error: "  # start of the line in which a rank prints a UserError
 MEETING = 900  # seconds that the machines wait for each other; the first one checks the checkpoints before it joins
@@ -201,7 +200,7 @@ def train(
     signalled: set[int] = set()
     handlers: dict[int, Any] = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGALRM: signal_ranks}
     previous = {name: signal.signal(name, handler) for name, handler in handlers.items()}
-    failure = user_error = previous_line = ""
+    user_error, failure = "", FirstError()
     assert process.stdout is not None
     try:
         with log.open("a", encoding="utf-8") as copy:
@@ -213,9 +212,7 @@ def train(
                     user_error = line.removeprefix(OURS).strip()
                 if SAVED in line:
                     saved()
-                if not failure and FAILURE.match(line):
-                    failure = f"{line.strip()} ({previous_line.strip()})"
-                previous_line = line
+                failure.feed(line)
         code = process.wait()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -228,7 +225,7 @@ def train(
             raise UserError(
                 f"ended without saving; run the same command to resume from the last checkpoint (log: {log})"
             )
-        raise UserError(f"Megatron stopped with exit code {code}: {failure or 'no message'} (log: {log})")
+        raise UserError(f"Megatron stopped with exit code {code}: {failure.text or 'no message'} (log: {log})")
 
 
 def summary(run: Run, recipe: Recipe, layout: Layout, begun: int = 0) -> dict[str, Any]:
@@ -377,7 +374,7 @@ def run(arguments: argparse.Namespace) -> int:
             "MYLLM_FUSED_ADAM": "1" if get(recipe, "fused-adam") else "",
             "MYLLM_SWANLAB_PROJECT": str(get(recipe, "swanlab-project", "")),
         }
-        last, every = whole(recipe, "keep-last", 0), whole(recipe, "keep-every", 0)
+        last, every = int(get(recipe, "keep-last", 0)), int(get(recipe, "keep-every", 0))
         thin = partial(checkpoints.thin, run.checkpoints, last, every)
         train(command, log_of(run.checkpoints, node), environment, layout.per_node, thin if node == 0 else lambda: None)
         done = checkpoints.reached(run.checkpoints)

@@ -34,7 +34,7 @@ from artifacts.errors import UserError, run_main  # noqa: E402
 from artifacts.megatron_adam import fused_adam, resume_with_plain_adam  # noqa: E402
 from artifacts.megatron_wheel import start_writers_without_signals, use_compiled_helpers  # noqa: E402
 from artifacts.processes import die_with_parent  # noqa: E402
-from launch.pretraining.dataset import dataset_fields  # noqa: E402
+from launch.pretraining.dataset import dataset_fields, validation_samples  # noqa: E402
 from launch.pretraining.loss_watch import LossWatch, Numbered, documents_of  # noqa: E402
 
 WAIT_FOR_CULPRIT = 3.0  # seconds
@@ -142,7 +142,8 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any,
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(**dataset_fields(args, tokenizer, blend, blend_per_split))
     on_this_rank = partial(is_first_or_last_pipeline_stage, vp_stage)
-    train, valid, test = BlendedMegatronDatasetBuilder(GPTDataset, samples, on_this_rank, config).build()
+    enough = [samples[0], max(samples[1], validation_samples(args)), *samples[2:]]
+    train, valid, test = BlendedMegatronDatasetBuilder(GPTDataset, enough, on_this_rank, config).build()
     if train is not None and _train is None:
         _train = train
         if args.dataloader_defer_npy_index_mmap:

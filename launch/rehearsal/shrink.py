@@ -26,7 +26,7 @@ VOCABULARY = 1024
 WORKERS, SHARDS = 2, 2
 HELD_OUT = 0.05  # of the documents, for valid and for test
 POSTTRAIN_STEPS = 3
-QUESTIONS, DOCUMENTS = 2, 8
+QUESTIONS, DOCUMENTS = 1, 8
 MADE_SETS = "made-sets"
 
 Words = list[str]

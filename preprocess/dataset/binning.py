@@ -272,6 +272,11 @@ def too_small(shards: list[Shard], key: str, split: Split) -> str:
     )
 
 
+def holds_any(files: list[Path], key: str, split: Split) -> bool:
+    """Whether the files have a document of the split; reading stops at the first one."""
+    return any(texts_of(lines, key, split)[0] for file in files for _, lines in blocks(file))
+
+
 def bin_files(
     inputs: list[Path],
     tokenizer: Path,
@@ -381,6 +386,9 @@ def run(arguments: argparse.Namespace) -> None:
     folders = source_folders(arguments.sources) if arguments.sources else []
     for given, prefix, split in datasets_of(arguments, folders):
         files = [file for path in given for file in files_of(path)]
+        if arguments.sources and split and split.name != "train" and not holds_any(files, arguments.key, split):
+            print(f"{prefix}: {split.name} has no document of {given[0].name}, whose share of it is none", flush=True)
+            continue
         report = bin_files(
             files, arguments.tokenizer, prefix, arguments.workers, arguments.engine, arguments.key,
             arguments.shard_megabytes << 20, arguments.broken_allowed, split,

@@ -137,6 +137,22 @@ def given_for(split: str, arguments: argparse.Namespace) -> list[str]:
     return given
 
 
+def there(split: str, arguments: argparse.Namespace) -> list[str]:
+    """The datasets of a split; of --sources, those valid and test sets that a source is large enough to have."""
+    given = given_for(split, arguments)
+    if split == "train" or not arguments.sources:
+        return given
+    found = [name for name in given if (arguments.folder / f"{name}.idx").exists()]
+    if not found:
+        raise UserError(
+            f"{arguments.folder} has none of {', '.join(given)}: bin again with a larger --{split}, e.g. 0.05"
+        )
+    for name in given:
+        if name not in found:
+            print(f"{name} is left out: its source is too small to have {split} documents", flush=True)
+    return found
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="folder of the datasets, and of blend.json")
     parser.add_argument("--tokenizer", type=Path, required=True)
@@ -167,7 +183,7 @@ def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
 def run(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(arguments.tokenizer)
     end = end_token(arguments.tokenizer, tokenizer)
-    parts = {split: [parse_part(given) for given in given_for(split, arguments)] for split in SPLITS}
+    parts = {split: [parse_part(given) for given in there(split, arguments)] for split in SPLITS}
     documents: dict[str, int] = {}
     tokens: dict[str, int] = {}
     for name in dict.fromkeys(part.name for split in SPLITS for part in parts[split]):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import html
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -95,7 +96,7 @@ def _list(rows: Iterator[dict[str, Any]]) -> bytes:
 
 
 def wikipedia_cn(numbers: range) -> bytes:
-    """wikipedia-cn-20230720-filtered: a JSON list; its first articles are zhwiki's too."""
+    """wikipedia-cn-20230720-filtered: a JSON list."""
     for_all = ({"completion": "\n".join([title, *parts]), "source": "wikipedia.zh2307"}
                for title, parts in map(article, numbers))  # fmt: skip
     return _list(for_all)
@@ -205,22 +206,45 @@ def parquet(numbers: range, path: Path, key: str) -> None:
 
 
 SITE = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="zh">
-  <siteinfo><sitename>Wikipedia</sitename><dbname>zhwiki</dbname><case>first-letter</case><namespaces>
-    <namespace key="0" case="first-letter" /><namespace key="10" case="first-letter">Template</namespace>
-    <namespace key="14" case="first-letter">Category</namespace>
-    <namespace key="828" case="first-letter">Module</namespace>
-  </namespaces></siteinfo>
+  <siteinfo>
+    <sitename>Wikipedia</sitename>
+    <dbname>zhwiki</dbname>
+    <base>https://zh.wikipedia.org/wiki/Wikipedia:%E9%A6%96%E9%A1%B5</base>
+    <generator>MediaWiki 1.45.0</generator>
+    <case>first-letter</case>
+    <namespaces>
+      <namespace key="0" case="first-letter" />
+      <namespace key="10" case="first-letter">Template</namespace>
+      <namespace key="14" case="first-letter">Category</namespace>
+      <namespace key="828" case="case-sensitive">Module</namespace>
+    </namespaces>
+  </siteinfo>
+"""
+PAGE = """  <page>
+    <title>{title}</title>
+    <ns>0</ns>
+    <id>{number}</id>
+{leads}    <revision>
+      <id>{number}0</id>
+      <timestamp>2026-11-01T00:00:00Z</timestamp>
+      <contributor>
+        <username>Example</username>
+        <id>7</id>
+      </contributor>
+      <model>wikitext</model>
+      <format>text/x-wiki</format>
+      <text bytes="{size}" sha1="0" xml:space="preserve">{text}</text>
+      <sha1>0</sha1>
+    </revision>
+  </page>
 """
 
 
 def page(number: int, title: str, text: str, redirect: str = "") -> str:
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    leads = f'<redirect title="{redirect}" />' if redirect else ""
-    return (
-        f"  <page><title>{title}</title><ns>0</ns><id>{number}</id>{leads}<revision><id>{number}0</id>"
-        f"<timestamp>2026-11-01T00:00:00Z</timestamp><model>wikitext</model><format>text/x-wiki</format>"
-        f'<text bytes="{len(text.encode())}" xml:space="preserve">{escaped}</text></revision></page>\n'
-    )
+    return PAGE.format(
+        title=title, number=number, size=len(text.encode()), text=html.escape(text, quote=False),
+        leads=f'    <redirect title="{redirect}" />\n' if redirect else "",
+    )  # fmt: skip
 
 
 def zhwiki(numbers: range, dump: Path, index: Path, pages_per_stream: int = 50) -> None:
@@ -249,7 +273,8 @@ WRITERS: dict[str, Callable[[range], bytes]] = {
     "wikipedia_cn": wikipedia_cn, "baidubaike": baidubaike, "c4_zh": c4_zh, "wudao": wudao,
     "alpaca-zh": alpaca, "belle-1m": belle, "dpo-zh": dpo,
 }  # fmt: skip
-FIRST = {"wikipedia_cn": 0, "baidubaike": 200, "c4_zh": 400, "wudao": 900}  # zhwiki's first articles repeat in one
+# the first article of each source: of 300, the last 50 of zhwiki are in wikipedia_cn too, and so on
+FIRST = {"wikipedia_cn": 250, "baidubaike": 500, "c4_zh": 750, "wudao": 1000}
 
 
 def write(name: str, source: dict[str, Any], folder: Path, files: list[str], documents: int = DOCUMENTS) -> None:

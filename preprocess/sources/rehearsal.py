@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from artifacts.ahead import Ahead
 from artifacts.command import main
 from artifacts.errors import UserError
 from artifacts.files import atomic_file, write_text
@@ -159,6 +160,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--megabytes", type=float, default=3.0, help="of a downloaded file (default 3)")
     parser.add_argument("--documents", type=int, default=300, help="of a made-up source (default 300)")
     parser.add_argument("--made-sets", type=Path, help="folder of made-up evaluation sets")
+
+
+def place_in(here: Path, name: str) -> Path:
+    """Where a source lies in the cache `here`."""
+    source = load_source(name)
+    if "unpack" in source:
+        return here / "opencompass" / source["unpack"]["into"]
+    return here / source_file(name).relative_to(cache_folder()) if source["kind"] != "file" else source_file(name)
+
+
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    for name in arguments.source:
+        ahead.makes(place_in(arguments.into, name))
 
 
 def run(arguments: argparse.Namespace) -> None:
