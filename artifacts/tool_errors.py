@@ -11,7 +11,7 @@ import re
 BEGINNING = "Traceback (most recent call last):"
 CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
 LAUNCHERS = re.compile(r"(subprocess\.)?CalledProcessError\b|.*ChildFailedError\b|SystemExit\b")
-PEERS = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Connection refused|Timed out waiting|NCCL.*unhandled")
+PEERS = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Connection refused|NCCL.*unhandled")
 RANK = re.compile(r"^(\[rank\d+\]: ?|\d+: )?")
 
 

@@ -75,7 +75,7 @@ def is_module(name: str) -> bool:
 
 
 def look_at_module(words: list[str], ahead: Ahead) -> None:
-    """Add what is known of `python -m WORDS…`: a module of this repository is asked, another is taken by its options."""
+    """Add what is known of `python -m WORDS…`: a module of this repository is asked, another judged by its options."""
     if not is_module(words[0]):
         ahead.problem(f"`python -m {words[0]}`: there is no such module: check its name, or install its package")
     elif words[0].partition(".")[0] in OURS:
