@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from artifacts.ahead import Ahead
 from artifacts.command import main
 from artifacts.errors import UserError
 from artifacts.guard import Guarded
@@ -234,6 +235,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=VALUE]",
         help="option of the engine itself, without dashes: --set max-num-seqs=8 --set enable-log-requests; repeatable",
     )
+
+
+def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
+    check_port(EVERYWHERE if arguments.lan else HERE, arguments.port)
+    ahead.wants(arguments.model, "an earlier stage must make this model; check the path")
+    ahead.environment(engine_named(arguments.engine).ENVIRONMENT)
 
 
 def run(arguments: argparse.Namespace) -> None:

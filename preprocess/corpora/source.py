@@ -29,11 +29,14 @@ class Source:
 
 
 def entry_of(name: str) -> tuple[str | None, dict[str, Any]]:
-    """Name and entry in `sources.yaml` of a source, given by its name there or by its format; (None, {}) if unknown."""
+    """Name and entry in `sources.yaml` of a source, given by its name there or by its format; (None, {}) if unknown.
+
+    `jsonl` is the format of anybody's files, so it names none.
+    """
     entries = read_yaml(SOURCES)
-    if name not in entries:
+    if name not in entries and name != "jsonl":
         name = next((known for known, entry in entries.items() if entry.get("reader") == name), "")
-    return (name, entries[name]) if name else (None, {})
+    return (name, entries[name]) if name in entries else (None, {})
 
 
 def downloaded(source: str) -> str:

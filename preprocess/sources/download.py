@@ -176,28 +176,39 @@ def link_own(name: str, own: list[Path], target: Path, source: dict[str, Any]) -
     for path in own:
         if not path.exists():
             raise UserError(f"{path} does not exist: pass the path of {target.name} to --from-file")
-    if target.is_symlink():
-        target.unlink()
+    if is_own(target):
+        drop_links(target)
     of_several = source["kind"] in ("url", "hub") and len(files_in(source)) > 1
     if of_several and all(path.is_file() for path in own):
         known = {undated(Path(file).name): file for file in files_in(source)}
-        places = {path: target / known.get(undated(path.name), path.name) for path in own}
-        for place in target.rglob("*"):
-            if place.is_symlink():
-                place.unlink()
+        links = {path: target / known.get(undated(path.name), path.name) for path in own}
     elif len(own) == 1:
-        places = {own[0]: target}
+        links = {own[0]: target}
         if own[0].is_file():
             check(own[0], published(source))
     else:
         raise UserError(f"--from-file: {name} takes one path; give the folder that holds all of its files")
-    for path, place in places.items():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists():
-            raise UserError(f"{place} was already downloaded: delete it to use {path}")
-        place.symlink_to(path.resolve())
-        print(f"{name}: {place} -> {path.resolve()} (yours)")
+    for path, link in links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.exists():
+            raise UserError(f"{link} was already downloaded: delete it to use {path}")
+        link.symlink_to(path.resolve())
+        print(f"{name}: {link} -> {path.resolve()} (yours)")
     return target
+
+
+def drop_links(target: Path) -> None:
+    """Remove the links of an earlier --from-file, and the folders that they leave empty."""
+    if target.is_symlink():
+        target.unlink()
+        return
+    for path in sorted(target.rglob("*"), reverse=True):
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    if not any(target.iterdir()):
+        target.rmdir()
 
 
 def is_own(target: Path) -> bool:

@@ -78,7 +78,7 @@ def head_of_parquet(path: Path, target: Path, size: int) -> None:
     import pyarrow.parquet
 
     kept, held = [], 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=8):
         kept.append(batch)
         held += batch.nbytes
         if held >= size:

@@ -307,10 +307,11 @@ def run(arguments: argparse.Namespace) -> None:
     estimate = tokenizer_sample.estimate_gb(taken, style, alone)
     print(f"training on {taken / 1e6:.1f} MB: at most {estimate:.2f} GB of memory", flush=True)
     tokenizer = train(texts, arguments.vocab_size, style, alone)
-    with atomic_folder(arguments.output) as folder:
+    # absolute: transformers takes a relative path of one part, `.tokenizer.partial`, for a name on the Hub
+    with atomic_folder(arguments.output.absolute()) as folder:
         save(tokenizer, folder, style, arguments.model_max_length)
         evidence = tokenizer_probe.gate(folder, MODEL_TYPES[style], tuple(arguments.environments.split(",")))
-        sources = report_sources(by_source, tokenizer, arguments.output.parent)
+        sources = report_sources(by_source, tokenizer, arguments.output.absolute().parent)
         write_json(folder / "report.json", {"style": style, "sample_bytes": taken, "sources": sources})
     strings, readers = len(evidence["probes"]), len(evidence["agreed"])
     report_gate("tokenizer", f"{strings} strings give the same ids in {readers} readers")

@@ -15,6 +15,7 @@ from tiny_qwen2 import make_tiny_qwen2
 from artifacts.errors import UserError
 from launch.instructions import lint as lint_data
 from launch.instructions import read as chat_data
+from launch.instructions import split as split_data
 from launch.preferences import pair_accuracy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -186,7 +187,7 @@ def test_the_split_goes_by_the_question_and_stays(tmp_path):
     rows = [{"instruction": f"问{i % 150}", "input": "", "output": f"答{i}"} for i in range(300)]
     few, many = write(tmp_path / "few.json", *rows[:200]), write(tmp_path / "many.json", *rows, lines=True)
     for path in (few, many):
-        train, valid, _ = lint_data.split(path, tmp_path / "out", 0.2)
+        train, valid, _ = split_data.split(path, tmp_path / "out", 0.2)
         assert valid and train + valid == len(json.loads(few.read_text()) if path == few else rows)
 
     def questions(name: str) -> set[str]:
@@ -265,8 +266,8 @@ def test_faulty_and_repeated_rows_are_left_out_when_asked(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([*made, made[3], {"instruction": "空", "input": "", "output": ""}], ensure_ascii=False))
     with pytest.raises(UserError, match="row 52: .*--drop-faulty"):
-        lint_data.split(path, tmp_path / "out", 0.2)
-    train, valid, dropped = lint_data.split(path, tmp_path / "out", 0.2, drop_faulty=True)
+        split_data.split(path, tmp_path / "out", 0.2)
+    train, valid, dropped = split_data.split(path, tmp_path / "out", 0.2, drop_faulty=True)
     assert (train + valid, dropped) == (50, 2)
     told = json.loads((tmp_path / "out" / "mine_dropped.json").read_text())
     assert [row["row"] for row in told] == [51, 52] and told[0]["fault"] == "repeats row 4"

@@ -249,7 +249,8 @@ def test_two_at_once_are_refused(server, tmp_path, naps):
 def source_command(*arguments: str) -> list[str]:
     script = "import sys; sys.path.insert(0, '.'); from preprocess.sources import download\n"
     script += "from pathlib import Path\n"
-    script += "from artifacts.errors import run_main; download.SOURCES = Path(sys.argv.pop(1)); run_main(download.main)"
+    script += "from artifacts.command import run_command; from artifacts.errors import run_main\n"
+    script += "download.SOURCES = Path(sys.argv.pop(1)); run_main(lambda: run_command(download))"
     return [sys.executable, "-c", script, *arguments]
 
 

@@ -23,9 +23,13 @@ KEPT = (
     ("llama2-tiny", "demo", "cpu"),
     ("qwen2-0.5b", "zh-10b", "gpu-1-80gb"),
     ("qwen2-0.5b", "zh-10b", "node-8"),
+    ("qwen2-0.5b", "zh-10b-stable", "node-8"),
+    ("qwen2-0.5b", "zh-10b-anneal", "node-8"),
     ("qwen2-1.5b", "continue-from-hf", "gpu-1-80gb-te"),
     ("llama2-0.5b", "zh-10b", "gpu-1-24gb"),
     ("llama2-1.1b", "zh-100b", "cluster-4x8"),
+    ("llama2-1.1b", "zh-100b-stable", "cluster-4x8"),
+    ("llama2-1.1b", "zh-100b-anneal", "cluster-4x8"),
 )
 
 

@@ -17,6 +17,7 @@ from artifacts.errors import UserError
 from artifacts.files import hold_lock, read_json, write_json
 from artifacts.layout import Run
 from artifacts.processes import free_port
+from launch.pipeline.check import look
 from launch.pipeline.definition import Pipeline, Stage, load_pipeline
 from launch.pipeline.runner import StageUnfinished, manifest_path, run_pipeline
 from launch.serving import serve
@@ -121,12 +122,14 @@ def two_stages() -> Pipeline:
 def test_a_training_gets_the_nodes_of_its_recipe_and_a_chain_where_requeueing_is_forbidden(tmp_path):
     stages = two_stages().stages
     free = site.read_site(written(tmp_path, "declare -A OPTIONS=([all]='--mem=1G' [pretrain]='--time=9:00')"))
-    first, second = plan(Run(tmp_path / "r"), stages, free, tmp_path / "r/slurm/1")
+    run = Run(tmp_path / "r")
+    ahead = look(two_stages(), stages, run, quick=True)
+    first, second = plan(run, stages, free, tmp_path / "r/slurm/1", ahead)
     assert "--nodes=1" in first.options and not any("gpus" in word for word in first.options)
     assert "--nodes=4" in second.options and "--gpus-per-node=8" in second.options
     assert second.options[-2:] == ["--mem=1G", "--time=9:00"] and second.script[-2:] == ["pretrain", "4"]
     forbidden = site.read_site(written(tmp_path, "export SBATCH_NO_REQUEUE=1 MYLLM_RESTARTS=2"))
-    jobs = plan(Run(tmp_path / "r"), stages, forbidden, tmp_path / "r/slurm/1")
+    jobs = plan(run, stages, forbidden, tmp_path / "r/slurm/1", ahead)
     assert [found.script[-1] for found in jobs] == ["1", "2", "1", "0"] and [j.singleton for j in jobs] == [
         False
     ] + 3 * [True]
