@@ -78,16 +78,16 @@ def look_at_module(words: list[str], ahead: Ahead) -> None:
     """Add what is known of `python -m WORDS…`: a module of this repository is asked, another judged by its options."""
     if not is_module(words[0]):
         ahead.problem(f"`python -m {words[0]}`: there is no such module: check its name, or install its package")
-    elif words[0].partition(".")[0] in OURS:
+        return
+    for option, value in zip(words, words[1:]):
+        if option.startswith("--output"):
+            ahead.makes(value)
+    if words[0].partition(".")[0] in OURS:
         module = importlib.import_module(words[0])
         if hasattr(module, "look_ahead"):
             arguments = ahead.checks(read, parser_of(module, f"python -m {words[0]}"), words)
             if arguments is not None:
                 ahead.checks(module.look_ahead, arguments, ahead)
-    else:
-        for option, value in zip(words, words[1:]):
-            if option.startswith("--output"):
-                ahead.makes(value)
 
 
 def look_at(command: list[str], ahead: Ahead) -> None:
@@ -98,7 +98,7 @@ def look_at(command: list[str], ahead: Ahead) -> None:
             arguments, name = parsed
             look_ahead = getattr(importlib.import_module(name), "look_ahead", files_only)
             ahead.checks(look_ahead, arguments, ahead)
-    elif command[:2] == ["python", "-m"] and len(command) > 2:
+    elif command[0].rpartition("/")[2] == "python" and command[1:2] == ["-m"] and len(command) > 2:
         look_at_module(command[2:], ahead)
     elif not shutil.which(command[0]) and not (REPOSITORY / command[0]).exists():
         ahead.problem(f"{command[0]} is not a program: write `myllm COMMAND …` or `python -m MODULE …`")
