@@ -50,6 +50,9 @@ proof-gpu-wheels: env-train  ## make .proof-gpu, wheels and data for proof-gpu o
 	.venv/bin/myllm run poetry-tiny --to tasks
 	.venv/bin/python -m benchmarks.gpu_proof.wheels
 
+doctor:  ## look at this machine: what is wrong with it, and the command that mends it
+	@$(if $(wildcard .venv/bin/python),.venv/bin/python,python3) -m launch.doctor
+
 proof-size: envs  ## take the published shapes of 0.5B and 1.1B through every stage on a CPU, 45 minutes: benchmarks/size.md
 	.venv/bin/python -m benchmarks.size
 
@@ -73,5 +76,5 @@ lock: env-train  ## resolve environments/*.in into new lock files
 clean:  ## remove environments and built wheels; runs stay
 	rm -rf .venv .venv-eval .venv-serve .venv-ppo .venv-lmeval .venv-clients .venv-lmdeploy .tools .wheels
 
-.PHONY: help demo test test-fast test-slow test-slurm check results bench-converters bench-preprocess bench-pretrain bench-serve proof-gpu proof-gpu-wheels proof-size \
+.PHONY: help demo test test-fast test-slow test-slurm check results bench-converters bench-preprocess bench-pretrain bench-serve proof-gpu proof-gpu-wheels proof-size doctor \
 	envs env-train env-eval env-serve env-clients env-ppo env-lmeval env-gpu env-gpu-te env-lmdeploy lock clean

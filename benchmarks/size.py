@@ -95,9 +95,9 @@ def run(arguments: argparse.Namespace) -> None:
     page = [
         "# Published shapes on a CPU",
         "",
-        f"Made by `make proof-size` (`python -m benchmarks.size`; its stages: {PIPELINE}): {machine()}. float32, "
-        "made-up text, a tokenizer of 1,024 entries, an embedding with the published rows, a few steps a stage. It shows that "
-        "every stage works at this size and what it needs, not that a model learns.",
+        f"Made by `make proof-size` (`python -m benchmarks.size`; its stages: {PIPELINE}): {machine()}. "
+        "float32, made-up text, a tokenizer of 1,024 entries, an embedding with the published rows, a few steps each. "
+        "It shows that every stage works at this size and what it needs, not that a model learns.",
     ]
     for shape in chosen:
         page += ["", table(shape, run_shape(shape))]

@@ -29,6 +29,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "rehearse": Command("run a whole pipeline in small, with every gate", "launch.rehearsal.rehearse"),
         "status": Command("show which stages of a run are done, and its Slurm jobs", "launch.slurm.status"),
         "cancel": Command("cancel the Slurm jobs of a run", "launch.slurm.cancel"),
+        "doctor": Command("look at this machine: what is wrong, and what mends it", "launch.doctor"),
         "samples": Command("let each model of a run answer the same prompts", "launch.report.samples"),
         "report": Command("write report.html and report.json of a run", "launch.report.report"),
     },
