@@ -32,4 +32,6 @@ def run(given: argparse.Namespace) -> None:
             print(line, flush=True)
         if not given.no_check:
             refuse(look(pipeline, stages, folders), pipeline, here=True)
+        if pipeline.notes:
+            print(pipeline.notes, flush=True)
     run_pipeline(pipeline, folders, stages, given.dry_run)

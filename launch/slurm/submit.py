@@ -361,6 +361,8 @@ def run(given: argparse.Namespace) -> None:
     ahead = look(pipeline, stages, folders, quick=given.dry_run)
     if not given.dry_run and not given.no_check:
         refuse(ahead, pipeline, here=True)
+        if pipeline.notes:
+            print(pipeline.notes, flush=True)
     jobs = submit_pipeline(pipeline, folders, stages, site, given.after, given.dry_run, ahead)
     if jobs:
         told = folders.folder

@@ -3,12 +3,14 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from artifacts.errors import UserError
 from artifacts.layout import Run
 from launch.pretraining import checkpoints, training_log
+from launch.pretraining.dataset import validation_samples
 from launch.pretraining.loss_watch import LossWatch
 from launch.pretraining.pretrain import complete
 from launch.pretraining.recipe import Key, load_recipe
@@ -220,3 +222,55 @@ def test_the_other_form_of_the_optimizer_is_refused(claimed):
 def test_a_mistyped_run_is_one_line(tmp_path):
     with pytest.raises(UserError, match="blend.json does not exist"):
         checkpoints.claim(Run(tmp_path / "nowhere"), {})
+
+
+def test_a_later_phase_begins_with_a_checkpoint_of_the_one_before(saved, tmp_path, capsys):
+    """Linked, so that the disk holds it once; found again after a kill; never written to by the new phase."""
+    phase = tmp_path / "run" / "checkpoints-anneal"
+    newest = checkpoints.reached(saved)
+    assert checkpoints.branch(saved, phase, newest + 5) == newest == checkpoints.reached(phase)
+    folder = f"iter_{newest:07d}"
+    files = [file for file in (saved / folder).iterdir() if file.is_file()]
+    assert files and all((phase / folder / file.name).stat().st_ino == file.stat().st_ino for file in files)
+    assert checkpoints.damage(phase / folder) == ""
+    shutil.rmtree(phase / folder)  # thinned out: the phase has checkpoints of its own by now
+    assert checkpoints.branch(saved, phase, newest + 5) == newest
+    assert files[0].exists()
+    with pytest.raises(UserError, match=f"is at iteration {newest}: a phase after it needs train-iters above {newest}"):
+        checkpoints.branch(saved, tmp_path / "other", newest)
+    older = min(saved.glob("iter_*"))
+    assert checkpoints.branch(older, tmp_path / "older", newest + 5) == int(older.name[5:])
+    (older / ".metadata").unlink()
+    with pytest.raises(UserError, match="cannot begin a phase: its save was interrupted"):
+        checkpoints.branch(older, tmp_path / "broken", newest + 5)
+    with pytest.raises(UserError, match="it does not exist. Run the pretraining before it first"):
+        checkpoints.branch(tmp_path / "none", tmp_path / "nothing", 5)
+
+
+def test_old_checkpoints_are_thinned_out(tmp_path):
+    for number in (5, 10, 15, 20, 25, 30):
+        (tmp_path / f"iter_{number:07d}").mkdir()
+        (tmp_path / f"iter_{number:07d}" / ".metadata").touch()
+    (tmp_path / checkpoints.LATEST).write_text("25")  # 30 is still being written
+
+    def left():
+        return [int(folder.name[5:]) for folder in sorted(tmp_path.glob("iter_*"))]
+
+    checkpoints.thin(tmp_path, 0, 0)
+    assert left() == [5, 10, 15, 20, 25, 30]
+    checkpoints.thin(tmp_path, 2, 10)
+    assert left() == [10, 20, 25, 30]
+    checkpoints.thin(tmp_path, 1, 0)
+    assert left() == [25, 30]
+
+
+@pytest.mark.parametrize(
+    ("done", "last", "interval", "consumed", "validations"),
+    [(0, 22, 22, 0, 2), (22, 24, 24, 64, 2), (17166, 19073, 1000, 640, 3), (0, 22, 0, 0, 0)],
+    ids=["a start", "a phase with another interval", "near the end", "none"],
+)
+def test_validation_never_runs_out_of_data(done, last, interval, consumed, validations):
+    """Of two batches of 16 sequences each, one at every interval that is still to come and one at the end."""
+    told = SimpleNamespace(eval_interval=interval, eval_iters=2, global_batch_size=16, consumed_valid_samples=consumed)
+    told.iteration, told.train_iters = done, last
+    assert validation_samples(told) >= consumed + validations * 32

@@ -218,3 +218,17 @@ def test_calibration_refuses_other_weights(tiny: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="of other weights"):
         calibrate.scored_files(tmp_path / "eval", "base", identity, "base_ppl")
+
+
+def test_the_held_out_text_of_every_source_is_found(tmp_path: Path) -> None:
+    """As `myllm binning --sources` leaves it."""
+    for name in ("c4-zh-test.jsonl.zst", "zhwiki-test.jsonl.zst", "zhwiki-train.idx"):
+        (tmp_path / name).touch()
+    assert bits_per_byte.held_out(tmp_path) == [
+        f"c4-zh={tmp_path}/c4-zh-test.jsonl.zst", f"zhwiki={tmp_path}/zhwiki-test.jsonl.zst"
+    ]  # fmt: skip
+    assert bits_per_byte.held_out(None) == []
+    with pytest.raises(UserError, match="binning --sources"):
+        bits_per_byte.held_out(tmp_path / "none")
+    with pytest.raises(UserError, match="no text to measure on"):
+        bits_per_byte.read_sources([], 5)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from scoring_kit import TEMPLATE, questions, run, write_rows
 
+from artifacts.command import parser_of
 from artifacts.errors import UserError
 from artifacts.layout import REPOSITORY
 from artifacts.statistics import wilson
@@ -282,3 +283,10 @@ def test_a_job_for_a_cluster_is_the_same_command(
     assert not (tmp_path / "jobs").exists()
     with pytest.raises(UserError, match="there is no site 'local-tets' .did you mean 'local-test'"):
         run(monkeypatch, tiny, "--suite", "base_ppl", "--output", tmp_path, "--slurm=local-tets")
+
+
+def test_sets_are_given_in_either_form() -> None:
+    parse = parser_of(evaluate).parse_args
+    for words in (["--sets", "ceval,c3"], ["--sets", "ceval", "c3"], ["--sets", "ceval,", "c3"]):
+        assert parse(["m", "--suite", "base_ppl", *words]).sets == "ceval,c3"
+    assert parse(["m", "--suite", "base_ppl"]).sets == ""
