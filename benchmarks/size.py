@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.command import main
+from artifacts.errors import UserError
 from artifacts.files import read_json, write_text
 from artifacts.layout import REPOSITORY, Run
 from launch.pipeline.runner import read_manifest
@@ -43,12 +44,13 @@ SHAPES = (Shape("qwen2-0.5b", 151936, "qwen2", 13), Shape("llama2-1.1b", 32000, 
 
 
 def run_shape(shape: Shape) -> Run:
-    """Run the pipeline for a shape. Raises CalledProcessError if a stage fails, after it has printed why."""
+    """Run the pipeline for a shape. Raises UserError if a stage fails, after it has printed why."""
     run = Run(REPOSITORY / "runs" / f"size-{shape.model}")
     values = {"model": shape.model, "rows": shape.rows, "style": shape.style, "first": shape.first}
     command = [sys.executable, "-m", "launch.cli", "run", PIPELINE, "--run-folder", str(run.folder)]
     command += [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
-    subprocess.run(command, check=True, cwd=REPOSITORY)
+    if subprocess.run(command, cwd=REPOSITORY).returncode:
+        raise UserError(f"{shape.model}: a stage failed (above); after it is mended, the same command goes on there")
     return run
 
 

@@ -241,14 +241,14 @@ def summary(run: Run, recipe: Recipe, layout: Layout, begun: int = 0) -> dict[st
     from launch.pretraining.model_size import flops_per_token, model_of, padded_vocabulary
 
     history = read_history(*logs_of(run.checkpoints))
-    size = vocabulary(run)
+    # an untrained model spreads its guess over the rows that pad the vocabulary too
+    rows = whole(recipe, "padded-vocab-size", padded_vocabulary(recipe, vocabulary(run), layout.tensor))
     imported = get(recipe, "pretrained-checkpoint") is not None
-    check_learning(history, size, not imported)
+    check_learning(history, rows, not imported)
     iterations, sequence = whole(recipe, "train-iters"), whole(recipe, "seq-length")
     tokens = whole(recipe, "global-batch-size") * sequence
     times = sorted(y for _, y in history["milliseconds"])
     rate = tokens / times[len(times) // 2] * 1000
-    rows = whole(recipe, "padded-vocab-size", padded_vocabulary(recipe, size, layout.tensor))
     flops = rate * flops_per_token(model_of(recipe, rows), sequence) / layout.world
     card = get(recipe, "gpu")
     return {
@@ -256,7 +256,7 @@ def summary(run: Run, recipe: Recipe, layout: Layout, begun: int = 0) -> dict[st
         "tokens": (iterations - begun) * tokens,
         "tokens_per_step": tokens,
         "first_loss": history["loss"][0][1],
-        "uniform_loss": round(math.log(size), 4),
+        "uniform_loss": round(math.log(rows), 4),
         "final_loss": history["loss"][-1][1],
         "valid_loss": history["valid"][-1][1] if history["valid"] else None,
         "tokens_per_second": round(rate, 1),
