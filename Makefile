@@ -51,7 +51,9 @@ proof-gpu-wheels: env-train  ## make .proof-gpu, wheels and data for proof-gpu o
 	.venv/bin/python -m benchmarks.gpu_proof.wheels
 
 doctor:  ## look at this machine: what is wrong with it, and the command that mends it
-	@$(if $(wildcard .venv/bin/python),.venv/bin/python,python3) -m launch.doctor
+	@for python in python3 python3.11 python3.12 python3.13 .venv/bin/python; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then exec $$python -m launch.doctor; fi; \
+	done; echo "error: no Python of version 3.10 or newer is installed: apt-get install python3.11" >&2; exit 2
 
 proof-size: envs  ## take the published shapes of 0.5B and 1.1B through every stage on a CPU, 45 minutes: benchmarks/size.md
 	.venv/bin/python -m benchmarks.size
