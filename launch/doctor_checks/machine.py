@@ -24,7 +24,11 @@ def existing(path: Path) -> Path:
 
 
 def disks() -> Iterator[Finding]:
-    places = {"runs/": layout.REPOSITORY / "runs", "cache": layout.cache_folder(), "environments": layout.REPOSITORY}
+    places = {"runs/": layout.REPOSITORY / "runs", "environments": layout.REPOSITORY}
+    try:
+        places["cache"] = layout.cache_folder()
+    except RuntimeError:  # a container started with the number of a user it does not know
+        yield Finding("home", WARN, "this user has no home folder: downloads have no place", "export HOME=FOLDER")
     disk: dict[int, list[str]] = {}
     for name, path in places.items():
         disk.setdefault(existing(path).stat().st_dev, []).append(name)

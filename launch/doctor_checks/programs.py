@@ -89,6 +89,7 @@ def programs() -> Iterator[Finding]:
         elif name == "npm" and os.environ.get("MYLLM_POETRY_TARBALL"):
             yield Finding(name, INFO, "not needed: MYLLM_POETRY_TARBALL is set")
         else:
+            mend = mend if problem == "not installed" else f"run `{name} --version` and mend what it says"
             yield Finding(name, state, f"{problem}: {use}", mend)
 
 

@@ -198,6 +198,8 @@ def test_programs_that_are_missing(tools: Path, monkeypatch: pytest.MonkeyPatch)
     assert found["g++"].state == found["Python"].state == FAULT and found["g++"].mend == "apt-get install g++"
     assert {found[name].state for name in ("make", "git", "npm")} == {WARN}
     assert "MYLLM_POETRY_TARBALL" in found["npm"].mend and "python3.11" in found["Python"].mend
+    program(tools, "npm", "echo no home >&2; exit 1")
+    assert by_name(programs.programs())["npm"].mend == "run `npm --version` and mend what it says"
     monkeypatch.setenv("MYLLM_POETRY_TARBALL", "poems.tgz")
     assert by_name(programs.programs())["npm"].state == INFO
 
@@ -331,6 +333,15 @@ def test_disks(monkeypatch: pytest.MonkeyPatch, free: float, state: str) -> None
     assert {finding.state for finding in found} == {state}
     assert all(bool(finding.mend) == (state != OK) for finding in found)
     assert all(word in " ".join(one.found for one in found) for word in ("runs/", "cache", "environments"))
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(layout, "cache_folder", homeless)
+    found = by_name(machine.disks())
+    assert found["home"].mend.startswith("export HOME") and "environments" in found["disk"].found
 
 
 CGROUP_2 = {"proc/self/cgroup": "0::/job/step\n"}
