@@ -70,9 +70,12 @@ def small_pipeline(given: argparse.Namespace) -> tuple[Pipeline, Run, list[Stage
     Raises:
         UserError: what is missing, or wrong, is no matter of this machine: the real run would fail.
     """
-    real, _, _ = read_pipeline(given)
-    ahead = look(real, real.stages, Run(rehearsal_folder(given.pipeline)), quick=True)
-    refuse(ahead, real)
+    real, elsewhere, _ = read_pipeline(given)
+    ahead = look(real, real.stages, elsewhere, quick=True)
+    chosen = {text.partition("=")[0] for text in given.set}
+    smaller = [f"{name}={value}" for name, value in real.rehearsal.items() if name not in chosen]
+    in_small = load_pipeline(given.pipeline, elsewhere.folder, [*given.set, *smaller])  # at its size, on smaller values
+    refuse(look(in_small, in_small.stages, elsewhere, quick=True), real)
     run = Run((given.run_folder or rehearsal_folder(given.pipeline)).resolve())
     place = Place(
         run=run.folder,
@@ -83,8 +86,6 @@ def small_pipeline(given: argparse.Namespace) -> tuple[Pipeline, Run, list[Stage
         vocab=vocabulary(real),
     )
     os.environ["MYLLM_CACHE"] = str(place.cache)
-    chosen = {text.partition("=")[0] for text in given.set}
-    smaller = [f"{name}={value}" for name, value in real.rehearsal.items() if name not in chosen]
     small = rehearsed(load_pipeline(given.pipeline, run.folder, [*given.set, *smaller]), place)
     table = ["python", "-m", "launch.rehearsal.table", "--run", relative(run.folder)]
     commands = [[*table, "--downloads", str(place.downloads)], ["myllm", "report", relative(run.folder)]]
