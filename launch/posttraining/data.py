@@ -37,7 +37,8 @@ def check_data(job: Job) -> dict[str, Findings]:
     """Check every data file of the recipe; warn of rows that will be cut, and of held-out rows in the training data.
 
     Raises:
-        UserError: a row is faulty (LLaMA-Factory would drop it or train on it), or a file holds another kind of data.
+        UserError: a row is faulty (LLaMA-Factory would drop it or train on it), a file holds another kind of data, or
+            the model's own chat template does not end an answer, so that a chat with it would never stop.
     """
     assert job.data is not None
     keys, limit = longest_allowed(job)
@@ -58,6 +59,8 @@ def check_data(job: Job) -> dict[str, Findings]:
                 f"{path} holds {KIND_NAMES[checked.form.kind]}, but {job.recipe} needs {KIND_NAMES[wanted]}"
             )
         checked.refuse()
+        if checked.example:
+            rendering.labels(checked.example)  # the tool trains with its own template; a server uses the model's
         if checked.too_long:
             print(f"warning: {path}: {len(checked.too_long)} answers are longer than {keys} {limit} and will be cut")
     for name in job.held_out():

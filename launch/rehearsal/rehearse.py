@@ -24,8 +24,8 @@ from artifacts.ahead import Ahead, Needs
 from artifacts.files import write_json
 from artifacts.layout import Run, cache_folder, relative
 from launch.pipeline.arguments import add_pipeline_arguments, read_pipeline
-from launch.pipeline.check import look, refuse, shown
-from launch.pipeline.definition import Pipeline, Stage, load_pipeline
+from launch.pipeline.check import look, parse, refuse, shown
+from launch.pipeline.definition import Pipeline, Stage, is_myllm, load_pipeline
 from launch.pipeline.rehearsed import NEEDS, identity, rehearsal_folder
 from launch.pipeline.runner import run_pipeline
 from launch.rehearsal.shrink import Place, longest_training, rehearsed, value_of, vocabulary
@@ -60,6 +60,12 @@ def needs_of_real(pipeline: Pipeline, ahead: Ahead, price: float | None) -> dict
         needs = ahead.of_stage.get(stage.name, Needs())
         found[stage.name] = {**asdict(needs), "text": shown(needs, price), "workers": workers_of(stage)}
     return found
+
+
+def corpora_of(pipeline: Pipeline) -> list[str]:
+    """The sources that the pipeline's corpora are made of, as `myllm corpora --source` names them."""
+    commands = [command for stage in pipeline.stages for command in stage.commands if is_myllm(command, "corpora")]
+    return [name for command in commands for name in parse(command[1:])[0].source]
 
 
 def small_pipeline(given: argparse.Namespace) -> tuple[Pipeline, Run, list[Stage], Ahead]:
@@ -102,6 +108,7 @@ def prepare(small: Pipeline, run: Run, ahead: Ahead, given: argparse.Namespace) 
         "of": identity(real.file, real.values),
         "hardware": given.hardware,
         "full_size": given.full_size,
+        "corpora": corpora_of(real),
         "elsewhere": [f"{stage}: {text}" for stage, text in ahead.elsewhere],
         "stages": needs_of_real(real, ahead, given.price),
     }

@@ -29,13 +29,11 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in files if not file.name.startswith("."))
 
 
-def read_bytes(cache: Path, downloads: Path) -> tuple[int, int, list[str]]:
+def read_bytes(cache: Path, downloads: Path, corpora: list[str]) -> tuple[int, int, list[str]]:
     """Bytes of the corpora in the rehearsal's cache, bytes of the same in the downloads, and those not downloaded."""
     small = real = 0
     lacking = []
-    for place in sorted(cache.glob("*")):
-        if place.name in ("opencompass", "made-sets"):
-            continue
+    for place in sorted(place for place in cache.glob("*") if place.name in corpora):
         small += size_of(place)
         there = size_of(downloads / place.name)
         real += there
@@ -52,7 +50,7 @@ def hours_of_data(seconds: float, workers: int, small: int, real: int) -> float:
 def rows_of(run: Run, downloads: Path) -> list[dict[str, Any]]:
     """A row for each stage: name, status, seconds, peak memory, gates, what the real run needs."""
     needs = read_json(run.folder / NEEDS)
-    small, real, lacking = read_bytes(run.folder / "cache", downloads)
+    small, real, lacking = read_bytes(run.folder / "cache", downloads, needs["corpora"])
     rows = []
     for name in read_json(run.folder / "pipeline.json")["stages"]:
         if name == LAST:
