@@ -3,7 +3,9 @@
 # own builds of torch, whatever machine resolves them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ $# -eq 0 ]; then set -- train eval lmeval serve serve-gpu clients lmdeploy lmdeploy-gpu gpu gpu-te; fi
+if [ $# -eq 0 ]; then
+  set -- train eval lmeval serve clients lmdeploy gpu gpu-te eval-gpu lmeval-gpu serve-gpu lmdeploy-gpu
+fi
 for name in "$@"; do
   lock=environments/$name.lock
   links=.wheels${PIP_FIND_LINKS:+,${PIP_FIND_LINKS// /,}}
