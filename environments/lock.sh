@@ -15,5 +15,9 @@ for name in "$@"; do
   UV_FIND_LINKS=$links UV_PYTHON_DOWNLOADS=never .tools/bin/uv pip compile -q "environments/$name.in" \
     --override "environments/$name.overrides" "${target[@]}" --no-header --no-annotate -o "$lock.new"
   { echo "# Made by: make lock. Installed by: make env-$name."; cat "$lock.new"; } > "$lock"
+  # resolved for 3.11, so what a newer Python needs besides is not in it: gradio's audioop, removed from Python in 3.13
+  if [[ $name != *gpu* ]] && grep -q '^gradio==' "$lock"; then
+    echo 'audioop-lts==0.2.2 ; python_version >= "3.13"' >> "$lock"
+  fi
   rm "$lock.new"
 done

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from artifacts import ahead, layout
 from artifacts.layout import ENVIRONMENTS, REPOSITORY
 
 LOCKS = sorted(path.stem for path in (REPOSITORY / "environments").glob("*.lock"))
@@ -141,3 +142,20 @@ def test_locks_for_gpus_have_cudas_torch() -> None:
     for lock in (name for name in LOCKS if "gpu" in name):
         text = (REPOSITORY / "environments" / f"{lock}.lock").read_text()
         assert re.search(r"^torch==[\d.]+$", text, re.MULTILINE) and "nvidia-cudnn" in text, lock
+
+
+def test_a_stage_that_scores_on_a_gpu_tells_of_an_environment_for_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(layout, "REPOSITORY", tmp_path)
+    (tmp_path / ".venv-eval" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv-eval" / "bin" / "python").touch()
+    said = {}
+    for lock in ("eval", "eval-gpu"):
+        (tmp_path / ".venv-eval" / ".stamp").write_text(f"{lock} 0123 3.12\n")
+        found = ahead.Ahead(stage="score")
+        found.environment("eval", gpu=True)
+        said[lock] = found.elsewhere
+    mend = ".venv-eval cannot use a GPU: run `make env-eval GPU=yes`"
+    assert said == {"eval": [("score", mend)], "eval-gpu": []}
