@@ -64,13 +64,13 @@ results: envs  ## run every post-training stage with three seeds on a finished d
 test-slow: envs  ## run only the slow tests: every stage of training, serving and scoring on the CPU
 	$(PYTEST) $(SPREAD) -m "slow and not slurm"
 
-envs: env-train env-eval env-serve env-ppo  ## create the environments for training, evaluation, serving and PPO (about 6 GB)
+# GPU=yes takes the lock files for NVIDIA GPUs where there is none (a login node), GPU=no those for a CPU; PYTHON=python3.12
+# names the Python, PYTHON=uv lets uv download one
+envs:  ## create the environments for training, evaluation, serving and PPO: for NVIDIA GPUs if there is one (or GPU=yes), else for a CPU
+	@environments/create.sh train eval serve ppo
 
-env-train env-eval env-clients env-ppo env-lmeval env-gpu env-gpu-te:  ## create one environment (gpu: .venv for NVIDIA GPUs, Python 3.12)
+env-train env-eval env-serve env-ppo env-clients env-lmdeploy env-lmeval env-gpu env-gpu-te:  ## create one environment (gpu, gpu-te: .venv for NVIDIA GPUs)
 	@environments/create.sh $(@:env-%=%)
-
-env-serve env-lmdeploy:  ## create an environment for vLLM or LMDeploy: for CUDA if there is a GPU, else for the CPU (LMDeploy: only what can be checked there)
-	@environments/create.sh $(@:env-%=%)$(if $(wildcard /dev/nvidiactl),-gpu)
 
 lock: env-train  ## resolve environments/*.in into new lock files
 	@environments/lock.sh

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from artifacts.layout import ENVIRONMENTS, REPOSITORY
+from artifacts.layout import ENVIRONMENTS, REPOSITORY, lock_of
 
 
 @dataclass
@@ -89,10 +89,12 @@ class Ahead:
             beside = f" (beside it there will be {', '.join(sorted(near))})" if near else ""
             self.problem(f"{path} does not exist and no earlier stage makes it{beside}: {mend}")
 
-    def environment(self, name: str) -> None:
-        """Note a problem if an environment was not made."""
+    def environment(self, name: str, gpu: bool = False) -> None:
+        """Note a problem if an environment was not made, or, with `gpu`, if it is one for a CPU."""
         if not (REPOSITORY / ENVIRONMENTS[name] / "bin" / "python").exists():
             self.machine(f"the environment {ENVIRONMENTS[name]} does not exist: run `make env-{name}`")
+        elif gpu and lock_of(name) == name:
+            self.machine(f"{ENVIRONMENTS[name]} cannot use a GPU: run `make env-{name} GPU=yes`")
 
     def needs(self, note: str = "", **amounts: float) -> None:
         """Add to what the stage needs: amounts are fields of `Needs`."""

@@ -26,7 +26,7 @@ def missing_package(job: Job) -> str:
         if value is not None and find_spec(package) is None:
             return (
                 f"{key} is {value}, which needs the package {package}: it is in environments/gpu.lock, run `make "
-                f"env-gpu`, or choose another --hardware or recipe"
+                f"env-train GPU=yes`, or choose another --hardware or recipe"
             )
     return ""
 

@@ -254,7 +254,7 @@ def score(
 def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
     config = suite_file(arguments.suite)
     check_sets(arguments.sets, config)
-    ahead.environment("eval")
+    ahead.environment("eval", gpu=arguments.device.startswith("cuda"))
     ahead.needs(gpus=float(arguments.device.startswith("cuda")))
     for text in arguments.model:
         if not text.startswith("http"):
