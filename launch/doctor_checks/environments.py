@@ -41,10 +41,19 @@ def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pins_of(lock: str) -> dict[str, str]:
-    """The packages of a lock file and their versions."""
-    found = re.findall(r"^([\w.-]+)==([^\s;]+)", text_of(layout.REPOSITORY / "environments" / f"{lock}.lock"), re.M)
-    return {plain(name): version for name, version in found}
+def pins_of(lock: str, python: str = "") -> dict[str, str]:
+    """The packages of a lock file and their versions; without those that its markers leave out of this Python."""
+    text = text_of(layout.REPOSITORY / "environments" / f"{lock}.lock")
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)(?:.*python_(?:full_)?version >= ['\"]([\d.]+))?", text, re.M)
+    return {
+        plain(name): version
+        for name, version, least in found
+        if not (least and python) or parts(python) >= parts(least)
+    }
+
+
+def parts(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def stamp(lock: str) -> str:
@@ -104,7 +113,7 @@ def environment(name: str, folder: Path) -> Finding:
         return Finding(
             folder.name, worst, "incomplete: its creation was interrupted, or it is not this project's", anew
         )
-    told = f"{lock}.lock"
+    told, version = f"{lock}.lock", ""
     if not overlay:
         version, problem = ask(folder / "bin" / "python", "-c", "import platform; print(platform.python_version())")
         if problem:
@@ -114,7 +123,7 @@ def environment(name: str, folder: Path) -> Finding:
         return Finding(folder.name, worst, "its programs belong to another folder: it was moved or copied", anew)
     packages = next(iter(folder.glob("lib/python*/site-packages")), folder)
     there = installed(packages)
-    other = differences(there, pins_of(lock), ("megatron-core", "myllm") if name == "train" else ())
+    other = differences(there, pins_of(lock, version), ("megatron-core", "myllm") if name == "train" else ())
     if other:
         more = f", and {len(other) - 3} more" if len(other) > 3 else ""
         return Finding(folder.name, WARN, f"not as in {lock}.lock: {', '.join(other[:3])}{more}", anew)

@@ -652,3 +652,14 @@ def test_help_shows_examples() -> None:
         [sys.executable, "-m", "launch.doctor", "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert "myllm doctor --report" in done.stdout and "--offline" in done.stdout
+
+
+def test_a_package_for_another_python_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from launch.doctor_checks import environments
+
+    (tmp_path / "environments").mkdir()
+    lock = 'numpy==2.1.0\naudioop-lts==0.2.2 ; python_version >= "3.13"\n'
+    (tmp_path / "environments" / "train.lock").write_text(lock)
+    monkeypatch.setattr(environments.layout, "REPOSITORY", tmp_path)
+    assert environments.pins_of("train", "3.11.7") == {"numpy": "2.1.0"}
+    assert "audioop-lts" in environments.pins_of("train", "3.13.1") and "audioop-lts" in environments.pins_of("train")
