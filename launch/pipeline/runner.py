@@ -23,7 +23,7 @@ from artifacts.errors import UserError
 from artifacts.files import hold_lock, read_json, write_json
 from artifacts.layout import REPOSITORY, Run, environment
 from artifacts.stage import UNFINISHED
-from launch.pipeline.definition import Pipeline, Stage, fingerprint
+from launch.pipeline.definition import Pipeline, Stage, fingerprint, is_myllm
 
 SAVING = 300.0  # seconds that a stage may take to save and exit
 POLL = 1.0  # seconds between two polls of a running stage
@@ -170,7 +170,8 @@ def start(command: list[str], run: Run, log: IO[bytes], metrics: Path, marked: b
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": "0",
-        "HF_HUB_OFFLINE": "1",
+        # nothing but a download may reach for the Hub; a download goes by the user's own setting
+        **({} if is_myllm(command, "download") else {"HF_HUB_OFFLINE": "1"}),
         "TOKENIZERS_PARALLELISM": "true",
     }
     return subprocess.Popen(

@@ -327,7 +327,7 @@ def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
         elif source["kind"] == "npm" and not shutil.which("npm"):
             ahead.machine(f"npm is not installed, which downloads {name}: `apt-get install npm`")
         elif source["kind"] == "hub" and not arguments.from_file and is_offline():
-            ahead.problem(f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or pass --from-file")
+            ahead.machine(f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or pass --from-file")
         many = len(files_in(source))
         part = min(arguments.files or many, many) / many if many else 1.0
         if size := float(source.get("bytes", 1e9 * source.get("about_gb", 0))):

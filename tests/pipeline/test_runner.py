@@ -244,3 +244,14 @@ def test_a_full_disk_is_one_line(capsys):
         run_main(write)
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: disk full while writing corpus/x.jsonl.zst: free some space")
+
+
+@pytest.mark.parametrize(("command", "offline"), [("download", None), ("tokenizer", "1")])
+def test_only_a_download_may_reach_for_the_hub(tmp_path, monkeypatch, command, offline):
+    """A pipeline's download was refused, because every stage was told to stay offline."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    found = {}
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda *_, env, **__: found.update(env))
+    with (tmp_path / "log").open("wb") as log:
+        runner.start(["myllm", command, "--help"], runner.Run(tmp_path), log, tmp_path / "metrics.json")
+    assert found.get("HF_HUB_OFFLINE") == offline

@@ -5,12 +5,13 @@ python tests/pretraining/megatron_says.py
 
 import contextlib
 import io
-import itertools
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from combinations import COMBINATIONS
 
 from artifacts.errors import UserError
 from artifacts.layout import Run
@@ -43,7 +44,7 @@ def say(model: str, training: str, hardware: str) -> dict:
 
 def main() -> None:
     answers = {}
-    for combination in itertools.product(*(recipe.names(kind) for kind in recipe.KINDS)):
+    for combination in COMBINATIONS:
         try:
             answers[" ".join(combination)] = say(*combination)
         except UserError as error:

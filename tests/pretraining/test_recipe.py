@@ -1,6 +1,5 @@
 """Recipes: every combination that ships, Megatron's word on it, and refusals that name the nearest valid name."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from combinations import COMBINATIONS
 
 from artifacts.errors import UserError
 from launch.pretraining import estimate, recipe
@@ -16,7 +16,6 @@ from launch.pretraining import estimate, recipe
 REPOSITORY = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 TINY = ("qwen2-tiny", "demo", "cpu")
-COMBINATIONS = list(itertools.product(*(recipe.names(kind) for kind in recipe.KINDS)))
 # each file at least once
 KEPT = (
     TINY,

@@ -1,12 +1,12 @@
 """No flag of a recipe does nothing: each flag of Megatron's parser is read by a training, or refused by name."""
 
-import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from combinations import COMBINATIONS
 
 from artifacts.errors import UserError
 from launch.pretraining import pretrain, recipe, served_flags
@@ -109,7 +109,7 @@ def test_the_walk_finds_what_nothing_reads(argument, read):
     assert argument not in read
 
 
-@pytest.mark.parametrize("combination", list(itertools.product(*(recipe.names(kind) for kind in recipe.KINDS))))
+@pytest.mark.parametrize("combination", COMBINATIONS)
 def test_shipped_recipes_are_served(combination):
     served_flags.check_packages(recipe.load_recipe(*combination))
 

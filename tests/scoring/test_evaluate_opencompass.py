@@ -129,11 +129,12 @@ def test_kept_and_never_reused(
 IN_ENVIRONMENT = """
 import sys
 from pathlib import Path
+from artifacts.command import run_command
 from artifacts.errors import run_main
 from launch.scoring import evaluate, opencompass
 folder = Path(sys.argv.pop(1))
 evaluate.environment = opencompass.environment = lambda name: folder
-run_main(evaluate.main)
+run_main(lambda: run_command(evaluate))
 """
 
 
