@@ -15,6 +15,13 @@ from artifacts.errors import UserError, nearest
 from artifacts.layout import REPOSITORY
 
 
+def search_here() -> None:
+    """Let modules be found in the current folder and in the repository too, after those of Python's path."""
+    for folder in (str(Path.cwd()), str(REPOSITORY)):
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
 def load_function(name: str, setting: str) -> Callable[..., Any]:
     """Import the function `module.function`.
 
@@ -27,9 +34,7 @@ def load_function(name: str, setting: str) -> Callable[..., Any]:
     Raises:
         UserError: the module or the function does not exist.
     """
-    for folder in (str(Path.cwd()), str(REPOSITORY)):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    search_here()
     module_name, _, function = name.rpartition(".")
     if not module_name:
         raise UserError(f"{setting}: {name!r} names no module. Write MODULE.FUNCTION, e.g. my_module.{name}")

@@ -18,14 +18,13 @@ import importlib
 import io
 import shlex
 import shutil
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 from artifacts.ahead import Ahead, Needs
 from artifacts.command import parser_of
 from artifacts.errors import UserError, nearest
 from artifacts.layout import REPOSITORY, Run
+from artifacts.plugs import search_here
 from launch.commands import COMMANDS, parser_for
 from launch.pipeline.arguments import add_pipeline_arguments, read_pipeline
 from launch.pipeline.definition import Pipeline, Stage
@@ -110,9 +109,7 @@ def look(pipeline: Pipeline, stages: list[Stage], run: Run, quick: bool = False)
     Their problems are not counted. `quick` leaves out what takes seconds: Megatron's own check of a recipe.
     """
     ahead = Ahead(quick=quick)
-    for folder in (str(Path.cwd()), str(REPOSITORY)):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    search_here()
     finished = done_stages(pipeline, run)
     with contextlib.chdir(REPOSITORY):  # where the commands will run
         for stage in pipeline.stages:

@@ -12,6 +12,7 @@ from launch.pipeline.arguments import name_of
 
 RECORD = "rehearsal.json"
 NEEDS = "rehearsal_needs.json"
+LAST_STAGE = "rehearsal"  # the stage that a rehearsal adds, which writes the table
 
 
 def rehearsal_folder(name: str) -> Path:

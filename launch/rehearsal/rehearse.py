@@ -26,11 +26,9 @@ from artifacts.layout import Run, cache_folder, relative
 from launch.pipeline.arguments import add_pipeline_arguments, read_pipeline
 from launch.pipeline.check import look, parse, refuse, shown
 from launch.pipeline.definition import Pipeline, Stage, is_myllm, load_pipeline
-from launch.pipeline.rehearsed import NEEDS, identity, rehearsal_folder
+from launch.pipeline.rehearsed import LAST_STAGE, NEEDS, identity, rehearsal_folder
 from launch.pipeline.runner import run_pipeline
 from launch.rehearsal.shrink import Place, longest_training, rehearsed, value_of, vocabulary
-
-LAST = "rehearsal"  # the stage that writes the table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,8 +93,8 @@ def small_pipeline(given: argparse.Namespace) -> tuple[Pipeline, Run, list[Stage
     small = rehearsed(load_pipeline(given.pipeline, run.folder, [*given.set, *smaller]), place)
     table = ["python", "-m", "launch.rehearsal.table", "--run", relative(run.folder)]
     commands = [[*table, "--downloads", str(place.downloads)], ["myllm", "report", relative(run.folder)]]
-    small = replace(small, stages=[*small.stages, Stage(LAST, commands, [small.stages[-1].name])])
-    stages = small.between(given.first, given.last or LAST)
+    small = replace(small, stages=[*small.stages, Stage(LAST_STAGE, commands, [small.stages[-1].name])])
+    stages = small.between(given.first, given.last or LAST_STAGE)
     return small, run, stages, ahead
 
 
@@ -124,7 +122,7 @@ def run(given: argparse.Namespace) -> None:
     prepare(small, folders, ahead, given)
     print(f"rehearsing {small.name} in {folders.folder}", flush=True)
     run_pipeline(small, folders, stages)
-    log = Path(folders.logs / f"{LAST}.log")
-    if log.exists() and stages[-1].name == LAST:
+    log = Path(folders.logs / f"{LAST_STAGE}.log")
+    if log.exists() and stages[-1].name == LAST_STAGE:
         text = log.read_text(encoding="utf-8").splitlines()
         print("\n".join(line for line in text if not line.startswith(("$ ", "metrics "))))

@@ -17,11 +17,9 @@ from artifacts.command import main
 from artifacts.files import read_json, write_json
 from artifacts.layout import Run
 from artifacts.stage import report_metrics
-from launch.pipeline.rehearsed import NEEDS, RECORD
+from launch.pipeline.rehearsed import LAST_STAGE, NEEDS, RECORD
 from launch.pipeline.runner import DONE, read_manifest
 from launch.rehearsal.shrink import WORKERS
-
-LAST = "rehearsal"
 
 
 def size_of(folder: Path) -> int:
@@ -53,7 +51,7 @@ def rows_of(run: Run, downloads: Path) -> list[dict[str, Any]]:
     small, real, lacking = read_bytes(run.folder / "cache", downloads, needs["corpora"])
     rows = []
     for name in read_json(run.folder / "pipeline.json")["stages"]:
-        if name == LAST:
+        if name == LAST_STAGE:
             continue
         manifest, of = read_manifest(run, name), needs["stages"].get(name, {})
         text = str(of.get("text", ""))

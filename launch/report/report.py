@@ -18,7 +18,7 @@ from typing import Any
 from artifacts.files import read_json, write_json, write_text
 from artifacts.layout import ENVIRONMENTS, REPOSITORY, Run
 from launch.pipeline.arguments import add_run_argument, find_run
-from launch.pipeline.rehearsed import RECORD
+from launch.pipeline.rehearsed import LAST_STAGE, RECORD
 from launch.pipeline.runner import Manifest, read_manifest
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -216,7 +216,7 @@ def write_report(run: Run) -> None:
     from jinja2 import Environment
 
     names = read_json(run.folder / "pipeline.json")["stages"]
-    stages = [stage_row(name, read_manifest(run, name)) for name in names if name not in ("report", "rehearsal")]
+    stages = [stage_row(name, read_manifest(run, name)) for name in names if name not in ("report", LAST_STAGE)]
     report: dict[str, Any] = {
         "run": run.name,
         "stages": stages,
