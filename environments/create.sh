@@ -165,7 +165,10 @@ if [ "$lock" = train ] && [ "$version" = 3.11 ] && ! ls .wheels/megatron_core-*-
   source=$(mktemp -d)
   .tools/bin/python -m pip download -q --disable-pip-version-check --no-deps --no-binary=:all: --no-build-isolation \
     --ignore-requires-python -d "$source" "$megatron"
-  .tools/bin/uv build -q --wheel --python "$python" --build-constraints environments/tools.txt -o .wheels "$source"/*.tar.gz
+  # NO_VCS_VERSION: or Megatron's build adds the commit of the repository around it, this one, to its version
+  NO_VCS_VERSION=1 .tools/bin/uv build -q --wheel --python "$python" --build-constraints environments/tools.txt \
+    -o "$source/built" "$source"/*.tar.gz
+  mv "$source"/built/*.whl .wheels # only now: what a build leaves that failed is no wheel to install
   rm -rf "$source"
 fi
 
