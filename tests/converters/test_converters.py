@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import typed
 
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json
@@ -162,7 +163,7 @@ def test_a_model_without_bias_becomes_qwen2_with_zeros(grid, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A random Qwen2 with a tokenizer, imported and exported by the programs themselves, both gates run."""
+    """A random Qwen2 with a tokenizer, imported and exported by the commands, with their gates."""
     work = tmp_path_factory.mktemp("whole")
     texts = ["春风明月夜，江山白云天。" * 3, "花鸟雨雪山水。"]
     made = tokenizer_maker.train(iter(texts), 280, split_characters=True)
@@ -177,13 +178,12 @@ def whole(tmp_path_factory):
         ("export", ("--checkpoint", work / "imported", "--tokenizer", work / "tokenizer", "--output", work / "half",
                     "--dtype", "bfloat16")),
     ):  # fmt: skip
-        command = [sys.executable, "-m", f"converters.{module}", *map(str, options)]
-        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        result = typed(f"converters.{module}", *options)
         assert result.returncode == 0, result.stdout + result.stderr
     return work
 
 
-def test_there_and_back_by_the_programs(whole):
+def test_there_and_back(whole):
     before, after, half = (as_read(whole / name) for name in ("model", "back", "half"))
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert all(torch.equal(before[key].bfloat16(), half[key]) for key in before)
@@ -194,6 +194,7 @@ def test_there_and_back_by_the_programs(whole):
     assert read_json(whole / "half" / "parity.json")["gated_in"] == "float32"
 
 
+@pytest.mark.slow
 def test_transformers_5_gives_the_same_logits_and_ids(whole):
     """The environments differ in transformers' major version; the folder must mean the same in both."""
     other = REPOSITORY / ".venv-serve" / "bin" / "python"
@@ -585,6 +586,7 @@ def test_a_full_folder_and_a_full_disk_lose_nothing(whole, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_leaves_no_folder(whole, tmp_path):
     """SIGKILL while weights are written: no output folder; the same command then makes it."""
     slow = (

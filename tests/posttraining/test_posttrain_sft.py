@@ -83,6 +83,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(
         assert metrics[key] == undisturbed[key], key
 
 
+@pytest.mark.slow
 def test_a_failed_training_is_one_line_and_leaves_no_output(ground: Path, tmp_path: Path) -> None:
     process = start(*sft_arguments(ground, tmp_path / "sft"), "--set", "optim=no_such_optimizer")
     printed, _ = process.communicate(timeout=120)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from in_process import typed
 
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_jsonl
@@ -37,16 +38,7 @@ def data(tmp_path_factory):
 
 
 def run(data: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "preprocess.dataset.blend",
-        "--folder",
-        str(data),
-        "--tokenizer",
-        str(data / "tokenizer"),
-    ]
-    return subprocess.run([*command, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    return typed("preprocess.dataset.blend", "--folder", data, "--tokenizer", data / "tokenizer", *arguments)
 
 
 def test_without_weights_sources_weigh_by_their_tokens(data):

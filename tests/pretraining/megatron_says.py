@@ -1,6 +1,6 @@
-"""What Megatron itself says of every recipe: cross-checks, FLOPs, memory. JSON on standard output, by combination.
+"""What Megatron itself says of recipes: cross-checks, FLOPs, memory. JSON on standard output, by combination.
 
-python tests/pretraining/megatron_says.py
+python tests/pretraining/megatron_says.py '[["qwen2-0.5b", "zh-10b", "node-8"], …]'
 """
 
 import contextlib
@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from combinations import COMBINATIONS
 
 from artifacts.errors import UserError
 from artifacts.layout import Run
@@ -44,7 +42,7 @@ def say(model: str, training: str, hardware: str) -> dict:
 
 def main() -> None:
     answers = {}
-    for combination in COMBINATIONS:
+    for combination in json.loads(sys.argv[1]):
         try:
             answers[" ".join(combination)] = say(*combination)
         except UserError as error:

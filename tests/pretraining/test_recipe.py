@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from combinations import COMBINATIONS
+from in_process import typed
 
 from artifacts.errors import UserError
 from launch.pretraining import estimate, recipe
@@ -33,9 +34,13 @@ KEPT = (
 
 
 @pytest.fixture(scope="session")
-def megatron_says() -> dict:
+def megatron_says(request) -> dict:
+    """What Megatron says of each combination that this run of the tests asks for."""
     script = Path(__file__).parent / "megatron_says.py"
-    result = subprocess.run([sys.executable, "-W", "ignore", str(script)], capture_output=True, text=True)
+    asked = [item.callspec.params["combination"] for item in request.session.items
+             if item.name.startswith("test_every_combination")]  # fmt: skip
+    command = [sys.executable, "-W", "ignore", str(script), json.dumps(asked)]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -47,7 +52,10 @@ def possible(model: str, training: str, hardware: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS, ids=" ".join)
+@pytest.mark.parametrize(
+    "combination",
+    [pytest.param(each, marks=[] if each in KEPT else pytest.mark.slow, id=" ".join(each)) for each in COMBINATIONS],
+)
 def test_every_combination_is_megatrons_or_refused_for_a_reason(combination, megatron_says):
     said = megatron_says[" ".join(combination)]
     if not possible(*combination):
@@ -100,20 +108,10 @@ def test_golden_command_lines_cover_every_file():
         assert {combination[place] for combination in KEPT} == set(recipe.names(kind))
 
 
-def dry_run(*replaced: str) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "launch.pretraining.pretrain",
-        "--model",
-        TINY[0],
-        "--training",
-        TINY[1],
-        "--run",
-        "runs/none",
-    ]
-    command += ["--dry-run", *(part for item in replaced for part in ("--set", item))]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+def dry_run(*replaced: str, recipe: tuple[str, str, str] = TINY) -> subprocess.CompletedProcess:
+    changes = [part for item in replaced for part in ("--set", item)]
+    given = ("--model", recipe[0], "--training", recipe[1], "--hardware", recipe[2])
+    return typed("launch.pretraining.pretrain", *given, "--run", "runs/none", "--dry-run", *changes)
 
 
 def test_dry_run_prints_keys_ranks_and_the_command():
@@ -128,11 +126,12 @@ def test_dry_run_prints_keys_ranks_and_the_command():
 
 
 def test_dry_run_of_several_machines_names_the_rendezvous():
-    command = [sys.executable, "-m", "launch.pretraining.pretrain", "--model", "llama2-1.1b", "--training", "zh-10b"]
-    command += ["--hardware", "cluster-4x8", "--run", "runs/none", "--dry-run"]
-    command += ["--node-rank", "3", "--rendezvous", "first:29500"]
-    out = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    assert "--nnodes=4 --rdzv-backend=c10d --rdzv-endpoint=first:29500" in out and "is_host=0" in out
+    place = ("--node-rank", "3", "--rendezvous", "first:29500")
+    recipe = ("--model", "llama2-1.1b", "--training", "zh-10b", "--hardware", "cluster-4x8")
+    result = typed("launch.pretraining.pretrain", *recipe, "--run", "runs/none", "--dry-run", *place)
+    assert result.returncode == 0, result.stderr
+    assert "--nnodes=4 --rdzv-backend=c10d --rdzv-endpoint=first:29500" in result.stdout
+    assert "is_host=0" in result.stdout
 
 
 RANKS = """
@@ -213,16 +212,5 @@ def test_a_key_that_two_files_set_names_both(tmp_path, monkeypatch):
 
 
 def test_continue_from_hf_asks_for_an_import():
-    command = [
-        sys.executable,
-        "-m",
-        "launch.pretraining.pretrain",
-        "--model",
-        "qwen2-0.5b",
-        "--training",
-        "continue-from-hf",
-    ]
-    result = subprocess.run(
-        [*command, "--run", "runs/none", "--dry-run"], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    result = dry_run(recipe=("qwen2-0.5b", "continue-from-hf", "cpu"))
     assert result.returncode == 2 and "myllm import --model FOLDER" in result.stderr
