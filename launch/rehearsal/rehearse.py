@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from artifacts.ahead import Ahead, Needs
@@ -66,8 +66,19 @@ def corpora_of(pipeline: Pipeline) -> list[str]:
     return [name for command in commands for name in parse(command[1:])[0].source]
 
 
-def small_pipeline(given: argparse.Namespace) -> tuple[Pipeline, Run, list[Stage], Ahead]:
-    """The pipeline of a command line made small, its run, the stages that are asked for, and what the real one needs.
+@dataclass(frozen=True)
+class Rehearsal:
+    """A pipeline and the same made small; the small one's run, the stages that are asked for; what the real one needs."""
+
+    real: Pipeline
+    small: Pipeline
+    run: Run
+    stages: list[Stage]
+    needs: Ahead
+
+
+def small_pipeline(given: argparse.Namespace) -> Rehearsal:
+    """The pipeline of a command line made small.
 
     Sets $MYLLM_CACHE, which the commands inherit, to the rehearsal's own cache.
 
@@ -95,31 +106,32 @@ def small_pipeline(given: argparse.Namespace) -> tuple[Pipeline, Run, list[Stage
     commands = [[*table, "--downloads", str(place.downloads)], ["myllm", "report", relative(run.folder)]]
     small = replace(small, stages=[*small.stages, Stage(LAST_STAGE, commands, [small.stages[-1].name])])
     stages = small.between(given.first, given.last or LAST_STAGE)
-    return small, run, stages, ahead
+    return Rehearsal(real, small, run, stages, ahead)
 
 
-def prepare(small: Pipeline, run: Run, ahead: Ahead, given: argparse.Namespace) -> None:
+def prepare(rehearsal: Rehearsal, given: argparse.Namespace) -> None:
     """Write what the table needs: the real run's needs, and what is rehearsed."""
-    real, _, _ = read_pipeline(given)
+    real = rehearsal.real
     content = {
         "pipeline": real.name,
         "of": identity(real.file, real.values),
         "hardware": given.hardware,
         "full_size": given.full_size,
         "corpora": corpora_of(real),
-        "elsewhere": [f"{stage}: {text}" for stage, text in ahead.elsewhere],
-        "stages": needs_of_real(real, ahead, given.price),
+        "elsewhere": [f"{stage}: {text}" for stage, text in rehearsal.needs.elsewhere],
+        "stages": needs_of_real(real, rehearsal.needs, given.price),
     }
-    write_json(run.folder / NEEDS, content)
+    write_json(rehearsal.run.folder / NEEDS, content)
 
 
 def run(given: argparse.Namespace) -> None:
-    small, folders, stages, ahead = small_pipeline(given)
+    rehearsal = small_pipeline(given)
+    small, folders, stages = rehearsal.small, rehearsal.run, rehearsal.stages
     if given.dry_run:
         run_pipeline(small, folders, stages, dry_run=True)
         return
     refuse(look(small, stages, folders), small, here=True)
-    prepare(small, folders, ahead, given)
+    prepare(rehearsal, given)
     print(f"rehearsing {small.name} in {folders.folder}", flush=True)
     run_pipeline(small, folders, stages)
     log = Path(folders.logs / f"{LAST_STAGE}.log")

@@ -351,9 +351,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> None:
     site = read_site(given.site)
     if given.rehearse:
-        pipeline, folders, stages, real = small_pipeline(given)
+        rehearsal = small_pipeline(given)
+        pipeline, folders, stages = rehearsal.small, rehearsal.run, rehearsal.stages
         if not given.dry_run:
-            prepare(pipeline, folders, real, given)
+            prepare(rehearsal, given)
     else:
         pipeline, folders, stages = read_pipeline(given)
         if not given.dry_run and (text := not_rehearsed(given.pipeline, pipeline.file, pipeline.values)):
