@@ -68,7 +68,7 @@ def corpora_of(pipeline: Pipeline) -> list[str]:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A pipeline and the same made small; the small one's run, the stages that are asked for; what the real one needs."""
+    """A pipeline and the same made small; the small one's run and stages to run; what the real one needs."""
 
     real: Pipeline
     small: Pipeline
