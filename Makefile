@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash -o pipefail
 # a worker per core, four at most; a file's tests run in one worker, which makes the file's fixtures once
-WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc); echo $$((n < 4 ? n : 4)))
 PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q
 SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -14,26 +14,6 @@ MISSING = {"train": FAULT, "eval": WARN, "serve": WARN, "ppo": WARN}  # the othe
 OVERLAY = ".venv-ppo"  # packages laid over .venv; it has no Python of its own
 MAIN_PACKAGES = ("torch", "megatron-core", "llamafactory", "transformers", "trl", "opencompass", "vllm", "lmdeploy")
 SCRIPTS = {"train": "myllm", "eval": "opencompass", "serve": "vllm", "lmdeploy": "lmdeploy", "lmeval": "lm_eval"}
-# What the tools use if nothing else is set.
-PUBLIC = {
-    "package index": "https://pypi.org/simple",
-    "PyTorch": "https://download.pytorch.org/whl/cpu",
-    "Hugging Face": "https://huggingface.co",
-    "npm registry": "https://registry.npmjs.org",
-}
-SETTINGS = (
-    "MYLLM_CACHE MYLLM_POETRY_TARBALL PYTHON PYTHONPATH PYTHONHOME LD_LIBRARY_PATH LD_PRELOAD CONDA_PREFIX VIRTUAL_ENV "
-    "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS HF_HOME HF_ENDPOINT HF_HUB_OFFLINE PIP_INDEX_URL PIP_FIND_LINKS UV_INDEX_URL "
-    "UV_DEFAULT_INDEX UV_FIND_LINKS NCCL_SOCKET_IFNAME"
-).split()
-SCRIPTS = {"train": "myllm", "eval": "opencompass", "serve": "vllm", "lmdeploy": "lmdeploy", "lmeval": "lm_eval"}
-# What the tools use if nothing else is set.
-PUBLIC = {
-    "package index": "https://pypi.org/simple",
-    "PyTorch": "https://download.pytorch.org/whl/cpu",
-    "Hugging Face": "https://huggingface.co",
-    "npm registry": "https://registry.npmjs.org",
-}
 
 
 def plain(name: str) -> str:
