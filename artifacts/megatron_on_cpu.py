@@ -207,7 +207,36 @@ def _patch_start_up() -> None:
         module.initialize_megatron = initialize_megatron
 
 
+def _patch_checkpoint_writer() -> None:
+    """Copy a weight that is a view of a larger one when it is written, not before.
+
+    A checkpoint holds SwiGLU's two matrices apart, as views of one tensor, and the optimizer's moments likewise. The
+    writer clones every view of a CPU tensor before it writes the first: half of all weights once more in memory.
+    """
+    import torch
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    writer = filesystem_async.FileSystemWriterAsync
+    prepare, write = writer.prepare_write_data, filesystem_async._write_item
+    clone = torch.Tensor.clone
+
+    def prepare_write_data(self: Any, *args: Any, **kwargs: Any) -> Any:
+        torch.Tensor.clone = lambda tensor, **_: tensor  # type: ignore[method-assign, assignment]
+        try:
+            return prepare(self, *args, **kwargs)
+        finally:
+            torch.Tensor.clone = clone  # type: ignore[method-assign]
+
+    def whole(data: Any) -> Any:
+        is_view = isinstance(data, torch.Tensor) and data.untyped_storage().size() != data.numel() * data.itemsize
+        return clone(data) if is_view else data
+
+    writer.prepare_write_data = prepare_write_data
+    filesystem_async._write_item = lambda *args, **kwargs: write(*map(whole, args), **kwargs)
+
+
 def patch_megatron() -> None:
     """Patch the functions of megatron-core 0.19.2 that need CUDA. Call before `pretrain()`."""
     _patch_random_states()
     _patch_start_up()
+    _patch_checkpoint_writer()

@@ -34,6 +34,16 @@ RANKS = """[rank1]: Traceback (most recent call last):
 [rank0]:     sample = next(iterator)
 [rank0]: StopIteration
 """
+# torchrun on a CPU: Linux kills rank 0 when memory runs out; rank 1 then loses its peer, and only rank 1 prints
+OUT_OF_MEMORY = """[rank1]: Traceback (most recent call last):
+[rank1]:   File "/x/worker.py", line 200, in <module>
+[rank1]: RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]
+E0000 torch/distributed/elastic/multiprocessing/api.py:1012] failed (exitcode: -9) local_rank: 0 (pid: 3457) of binary
+Traceback (most recent call last):
+  File "/x/bin/torchrun", line 10, in <module>
+    sys.exit(main())
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+"""
 CHAINED = """Traceback (most recent call last):
   File "a.py", line 1, in <module>
 KeyError: 'qwen4'
@@ -51,11 +61,12 @@ ValueError: the checkpoint has model type qwen4, which this version does not kno
     [
         (TORCHRUN, "ImportError: DeepSpeed is not available => install it using `pip3 install deepspeed`"),
         (RANKS, "StopIteration"),
+        (OUT_OF_MEMORY, "rank 0 was killed (SIGKILL), as Linux does when memory runs out"),
         (CHAINED, "ValueError: the checkpoint has model type qwen4, which this version does not know"),
         ("all is well\n", ""),
         (RANKS.replace("[rank0]: StopIteration", ""), "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp"),
     ],
-    ids=["torchrun", "ranks", "chained", "none", "only a lost peer"],
+    ids=["torchrun", "ranks", "killed", "chained", "none", "only a lost peer"],
 )
 def test_the_tools_own_first_error(output: str, wanted: str) -> None:
     found = FirstError()

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -60,19 +61,30 @@ def read_manifest(run: Run, stage: str) -> Manifest | None:
 
 
 def processes_of(run: Run) -> list[int]:
-    """Ids of the running processes that carry this run's mark, without this process and its ancestors."""
+    """Ids of the running processes that carry this run's mark, and of all they started; without this process and its
+    ancestors.
+
+    The mark is a variable of the environment. A program that gives itself a title (vLLM) writes over its copy of that.
+    """
     mark = f"{MARK}={run.folder.resolve()}".encode()
-    found, own, pid = [], set(), os.getpid()
-    while pid > 1:
-        own.add(pid)
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    parents: dict[int, int] = {}
+    marked = set()
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if int(folder.name) not in own and mark in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except (OSError, ValueError):
-            continue
-    return found
+        with suppress(OSError, ValueError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                marked.add(int(folder.name))
+
+    def ancestors(pid: int) -> list[int]:
+        line = []
+        while pid in parents and pid not in line:
+            line.append(pid)
+            pid = parents[pid]
+        return line
+
+    own = set(ancestors(os.getpid()))
+    marked -= own
+    return [pid for pid in parents if pid not in own and not marked.isdisjoint(ancestors(pid))]
 
 
 def end_left_over(run: Run) -> None:

@@ -255,3 +255,21 @@ def test_only_a_download_may_reach_for_the_hub(tmp_path, monkeypatch, command, o
     with (tmp_path / "log").open("wb") as log:
         runner.start(["myllm", command, "--help"], runner.Run(tmp_path), log, tmp_path / "metrics.json")
     assert found.get("HF_HUB_OFFLINE") == offline
+
+
+def test_a_process_without_the_mark_counts_if_a_marked_one_started_it(tmp_path):
+    """vLLM's engine gives itself a title, which overwrites the environment that the mark stands in."""
+    run = Run(tmp_path / "run")
+    child = "import os, subprocess, sys; subprocess.run(['sleep', '60'], env={})"
+    environment = {**os.environ, runner.MARK: str(run.folder.resolve())}
+    marked = subprocess.Popen([sys.executable, "-c", child], env=environment)
+    try:
+        deadline = time.monotonic() + 10
+        while len(found := runner.processes_of(run)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(found) == 2 and marked.pid in found
+        assert runner.memory_mb(run) > 0
+    finally:
+        runner.end_left_over(run)
+        marked.wait()
+    assert not runner.processes_of(run)
