@@ -102,7 +102,7 @@ def export_only(iteration, output, architecture=None):
     arguments = checkpoint.arguments(iteration)
     sizes = vocabulary.of_checkpoint(arguments, 100)
     adapter = architectures.adapter_of_arguments(arguments, architecture)
-    shape = families.shape_of_arguments(arguments, sizes.hugging_face)
+    shape = families.shape_of_arguments(arguments, sizes.hugging_face, adapter.FLAGS)
     source = checkpoint.Checkpoint(iteration)
     plan.check_keys(source.shapes, plan.megatron_shapes(adapter, shape, sizes.padded), "checkpoint")
     output.mkdir()
