@@ -8,6 +8,8 @@ from artifacts.errors import UserError
 from converters.rules import Shape
 
 ROPE_THETA = 10000.0  # transformers' default where config.json says nothing
+# Llama 3's scaling as Megatron has it (`RotaryEmbedding._apply_scaling`): only the factor can be chosen there
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 # flags of a Megatron run, and the values that every adapter here needs
 WANTED = {"normalization": "RMSNorm", "position_embedding_type": "rope", "swiglu": True, "add_bias_linear": False}
@@ -49,6 +51,8 @@ def shape_of_arguments(arguments: Any, vocab: int, flags: dict[str, Any] | None 
         norm_epsilon=arguments.layernorm_epsilon,
         tied=not arguments.untie_embeddings_and_output_weights,
         qkv_bias=arguments.add_qkv_bias,
+        qk_norm=bool(getattr(arguments, "qk_layernorm", False)),
+        rope_factor=float(arguments.rope_scaling_factor) if getattr(arguments, "use_rope_scaling", False) else None,
     )
 
 
@@ -69,6 +73,9 @@ def megatron_arguments(shape: Shape, padded: int, divisible_by: int, tensor_para
         "layernorm_epsilon": shape.norm_epsilon,
         "untie_embeddings_and_output_weights": not shape.tied,
         "add_qkv_bias": shape.qkv_bias,
+        "qk_layernorm": shape.qk_norm,
+        "use_rope_scaling": shape.rope_factor is not None,
+        "rope_scaling_factor": shape.rope_factor or 8.0,
         "add_position_embedding": True,
         "vocab_size": shape.vocab,
         "padded_vocab_size": padded,
@@ -78,9 +85,21 @@ def megatron_arguments(shape: Shape, padded: int, divisible_by: int, tensor_para
     }
 
 
+def rope_config(shape: Shape) -> dict[str, Any]:
+    """The rotary embedding's keys of `config.json`. transformers 4.57 reads `rope_theta` and `rope_scaling` at the top
+    level, 5.x reads `rope_parameters`, so both are written."""
+    scaling = {"rope_type": "default"}
+    if shape.rope_factor is not None:
+        scaling = {"rope_type": "llama3", "factor": shape.rope_factor, **LLAMA3_ROPE}  # type: ignore[dict-item]
+    return {
+        "rope_theta": shape.rope_theta,
+        "rope_parameters": {**scaling, "rope_theta": shape.rope_theta},
+        **({"rope_scaling": scaling} if shape.rope_factor is not None else {}),
+    }
+
+
 def decoder_config(shape: Shape) -> dict[str, Any]:
-    """Keys of `config.json` that both families share. transformers 4.57 reads `rope_theta` at the top level, 5.x in
-    `rope_parameters`, so both are written."""
+    """Keys of `config.json` that all architectures here share."""
     return {
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
@@ -91,8 +110,7 @@ def decoder_config(shape: Shape) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": shape.positions,
         "rms_norm_eps": shape.norm_epsilon,
-        "rope_theta": shape.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        **rope_config(shape),
         "tie_word_embeddings": shape.tied,
         "vocab_size": shape.vocab,
         "attention_dropout": 0.0,
@@ -101,11 +119,27 @@ def decoder_config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def shape_of_config(config: dict[str, Any], qkv_bias: bool, unset: dict[str, Any]) -> Shape:
+def rope_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The rotary embedding's settings of a `config.json`, wherever it has them; `rope_type` is always there."""
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    return {**rope, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
+
+
+def rope_factor_of(rope: dict[str, Any]) -> float | None:
+    """The factor of Llama 3's scaling; None without scaling. Raises UserError for a scaling that Megatron lacks."""
+    if rope["rope_type"] == "default":
+        return None
+    other = [f"{key} {rope.get(key)} (not {value})" for key, value in LLAMA3_ROPE.items() if rope.get(key) != value]
+    if rope["rope_type"] != "llama3" or other or "factor" not in rope:
+        why = f": {', '.join(other)}" if rope["rope_type"] == "llama3" and other else ""
+        raise UserError(f"config.json scales its rotary embeddings ({rope}), which Megatron cannot{why}")
+    return float(rope["factor"])
+
+
+def shape_of_config(config: dict[str, Any], qkv_bias: bool, unset: dict[str, Any], qk_norm: bool = False) -> Shape:
     """Read a `config.json` into a Shape. Raises UserError for a missing key or a setting that Megatron lacks."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise UserError(f"config.json scales its rotary embeddings ({rope}), which the import does not support")
+    rope = rope_of(config)
+    factor = rope_factor_of(rope)
     for key, value in {"hidden_act": "silu", **unset}.items():
         if config.get(key, value) != value:
             raise UserError(f"config.json has {key} = {config[key]!r}; only {value!r} can be imported")
@@ -124,6 +158,8 @@ def shape_of_config(config: dict[str, Any], qkv_bias: bool, unset: dict[str, Any
             norm_epsilon=config["rms_norm_eps"],
             tied=config.get("tie_word_embeddings", False),
             qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            rope_factor=factor,
         )
     except KeyError as error:
         raise UserError(f"config.json has no {error.args[0]}: download the file again") from None

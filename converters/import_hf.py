@@ -29,6 +29,7 @@ CHECKPOINT_VERSION = 3.0
 # values are not needed. Names: `sharded_state_dict` of local and Transformer Engine layers, megatron-core 0.19.2.
 EXTRA_STATES = ("self_attention.linear_qkv", "self_attention.linear_proj", "self_attention.core_attention",
                 "mlp.linear_fc1", "mlp.linear_fc2")  # fmt: skip
+EXTRA_STATES_OF_NORMS = ("self_attention.q_layernorm", "self_attention.k_layernorm")
 EXTRA_STATES_MODEL = ("decoder.final_layernorm", "output_layer")
 
 
@@ -108,7 +109,7 @@ def import_folder(
         with checkpoint.Writer(release, shapes, dtype) as writer:
             write_weights(stored, adapter, shape, padded, writer)
             for layer in range(shape.layers):
-                for name in EXTRA_STATES:
+                for name in (*EXTRA_STATES, *(EXTRA_STATES_OF_NORMS if shape.qk_norm else ())):
                     key = f"{plan.LAYER_PREFIX}{name}._extra_state/shard_{layer}_{shape.layers}"
                     writer.write_object(key, None)
             for name in EXTRA_STATES_MODEL:

@@ -36,6 +36,7 @@ def build(arguments: Any, tensor_parallel: int = 1, pipeline_parallel: int = 1) 
         kv_channels=arguments.kv_channels,
         add_bias_linear=arguments.add_bias_linear,
         add_qkv_bias=arguments.add_qkv_bias,
+        qk_layernorm=getattr(arguments, "qk_layernorm", False),
         normalization=arguments.normalization,
         layernorm_epsilon=arguments.layernorm_epsilon,
         gated_linear_unit=arguments.swiglu,
@@ -52,7 +53,7 @@ def build(arguments: Any, tensor_parallel: int = 1, pipeline_parallel: int = 1) 
         pipeline_model_parallel_size=pipeline_parallel,
         pipeline_dtype=torch.float32,
     )
-    spec = get_gpt_layer_local_spec(normalization=arguments.normalization)
+    spec = get_gpt_layer_local_spec(normalization=arguments.normalization, qk_layernorm=config.qk_layernorm)
     return GPTModel(
         config,
         spec,
@@ -60,6 +61,8 @@ def build(arguments: Any, tensor_parallel: int = 1, pipeline_parallel: int = 1) 
         max_sequence_length=arguments.max_position_embeddings,
         position_embedding_type=arguments.position_embedding_type,
         rotary_base=arguments.rotary_base,
+        rope_scaling=getattr(arguments, "use_rope_scaling", False),
+        rope_scaling_factor=getattr(arguments, "rope_scaling_factor", 8.0),
         share_embeddings_and_output_weights=not arguments.untie_embeddings_and_output_weights,
         parallel_output=False,
         pre_process=parallel_state.is_pipeline_first_stage(),

@@ -31,6 +31,7 @@ PROMPTS = (
 )
 RANDOM_PROMPTS = 6  # of random token ids; a folder without a tokenizer is checked with these only
 RANDOM_TOKENS = 24
+LONG_TOKENS = 512  # of one more: a wrong rotary frequency hardly shows in short prompts
 
 
 def prompt_ids(folder: Path, vocab: int, positions: int) -> list[list[int]]:
@@ -42,7 +43,8 @@ def prompt_ids(folder: Path, vocab: int, positions: int) -> list[list[int]]:
         loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
         prompts = [loaded.encode(prompt).ids for prompt in PROMPTS]
     draw = random.Random(0)
-    prompts += [[draw.randrange(vocab) for _ in range(RANDOM_TOKENS)] for _ in range(RANDOM_PROMPTS)]
+    lengths = [*[RANDOM_TOKENS] * RANDOM_PROMPTS, LONG_TOKENS]
+    prompts += [[draw.randrange(vocab) for _ in range(length)] for length in lengths]
     return [ids[:positions] for ids in prompts]
 
 

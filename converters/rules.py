@@ -29,6 +29,8 @@ class Shape:
     norm_epsilon: float
     tied: bool
     qkv_bias: bool
+    qk_norm: bool = False  # an RMSNorm on each query head and each key head
+    rope_factor: float | None = None  # of Llama 3's scaling of rotary frequencies; None: not scaled
 
     @property
     def query(self) -> int:

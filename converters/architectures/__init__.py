@@ -8,6 +8,8 @@ model_rules(shape)          rules for the embedding, the last norm and the outpu
 layer_rules(shape)          rules for one transformer layer
 config(shape)               the rest of config.json
 shape_of(config)            the shape of a published model, from its config.json
+is_mine(config)             whether a config.json with this MODEL_TYPE is of this architecture; only where two
+                            architectures share a MODEL_TYPE
 """
 
 from __future__ import annotations
@@ -57,10 +59,13 @@ def adapter_of_arguments(arguments: Any, wanted: str | None = None) -> Any:
 
 def adapter_of_config(config: dict[str, Any]) -> Any:
     """The module of an architecture by the `model_type` of config.json. Raises UserError if there is none."""
-    known = {adapter(name).MODEL_TYPE: name for name in names()}
-    found = config.get("model_type")
-    if found not in known:
+    adapters = [adapter(name) for name in names()]
+    found = [each for each in adapters if each.MODEL_TYPE == config.get("model_type")]
+    if len(found) > 1:
+        found = [each for each in found if each.is_mine(config)]
+    if not found:
+        known = ", ".join(sorted({each.MODEL_TYPE for each in adapters}))
         raise UserError(
-            f"config.json has model_type {found!r}, which cannot be imported; supported: {', '.join(sorted(known))}"
+            f"config.json has model_type {config.get('model_type')!r}, which cannot be imported; supported: {known}"
         )
-    return adapter(known[found])
+    return found[0]

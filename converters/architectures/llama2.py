@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from converters.families import decoder_config, shape_of_config
+from converters.families import decoder_config, rope_of, shape_of_config
 from converters.rules import LAYER, MODEL, UNTIED, GroupedQKV, Rule, Shape, Zeros
 
 MODEL_TYPE = "llama"
 ARCHITECTURE = "LlamaForCausalLM"
 FLAGS = {"add_qkv_bias": False}
+
+
+def is_mine(config: dict[str, Any]) -> bool:
+    return bool(rope_of(config)["rope_type"] == "default")
 
 
 def model_rules(shape: Shape) -> tuple[Rule, ...]:

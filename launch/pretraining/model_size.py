@@ -27,6 +27,7 @@ class Model:
     vocab: int
     tied: bool
     qkv_bias: bool
+    qk_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,16 @@ def model_of(recipe: Recipe, vocab: int | None = None) -> Model:
         vocab=vocab or whole(recipe, "published-vocab-size"),
         tied=get(recipe, "untie-embeddings-and-output-weights") is None,
         qkv_bias=get(recipe, "add-qkv-bias") is not None,
+        qk_norm=get(recipe, "qk-layernorm") is not None,
     )
 
 
 def layer_parameters(model: Model) -> int:
-    """Parameters of one layer: attention, SwiGLU, two norms."""
+    """Parameters of one layer: attention, SwiGLU, two norms, and those of queries and keys if there are any."""
     query, key_value = model.heads * model.head_dim, model.groups * model.head_dim
     attention = model.hidden * (2 * query + 2 * key_value) + (query + 2 * key_value if model.qkv_bias else 0)
-    return attention + 3 * model.hidden * model.ffn + 2 * model.hidden
+    norms = 2 * model.hidden + (2 * model.head_dim if model.qk_norm else 0)
+    return attention + 3 * model.hidden * model.ffn + norms
 
 
 def parameters(model: Model) -> int:

@@ -159,6 +159,16 @@ def datasets(samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any,
 datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron then calls it on every rank
 
 
+def model_config(args: Any) -> Any:
+    """Megatron's description of the model, with --rope-scaling-factor: megatron-core 0.19.2 reads that flag and then
+    trains with 8, whatever it says (`gpt_config_from_args`)."""
+    from megatron.training.argument_utils import gpt_config_from_args
+
+    config = gpt_config_from_args(args)
+    config.rope_scaling_factor = args.rope_scaling_factor
+    return config
+
+
 def main() -> None:
     die_with_parent()  # torchrun starts each rank in a new session, so a kill of the launcher's group would miss it
     if ON_CPU:
@@ -168,14 +178,14 @@ def main() -> None:
     start_writers_without_signals()
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
-    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.argument_utils import pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
     args = parse_and_validate_args()
     if project := os.environ.get("MYLLM_SWANLAB_PROJECT"):
         if args.rank == args.world_size - 1:  # the rank that writes to TensorBoard
             track_with_swanlab(project, args)
-    config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
+    config = pretrain_cfg_container_from_args(args, model_config(args))
     with fused_adam(bool(os.environ.get("MYLLM_FUSED_ADAM"))):
         pretrain(config, datasets, ModelType.encoder_or_decoder, forward_step)
 

@@ -12,7 +12,13 @@ from artifacts.errors import UserError
 from launch.pretraining import estimate, gpus, model_size, recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PUBLISHED = {"qwen2-0.5b": 494_032_768, "qwen2-1.5b": 1_543_714_304, "llama2-1.1b": 1_100_048_384}
+PUBLISHED = {
+    "qwen2-0.5b": 494_032_768,
+    "qwen2-1.5b": 1_543_714_304,
+    "llama2-1.1b": 1_100_048_384,
+    "qwen3-0.6b": 596_049_920,
+    "llama3.2-1b": 1_235_814_400,
+}
 
 
 def model(name: str) -> model_size.Model:
@@ -31,7 +37,7 @@ def test_counts_are_hugging_faces(name):
     import transformers
 
     shape = model(name)
-    family = "Qwen2" if name.startswith("qwen2") else "Llama"
+    family = {"qwen2": "Qwen2", "qwen3": "Qwen3"}.get(name.partition("-")[0], "Llama")
     config = getattr(transformers, f"{family}Config")(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
@@ -39,6 +45,7 @@ def test_counts_are_hugging_faces(name):
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.groups,
+        head_dim=shape.head_dim,
         tie_word_embeddings=shape.tied,
     )
     with torch.device("meta"):

@@ -28,6 +28,8 @@ KEPT = (
     ("qwen2-1.5b", "continue-from-hf", "gpu-1-80gb-te"),
     ("llama2-0.5b", "zh-10b", "gpu-1-24gb"),
     ("llama2-1.1b", "zh-100b", "cluster-4x8"),
+    ("qwen3-0.6b", "zh-10b", "gpu-1-80gb"),
+    ("llama3.2-1b", "zh-100b", "node-8"),
     ("llama2-1.1b", "zh-100b-stable", "cluster-4x8"),
     ("llama2-1.1b", "zh-100b-anneal", "cluster-4x8"),
 )
