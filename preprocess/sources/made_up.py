@@ -21,6 +21,11 @@ from typing import Any
 
 from artifacts.errors import UserError
 from artifacts.files import atomic_file
+from preprocess.sources.containers import container
+from preprocess.sources.download import files_in
+from preprocess.sources.hub import is_pattern
+
+Row = dict[str, Any]
 
 DOCUMENTS = 300
 PLACES = "青河 石桥 白塔 东岭 南浦 西湾 北原 临川 云山 平湖 柳城 安溪 海门 长林 武陵 高阳 金沙 龙泉 宝山 松江".split()
@@ -191,18 +196,125 @@ def dpo(numbers: range) -> bytes:
     return _list(rows())
 
 
-def parquet(numbers: range, path: Path, key: str) -> None:
-    """Parquet with a score, as Ultra-FineWeb's."""
-    import pyarrow
-    import pyarrow.parquet
+def smoltalk(numbers: range) -> Iterator[Row]:
+    """smoltalk-chinese: dialogues with the ratings of their instruction."""
+    for number in numbers:
+        question, answer, _ = dialogue(30_000 + number)
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        if number % 3 == 0:
+            more = dialogue(40_000 + number)
+            turns += [{"from": "human", "value": more[0]}, {"from": "gpt", "value": more[1]}]
+        yield {"id": f"{number}", "conversations": turns, "difficulty": "easy", "instruction_quality": 4}
 
-    articles = [article(number) for number in numbers]
-    columns = {
-        key: ["\n".join([title, *parts]) for title, parts in articles],
-        "score": [round(random.Random(number).random(), 4) for number in numbers],
-        "source": ["made-up"] * len(articles),
-    }
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+def coig_cqia(numbers: range) -> Iterator[Row]:
+    for number in numbers:
+        question, answer, _ = dialogue(50_000 + number)
+        yield {
+            "instruction": question, "input": "", "output": answer, "domain": ["通用"],
+            "task_type": {"major": ["问答"], "minor": ["百科问答"]}, "metadata": None, "answer_from": "human",
+            "human_verified": True, "copyright": "暂无版权及作者信息",
+        }  # fmt: skip
+
+
+def infinity_instruct(numbers: range) -> Iterator[Row]:
+    """Infinity-Instruct: `label` is an object, not KTO's; most rows are English."""
+    for number in numbers:
+        question, answer, _ = dialogue(60_000 + number)
+        chinese = number % 3 == 0
+        said = (question, answer) if chinese else (f"What is {number} plus 1?", f"It is {number + 1}.")
+        yield {
+            "id": number, "conversations": [{"from": "human", "value": said[0]}, {"from": "gpt", "value": said[1]}],
+            "label": {"ability_zh": ["知识"], "ability_en": ["knowledge"]}, "langdetect": "zh-cn" if chinese else "en",
+            "source": "made-up",
+        }  # fmt: skip
+
+
+def minimind(numbers: range) -> Iterator[Row]:
+    """minimind's sft_t2t: some dialogues have thoughts, some tools; one tool call's arguments are no JSON."""
+    for number in numbers:
+        question, answer, _ = dialogue(70_000 + number)
+        turns: list[Row] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        if number % 10 == 4:
+            turns[1]["reasoning_content"] = "先想一想。"
+        if number % 10 == 7:
+            tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+            arguments = '{"a": ' if number == 57 else json.dumps({"a": number, "b": 1})
+            calls = [{"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments}}]
+            turns = [
+                {"role": "system", "content": "", "tools": json.dumps([tool])}, turns[0],
+                {"role": "assistant", "content": "", "tool_calls": json.dumps(calls)},
+                {"role": "tool", "content": f"{number + 1}"}, turns[1],
+            ]  # fmt: skip
+        yield {"conversations": turns}
+
+
+def minimind_dpo(numbers: range) -> Iterator[Row]:
+    """minimind's dpo: two lists of messages that differ in the last."""
+    for number in numbers:
+        question, better, worse = dialogue(80_000 + number)
+        asked = {"role": "user", "content": question}
+        both = ([asked, {"role": "assistant", "content": text}] for text in (better, worse))
+        yield dict(zip(("chosen", "rejected"), both, strict=True))
+
+
+def r1_distill(numbers: range) -> Iterator[Row]:
+    for number in numbers:
+        question, answer, _ = dialogue(90_000 + number)
+        yield {
+            "input": question, "reasoning_content": f"题目是“{question}”，先回忆相关的事实。", "content": answer,
+            "repo_name": "made-up", "score": 9,
+        }  # fmt: skip
+
+
+def ultrafeedback(numbers: range) -> Iterator[Row]:
+    """UltraFeedback-chinese: scored answers; the answers of a row may be equally good."""
+    for number in numbers:
+        question, better, worse = dialogue(100_000 + number)
+        scores = (3.0, 3.0) if number % 40 == 9 else (4.6, 1.4)
+        answers = zip((better, worse), scores, strict=True)
+        yield {
+            "source": "made-up", "instruction": question,
+            "completions": [
+                {"model": f"m{place}", "response": text, "overall_score": score,
+                 "annotations": {"helpfulness": {"Rating": f"{score:.0f}", "Rationale": "略"}}}
+                for place, (text, score) in enumerate(answers)
+            ],
+        }  # fmt: skip
+
+
+def web_pages(numbers: range, source: Row) -> Iterator[Row]:
+    """The records of a corpus by its `columns`, `text_key` and `score_range`; `a.b` is the key b in the object a."""
+    key = source.get("text_key", "text")
+    low, high = source.get("score_range", (0, 1))
+    for number in numbers:
+        title, parts = article(number)
+        row: Row = {}
+        for column in source.get("columns", [key]):
+            score = round(low + (high - low) * random.Random(f"{column} {number}").random(), 4)
+            value = "\n".join([title, *parts]) if column == key else score if "score" in column else f"made-up-{number}"
+            outer, _, inner = column.rpartition(".")
+            (row.setdefault(outer, {}) if outer else row)[inner] = value
+        yield row
+
+
+def write_rows(rows: Iterator[Row], name: str, path: Path) -> None:
+    """Write rows in the container that a published file's name tells: Parquet, or JSON lines, plain or compressed."""
+    ending, compression = container(name)
+    if ending == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+        return
+    text = _lines(rows)
+    if compression == "gzip":
+        text = gzip.compress(text, mtime=0)
+    elif compression == "zstd":
+        import zstandard
+
+        text = zstandard.ZstdCompressor().compress(text)
+    path.write_bytes(text)
 
 
 SITE = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="zh">
@@ -273,6 +385,11 @@ WRITERS: dict[str, Callable[[range], bytes]] = {
     "wikipedia_cn": wikipedia_cn, "baidubaike": baidubaike, "c4_zh": c4_zh, "wudao": wudao,
     "alpaca-zh": alpaca, "belle-1m": belle, "dpo-zh": dpo,
 }  # fmt: skip
+ROWS: dict[str, Callable[[range], Iterator[Row]]] = {
+    "smoltalk-chinese": smoltalk, "coig-cqia": coig_cqia, "infinity-instruct": infinity_instruct,
+    "minimind-sft": minimind, "minimind-dpo": minimind_dpo, "r1-distill-zh": r1_distill,
+    "ultrafeedback-chinese": ultrafeedback,
+}  # fmt: skip
 # the first article of each source: of 300, the last 50 of zhwiki are in wikipedia_cn too, and so on
 FIRST = {"wikipedia_cn": 250, "baidubaike": 500, "c4_zh": 750, "wudao": 1000}
 
@@ -288,8 +405,8 @@ def write(name: str, source: dict[str, Any], folder: Path, files: list[str], doc
         folder.mkdir(parents=True, exist_ok=True)
         zhwiki(range(documents), folder / files[0], folder / files[1])
         return
-    writer = WRITERS.get(name) or WRITERS.get(reader)
-    if writer is None and reader != "jsonl":
+    writer, rows = WRITERS.get(name) or WRITERS.get(reader), ROWS.get(name)
+    if writer is None and rows is None and reader != "jsonl":
         raise UserError(
             f"{name}: no made-up sample of its layout is known; download it first, then its beginning is used"
         )
@@ -297,7 +414,16 @@ def write(name: str, source: dict[str, Any], folder: Path, files: list[str], doc
     for place, file in enumerate(files):
         numbers = range(first + place * each, first + (place + 1) * each)
         with atomic_file(folder / file) as aside:
-            if writer is None:
-                parquet(numbers, aside, source.get("text_key", "text"))
-            else:
+            if writer is not None:
                 aside.write_bytes(writer(numbers))
+            else:
+                write_rows(rows(numbers) if rows else web_pages(numbers, source), file, aside)
+
+
+def made_names(source: dict[str, Any], most: int) -> list[str]:
+    """Names for at most `most` made-up files of a source, as it publishes them: a number for the last `*`."""
+    names = files_in(source) or ["part-0.json", "part-1.json"]
+    if is_pattern(names[0]):
+        before, _, after = names[0].rpartition("*")
+        names = [f"{before.replace('*', '')}{number:05d}{after}" for number in range(most)]
+    return names[:most]
