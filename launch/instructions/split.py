@@ -20,7 +20,9 @@ from launch.instructions.lint import KIND_NAMES, MEND
 from launch.instructions.read import data_files, form_of, read_row, rows
 
 
-def split(path: Path, folder: Path, share: float, drop_faulty: bool = False) -> tuple[int, int, int]:
+def split(
+    path: Path, folder: Path, share: float, drop_faulty: bool = False, where: dict[str, str] | None = None
+) -> tuple[int, int, int]:
     """Split a file, or the files of a folder, into `<name>_train.json` and `<name>_valid.json` by questions' hashes.
 
     A question always falls into the same part, also when the file grows. Rows keep the format that they have. A row
@@ -29,6 +31,7 @@ def split(path: Path, folder: Path, share: float, drop_faulty: bool = False) -> 
     Args:
         share: share of the questions to hold out, 0-1.
         drop_faulty: leave out faulty rows too.
+        where: values of columns; other rows are not looked at.
 
     Returns:
         Number of training rows, held-out rows and dropped rows.
@@ -48,6 +51,8 @@ def split(path: Path, folder: Path, share: float, drop_faulty: bool = False) -> 
                 f"{KIND_NAMES[form.kind]}: split them one by one"
             )
         for number, row in rows(file):
+            if where and isinstance(row, dict) and any(str(row.get(name)) != value for name, value in where.items()):
+                continue
             place = f"row {number}" if len(files) == 1 else f"{file.name}, row {number}"
             try:
                 example = read_row(row, form)
@@ -83,6 +88,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop-faulty", action="store_true", help="leave out faulty rows, and list them in NAME_dropped.json"
     )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="take only rows with this value; repeatable",
+    )
+
+
+def conditions(given: list[str]) -> dict[str, str]:
+    """The conditions of `--where`. Raises UserError for one without `=`."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"--where {text}: write COLUMN=VALUE")
+        found[name] = value
+    return found
 
 
 def look_ahead(given: argparse.Namespace, ahead: Ahead) -> None:
@@ -93,7 +116,9 @@ def look_ahead(given: argparse.Namespace, ahead: Ahead) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    train, valid, dropped = split(given.file, given.output_folder, given.share, given.drop_faulty)
+    train, valid, dropped = split(
+        given.file, given.output_folder, given.share, given.drop_faulty, conditions(given.where)
+    )
     name = f"{given.output_folder}/{given.file.stem}"
     print(f"{name}_train.json: {train:,} rows, _valid.json: {valid:,} rows")
     if dropped:

@@ -254,7 +254,8 @@ def show_plan(name: str, source: dict[str, Any], wish: str | int | None) -> None
         size = f", {sizes[file]:,} bytes" if sizes[file] else ""
         print(f"{name}: {file} ({'cached' if target.exists() else 'to be downloaded'}{size})")
     total = sum(sizes[file] for file in files)
-    told = f", {total / 1e9:.1f} GB" if total else ""
+    guess = source.get("about_gb", 0) * (share_of(source, wish) or 0)
+    told = f", {total / 1e9:.1f} GB" if total else f", about {guess:.1f} GB" if guess else ""
     print(f"{name}: {len(files):,} of {len(sizes):,} files{told}; licence: {source['licence']}")
 
 
@@ -339,14 +340,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="list the sources, their licences and paths")
 
 
-def share_of(source: dict[str, Any], wish: str | None) -> float | None:
+def share_of(source: dict[str, Any], wish: str | int | None) -> float | None:
     """The share of a source's files that `--files` asks for, without asking the hub; None if that cannot be known."""
     files = files_in(source)
     if wish is None or not files:
         return 1.0
     if not any(map(hub.is_pattern, files)):
         return len(selected(files, wish)) / len(files)
-    count, many = wish.rpartition("/")[2], source.get("about_files")
+    count, many = str(wish).rpartition("/")[2], source.get("about_files")
     return min(int(count) / many, 1.0) if count.isdigit() and many else None
 
 

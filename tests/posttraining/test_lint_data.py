@@ -477,6 +477,16 @@ def test_a_folder_is_split_as_one_set(tmp_path):
         split_data.split(tmp_path / "set", tmp_path / "out", 0.2)
 
 
+def test_only_rows_with_a_value_are_split(tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    rows = [{**GOOD["alpaca"], "instruction": f"问{i}", "langdetect": ("zh-cn", "en")[i % 2]} for i in range(80)]
+    write(path, *rows, lines=True)
+    train, valid, dropped = split_data.split(path, tmp_path / "out", 0.3, where={"langdetect": "zh-cn"})
+    assert (train + valid, dropped) == (40, 0)
+    with pytest.raises(UserError, match="--where langdetect: write COLUMN=VALUE"):
+        split_data.conditions(["langdetect"])
+
+
 def test_post_training_gets_each_example_once_and_for_ppo_no_answer(tmp_path):
     path = write(tmp_path / "x.json", GOOD["alpaca"], GOOD["alpaca with history"], GOOD["alpaca"])
     assert [number for number, _ in posttrain_data.examples(path)] == [1, 2]

@@ -473,8 +473,8 @@ def test_every_source_is_described():
         assert download.source_file(name).name
         assert set(source) <= {
             "kind", "package", "version", "bytes", "integrity", "licence", "home", "reader", "path", "about_gb",
-            "files", "about_files", "mirrors", "digests", "repository", "text_key", "columns", "score", "score_range", "gated",
-            "warning",
+            "about_files", "files", "mirrors", "digests", "repository", "text_key", "columns", "score", "score_range",
+            "gated", "warning",
         }, name  # fmt: skip
         if source["reader"] == "jsonl":
             assert {source.get("text_key", "text"), source.get("score")} <= {*source["columns"], None}, name
