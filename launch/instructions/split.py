@@ -1,8 +1,10 @@
 """Split a file of instructions or pairs into training and held-out rows, by the hash of each question.
 
-myllm split-data alpaca_zh.json --output-folder data --share 0.02
-myllm split-data belle.json --output-folder data --drop-faulty      # leave faulty rows out, and list them
-myllm split-data ~/.cache/myllm/smoltalk-chinese --output-folder data  # a folder of Parquet files
+    myllm split-data alpaca_zh.json --output-folder data --share 0.02
+    myllm split-data belle.json --output-folder data --drop-faulty              # leave faulty rows out, and list them
+    myllm split-data ~/.cache/myllm/infinity-instruct --output-folder data --where langdetect=zh-cn   # a folder
+
+Rows keep the format that they have; post-training reads every format that the linter reads.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 from artifacts.errors import UserError
 from artifacts.files import read_json, read_jsonl, write_jsonl
 from preprocess.corpora.source import make_source, option_by_source
-from preprocess.sources.made_up import article
+from preprocess.sources.made_up_text import article
 
 MYLLM = [sys.executable, "-m", "launch.cli"]
 
