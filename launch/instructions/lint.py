@@ -44,6 +44,11 @@ class Findings:
     longest: int = 0
     example: Example | None = None
 
+    @property
+    def examples(self) -> int:
+        """Rows without those that repeat others: what is trained on if there is no fault."""
+        return self.rows - len(self.repeats)
+
     def refuse(self) -> None:
         """Raise UserError if there is a bad row; the message names the first one."""
         if self.faults:

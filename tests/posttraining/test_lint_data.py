@@ -291,7 +291,7 @@ def test_repeats_leaks_and_held_out_rows(tmp_path):
     leak = {"instruction": "写诗", "input": "", "output": "孤舟蓑笠翁，独钓寒江雪。千山鸟飞绝。"}
     path = write(tmp_path / "x.json", GOOD["alpaca with history"], GOOD["alpaca with history"], GOOD["alpaca"], leak)
     found = lint_data.lint(path, evaluation=lint_data.evaluation_ngrams([evaluation]), held_out=held_out)
-    assert found.repeats == [(2, 1)] and [row for row, _ in found.faults] == [3, 4]
+    assert found.repeats == [(2, 1)] and found.examples == 3 and [row for row, _ in found.faults] == [3, 4]
     said = [fault for _, fault in found.faults]
     assert said[0] == "also in the held-out file, row 1" and "with an evaluation item" in said[1]
     assert "1 row repeats an earlier one and will be left out (first: row 2 repeats row 1)" in lint_data.report(
