@@ -216,10 +216,10 @@ def dialogue_pairs(row: Row, pairs: bool) -> tuple[list[Turn], tuple[str, ...]]:
             raise Fault(f"`{name}` is not a list of messages, or is empty")
     if row["chosen"][:-1] != row["rejected"][:-1]:
         raise Fault("`chosen` and `rejected` differ before their last message")
-    before = row["chosen"][:-1] or row.get("prompt")
+    before = row["chosen"][:-1] or row.get("prompt") or row.get("conversations") or row.get("messages")
     before = [{"role": "user", "content": before}] if isinstance(before, str) else before
     last = {name: row[name][-1] for name in ("chosen", "rejected")}
-    return dialogue(before, "chosen", row), (answer(last, "chosen"), answer(last, "rejected"))
+    return dialogue(before, "prompt", row), (answer(last, "chosen"), answer(last, "rejected"))
 
 
 def prompt_pairs(row: Row, pairs: bool) -> tuple[list[Turn], tuple[str, ...]]:

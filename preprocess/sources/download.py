@@ -75,7 +75,7 @@ def published_files(name: str, source: dict[str, Any]) -> dict[str, int]:
     """The files of a source, with their sizes in bytes where the hub was asked for the names, else 0."""
     files = files_in(source)
     if any(map(hub.is_pattern, files)):
-        return hub.list_files(source["repository"], files, cache_folder() / name)
+        return hub.list_files(source["repository"], files, cache_folder() / "listings" / f"{name}.json")
     return dict.fromkeys(files, 0)
 
 
@@ -384,7 +384,8 @@ def run(arguments: argparse.Namespace) -> None:
         for name, source in read_yaml(SOURCES).items():
             place_of = sets_folder() / source["unpack"]["into"] if "unpack" in source else source_file(name)
             there = "here" if place_of.exists() else "not here"
-            print(f"{name}\t{source['kind']}\t{source['licence']}\t{place_of} ({there})")
+            kind = f"{source['kind']}, gated" if source.get("gated") else source["kind"]
+            print(f"{name}\t{kind}\t{source['licence']}\t{place_of} ({there})")
         return
     if not arguments.source:
         raise UserError("no source given: name one, `myllm download --list` shows them")

@@ -14,7 +14,7 @@ import urllib.request
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json
@@ -22,7 +22,6 @@ from preprocess.sources.http import Wanted, asked
 
 SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
 NEXT = re.compile(r'<([^>]+)>;\s*rel="next"')
-LISTING = ".listing.json"  # beside the files of a source: path -> size in bytes
 
 
 def is_offline() -> bool:
@@ -81,15 +80,14 @@ def is_pattern(file: str) -> bool:
     return "*" in file
 
 
-def list_files(repository: str, patterns: list[str], folder: Path) -> dict[str, int]:
+def list_files(repository: str, patterns: list[str], kept: Path) -> dict[str, int]:
     """The files of a dataset that match a pattern, with their sizes in bytes, in the order of the patterns.
 
-    The hub's answer is kept in `folder`; offline, that of an earlier call is used.
+    The hub's answer is written to the file `kept`; offline, that of an earlier call is used.
 
     Raises:
         UserError: the hub cannot be reached or refuses, or no file matches.
     """
-    kept = folder / LISTING
     if is_offline():
         if not kept.exists():
             raise UserError(f"the files of {repository} are not known and HF_HUB_OFFLINE is set: unset it")
@@ -98,7 +96,6 @@ def list_files(repository: str, patterns: list[str], folder: Path) -> dict[str, 
         every = {}
         for prefix in sorted({pattern.partition("*")[0].rpartition("/")[0] for pattern in patterns}):
             every |= _tree(repository, prefix)
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(kept, every)
     found = {name: every[name] for pattern in patterns for name in sorted(every) if fnmatchcase(name, pattern)}
     if not found:
@@ -109,7 +106,7 @@ def list_files(repository: str, patterns: list[str], folder: Path) -> dict[str, 
 
 
 def _tree(repository: str, folder: str) -> dict[str, int]:
-    """Every file below a folder of a dataset, with its size, page by page."""
+    """Every file below a folder of a dataset, with its size, page by page; none if there is no such folder."""
     url = f"{endpoint()}/api/datasets/{repository}/tree/main/{quote(folder)}".rstrip("/") + "?recursive=true"
     found: dict[str, int] = {}
     while url:
@@ -118,6 +115,8 @@ def _tree(repository: str, folder: str) -> dict[str, int]:
                 page = json.load(response)
                 following = NEXT.search(response.headers.get("Link", ""))
         except urllib.error.HTTPError as error:
+            if error.code == 404 and folder:
+                return {}
             mend = how_to_enter(repository) if error.code in (401, 403) else "try later"
             raise UserError(f"the hub does not list {repository} (HTTP {error.code} {error.reason}): {mend}") from None
         except (OSError, ValueError) as error:
@@ -125,5 +124,6 @@ def _tree(repository: str, folder: str) -> dict[str, int]:
                 f"the hub does not list {repository} ({error}): check the network and HF_ENDPOINT"
             ) from None
         found |= {item["path"]: int(item.get("size") or 0) for item in page if item.get("type") == "file"}
-        url = following[1] if following else ""
+        rest = urlsplit(following[1]) if following else None  # of a mirror, it may name the hub itself
+        url = f"{endpoint()}{rest.path}?{rest.query}" if rest else ""
     return found

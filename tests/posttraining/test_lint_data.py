@@ -156,6 +156,8 @@ def test_what_the_published_formats_say() -> None:
     trl = {"prompt": [{"role": "user", "content": "问"}], "chosen": [{"role": "assistant", "content": "好"}],
            "rejected": [{"role": "assistant", "content": "坏"}]}  # fmt: skip
     assert example_of(trl) == chat_data.Example((("user", "问"),), ("好", "坏"))
+    one = {"conversations": [ASKED], "chosen": [ANSWERED], "rejected": [{"from": "gpt", "value": "坏"}]}
+    assert example_of(one) == chat_data.Example((("user", "问一"),), ("答一", "坏"))
     rated = [{"response": answer, "annotations": {"a": {"Rating": low}, "b": {"Rating": "4"}, "c": {"Rating": "N/A"}}}
              for answer, low in (("坏", "1"), ("好", "5"))]  # fmt: skip
     assert example_of({"instruction": "问", "completions": rated}).answers == ("好", "坏")

@@ -79,9 +79,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path in server.moved:
             return self.refuse(302, Location=server.moved[self.path])
         if self.path in server.texts:
+            if not server.texts[self.path]:
+                return self.refuse(404)
             self.send_response(200)
             if self.path.endswith("recursive=true"):  # a first page of the hub's listing
-                self.send_header("Link", f'<http://127.0.0.1:{server.server_port}/page-2>; rel="next"')
+                self.send_header("Link", '<https://the.hub/page-2?cursor=x>; rel="next"')
             self.end_headers()
             self.wfile.write(server.texts[self.path])
             return
@@ -332,8 +334,10 @@ def test_offline_nothing_is_fetched_but_the_cache_serves(hub, monkeypatch):
 @pytest.fixture
 def tree(hub, tmp_path, monkeypatch):
     """A dataset whose files only the hub knows, listed on two pages."""
-    listing = "x: {kind: hub, repository: some/corpus, files: ['4_5/*.bin', '3_4/*.bin'], licence: none, gated: true,"
-    monkeypatch.setattr(download, "SOURCES", Path(sources(tmp_path, listing + " about_files: 8, about_gb: 4}\n")))
+    listing = "x: {kind: hub, repository: some/corpus, files: ['4_5/*.bin', '3_4/*.bin', 'no/*.bin'], licence: none,"
+    monkeypatch.setattr(
+        download, "SOURCES", Path(sources(tmp_path, listing + " gated: true, about_files: 8, about_gb: 4}\n"))
+    )
     monkeypatch.setenv("HF_TOKEN", "secret")
 
     def page(*paths: str) -> bytes:
@@ -342,7 +346,8 @@ def tree(hub, tmp_path, monkeypatch):
 
     for folder in ("3_4", "4_5"):
         hub.texts[f"/api/datasets/some/corpus/tree/main/{folder}?recursive=true"] = page(f"{folder}/a.bin")
-    hub.texts["/page-2"] = page("3_4/b.bin", "4_5/b.bin", "4_5/readme.md")
+    hub.texts["/api/datasets/some/corpus/tree/main/no?recursive=true"] = b""  # a folder that is not there
+    hub.texts["/page-2?cursor=x"] = page("3_4/b.bin", "4_5/b.bin", "4_5/readme.md")
     return hub
 
 
@@ -352,6 +357,7 @@ def test_names_that_only_the_hub_knows_are_asked_for(tree, tmp_path, monkeypatch
     assert said.index("4_5/a.bin (to be downloaded, 3,000,000 bytes)") < said.index("3_4/a.bin")  # the best part first
     assert "x: 3 of 4 files, 0.0 GB; licence: none" in said
     assert not any("/resolve/" in path for _, path, _ in tree.seen)
+    assert not download.source_file("x").exists()  # nothing is there that looks like a download
     folder = download.download("x", wish="3_4/*/1")
     assert folder == tmp_path / "cache" / "x" and [p.name for p in folder.rglob("*.bin")] == ["a.bin"]
     assert set(tree.tokens.values()) == {"Bearer secret"}
