@@ -4,8 +4,9 @@
     myllm lint-data train.json --held-out valid.json --evaluation ceval.jsonl
 
 Trainers silently drop bad rows or train on them. This command prints every fault with file, row and reason, and exits
-with 2 if there is one. With --tokenizer it also shows one example rendered by the tokenizer's own chat template, as the
-model will see it, and counts lengths in tokens.
+with 2 if there is one. A row that repeats another is only a warning: post-training leaves it out. With --tokenizer it
+also shows one example rendered by the tokenizer's own chat template, as the model will see it, and counts lengths in
+tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 
 from artifacts.errors import UserError
 from artifacts.files import read_json
-from launch.instructions.read import Example, Fault, Form, form_of, read_row, rows
+from launch.instructions.fault import Fault
+from launch.instructions.read import Example, Form, Repeats, data_files, form_of, not_utf8, read_row, rows
 
 NGRAM = 13  # a row leaks if it shares this many characters with an evaluation item, as in decontamination
 SHOWN = 20  # faults printed per file
@@ -35,18 +37,34 @@ class Findings:
     form: Form
     rows: int = 0
     faults: list[tuple[int, str]] = field(default_factory=list)  # (row from 1, what is wrong)
+    repeats: list[tuple[int, int]] = field(default_factory=list)  # (row, the earlier row that it repeats)
     too_long: list[tuple[int, int]] = field(default_factory=list)  # (row, tokens) of rows that the trainer will cut
     keys: dict[str, int] = field(default_factory=dict)  # hash of an example -> its row
     tokens: int = 0
     longest: int = 0
     example: Example | None = None
 
+    @property
+    def examples(self) -> int:
+        """Rows without those that repeat others: what is trained on if there is no fault."""
+        return self.rows - len(self.repeats)
+
     def refuse(self) -> None:
         """Raise UserError if there is a bad row; the message names the first one."""
         if self.faults:
             number, fault = self.faults[0]
-            more = f" (and {len(self.faults) - 1:,} more bad rows)" if len(self.faults) > 1 else ""
+            others = len(self.faults) - 1
+            more = f" (and {others:,} more bad row{'s' * (others > 1)})" if others else ""
             raise UserError(f"{self.path}, row {number}: {fault}{more}. {MEND}")
+
+    def told_repeats(self) -> str:
+        """A warning of the rows that repeat others; "" if there are none."""
+        if not self.repeats:
+            return ""
+        number, first = self.repeats[0]
+        count = len(self.repeats)
+        what = "1 row repeats an earlier one" if count == 1 else f"{count:,} rows repeat earlier ones"
+        return f"{what} and will be left out (first: row {number} repeats row {first})"
 
 
 def bare(text: str) -> str:
@@ -76,8 +94,13 @@ def evaluation_ngrams(paths: Iterable[Path]) -> set[str]:
         if path.suffix == ".csv":
             import csv
 
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                collect([cell for row in csv.reader(stream) for cell in row])
+            try:
+                with path.open(encoding="utf-8-sig", newline="") as stream:
+                    collect([cell for row in csv.reader(stream) for cell in row])
+            except FileNotFoundError:
+                raise UserError(f"{path} does not exist") from None
+            except UnicodeDecodeError:
+                raise UserError(not_utf8(path)) from None
         else:
             for number, row in rows(path):
                 if isinstance(row, Fault):
@@ -156,6 +179,8 @@ def lint(
         UserError: the file cannot be read at all.
     """
     found = Findings(path, form_of(path))
+    seen = Repeats()
+    found.keys = seen.first
     waiting: list[tuple[int, Example]] = []
 
     def count() -> None:
@@ -176,9 +201,9 @@ def lint(
         found.rows += 1
         try:
             example = read_row(row, found.form)
-            first = found.keys.setdefault(example.key, number)
-            if first != number:
-                raise Fault(f"repeats row {first}")
+            if (first := seen.of(number, example)) is not None:
+                found.repeats.append((number, first))
+                continue
             if held_out and example.key in held_out:
                 raise Fault(f"also in the held-out file, row {held_out[example.key]}")
             if evaluation:
@@ -204,6 +229,8 @@ def report(found: Findings, rendering: Rendering | None) -> str:
         lines.append(f"  {found.tokens:,} tokens after the chat template, longest row {found.longest:,}")
         lines.append(f"  first example: {rendering.text(found.example, found.example.answers[0])!r}")
         lines.append(f"  its loss is computed on: {rendering.labels(found.example)!r}")
+    if found.repeats:
+        lines.append(f"  warning: {found.told_repeats()}")
     lines += [f"  row {number}: {fault}" for number, fault in found.faults[:SHOWN]]
     if len(found.faults) > SHOWN:
         lines.append(f"  and {len(found.faults) - SHOWN:,} more")
@@ -211,7 +238,13 @@ def report(found: Findings, rendering: Rendering | None) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="data file: a JSON list or JSON lines")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="data file: a JSON list, JSON lines, Parquet, or a folder of such files",
+    )
     parser.add_argument(
         "--tokenizer", type=Path, help="folder with tokenizer and chat template; counts tokens and shows an example"
     )
@@ -239,7 +272,7 @@ def run(given: argparse.Namespace) -> None:
         held.refuse()  # a faulty row has no key, and would go unseen in the training data
         held_out = held.keys
     everything = []
-    for path in given.files:
+    for path in data_files(given.files):
         found = lint(path, rendering, given.cutoff_len, evaluation, held_out)
         found.faults += [
             (number, f"longer than cutoff_len {given.cutoff_len} after the chat template: {length} tokens")
@@ -253,6 +286,7 @@ def run(given: argparse.Namespace) -> None:
 
         write_json(given.json, [
             {"file": str(f.path), "form": f.form.form, "kind": f.form.kind, "rows": f.rows, "tokens": f.tokens,
+             "repeats": [{"row": number, "repeats": first} for number, first in f.repeats],
              "faults": [{"row": number, "fault": fault} for number, fault in f.faults]} for f in everything
         ])  # fmt: skip
     for found in everything:

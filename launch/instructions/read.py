@@ -1,40 +1,33 @@
-"""Read instruction and preference data in several formats, and find what is wrong with a row.
+"""Read instruction and preference data, and find what is wrong with a row.
 
-| format | row |
-|---|---|
-| alpaca (alpaca-zh, BELLE) | instruction, input, output; optional system and history |
-| sharegpt | conversations: [{from, value}, …]; system |
-| openai | messages: [{role, content}, …] |
-| pairs | one of these, with `chosen` and `rejected` instead of the last answer: texts (alpaca) or messages |
-| KTO | one of these, with `label` (or `kto_tag`): true if the last answer is good |
-
-A file is a JSON list or has one JSON object per line, whatever its suffix: BELLE's `train_1M_CN.json` is the latter.
-Standard library only.
+A file is a JSON list, has one JSON object per line (BELLE's `train_1M_CN.json`), or is Parquet; the suffix tells only
+Parquet. `launch.instructions.shapes` knows the formats of a row. A file has one format, that of its first row.
+Standard library only; pyarrow for Parquet.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
+from launch.instructions.fault import Fault
+from launch.instructions.shapes import SHAPES, refuse_media
 
-FORMS = ("alpaca", "sharegpt", "openai")
 KINDS = ("sft", "pairs", "kto")
-LABELS = ("label", "kto_tag")
-ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system",
-         "observation": "user", "tool": "user", "function_call": "assistant"}  # fmt: skip
+SUFFIXES = (".json", ".jsonl", ".parquet")  # of the data files in a folder
 
 
 @dataclass(frozen=True)
 class Form:
     """Format of a file's rows, and what they are for."""
 
-    form: str  # one of FORMS
+    form: str  # one of SHAPES
     kind: str  # one of KINDS
     label: str | None = None  # name of the column with KTO labels
 
@@ -58,16 +51,26 @@ class Example:
         return hashlib.sha256(json.dumps(self.prompt).encode()).hexdigest()
 
 
-class Fault(Exception):
-    """What is wrong with a row; the text follows `row N: `."""
+def data_files(given: Iterable[Path]) -> list[Path]:
+    """The files themselves; of a folder, every data file in it and below. Raises UserError if a folder has none."""
+    found: list[Path] = []
+    for path in given:
+        inside = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path} has no {', '.join(SUFFIXES)} file: give the file or folder of the data")
+        found += inside
+    return found
 
 
 def rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows of a data file with their numbers from 1. For a line that is not JSON, a `Fault` takes the row's place.
 
     Raises:
-        UserError: the file is missing, empty, not UTF-8, or an invalid JSON list.
+        UserError: the file is missing, empty, not UTF-8, damaged, or an invalid JSON list.
     """
+    if path.suffix == ".parquet":
+        yield from enumerate(_table_rows(path), start=1)
+        return
     try:
         with path.open(encoding="utf-8-sig") as stream:
             first = stream.read(1)
@@ -82,7 +85,7 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
                     if line.strip():
                         number += 1
                         try:
-                            yield number, json.loads(line)
+                            yield number, json.loads(line.lstrip("\ufeff"))  # one more where files were joined
                         except json.JSONDecodeError as error:
                             yield number, Fault(f"not valid JSON ({error.msg} at character {error.pos})")
                 return
@@ -96,101 +99,95 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
             yield from enumerate(found, start=1)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 at byte {error.start}: convert it, e.g. iconv -f GB18030 -t UTF-8 {path} > NEW"
-        ) from None
+    except UnicodeDecodeError:
+        raise UserError(not_utf8(path)) from None
+
+
+def _table_rows(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not Parquet or is damaged ({error}): download it again") from None
+
+
+def not_utf8(path: Path) -> str:
+    """What to do with a file that is not UTF-8: it is UTF-16, GB18030 (or GBK), or damaged UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    given, ascii_so_far = 0, True  # bytes given to the decoder
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            if given == 0 and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                return f"{path} is UTF-16: convert it with `iconv -f UTF-16 -t UTF-8 {path} > NEW`"
+            given += len(chunk)
+            try:
+                ascii_so_far = decoder.decode(chunk).isascii() and ascii_so_far
+            except UnicodeDecodeError as error:
+                at = given - len(error.object) + error.start
+                if ascii_so_far and error.object[: error.start].isascii():
+                    return (
+                        f"{path} is not UTF-8 at byte {at}, and seems to be GBK or GB18030: convert it with "
+                        f"`iconv -f GB18030 -t UTF-8 {path} > NEW`"
+                    )
+                return f"{path} is UTF-8, but damaged at byte {at}: download or write it again, or remove that row"
+    return f"{path} ends within a character: it is truncated, download or write it again"
+
+
+def form_of_row(row: dict[str, Any]) -> Form | None:
+    """The format of a row; None if it is unknown."""
+    name = next((name for name, shape in SHAPES.items() if shape.known(row)), None)
+    if name is None:
+        return None
+    if kind := SHAPES[name].kind:
+        return Form(name, kind)
+    if "chosen" in row or "rejected" in row:
+        return Form(name, "pairs")
+    if "kto_tag" in row:
+        return Form(name, "kto", "kto_tag")
+    # Infinity-Instruct's `label` is an object, and others' a category
+    if "label" in row and not isinstance(row["label"], (str, dict, list)):
+        return Form(name, "kto", "label")
+    return Form(name, "sft")
 
 
 def form_of(path: Path) -> Form:
     """The format of a file, from its first row that is an object. Raises UserError if it is unknown."""
     for number, row in rows(path):
         if isinstance(row, dict):
-            form = next((f for f, key in zip(FORMS, ("instruction", "conversations", "messages")) if key in row), None)
+            form = form_of_row(row)
             if form is None:
                 raise UserError(
                     f"{path}, row {number}: unknown format with the fields {', '.join(row) or '(none)'}. Known are "
-                    "instruction/input/output, conversations, messages, each also with chosen/rejected or label"
+                    "instruction/input/output, conversations, messages, each also with chosen/rejected or label; "
+                    "launch/instructions/shapes.py lists all"
                 )
-            if "chosen" in row or "rejected" in row:
-                return Form(form, "pairs")
-            label = next((name for name in LABELS if name in row), None)
-            return Form(form, "kto" if label else "sft", label)
+            return form
         if number >= 100:
             break
     raise UserError(f"{path} holds no row that is a JSON object")
-
-
-def _text(row: dict[str, Any], name: str, may_be_empty: bool = False) -> str:
-    if name not in row:
-        raise Fault(f"`{name}` is missing")
-    if not isinstance(row[name], str):
-        raise Fault(f"`{name}` is not text")
-    if not may_be_empty and not row[name].strip():
-        raise Fault(f"`{name}` is empty")
-    return row[name]
-
-
-def _turn(turn: Any, form: str, where: str) -> tuple[str, str]:
-    """(role, text) of a message."""
-    role_key, text_key = ("from", "value") if form == "sharegpt" else ("role", "content")
-    if not isinstance(turn, dict):
-        raise Fault(f"{where} is not an object")
-    role = _text(turn, role_key)
-    if role not in ROLES:
-        raise Fault(f"{where} is from {role!r}; known roles are {', '.join(sorted(ROLES))}")
-    return ROLES[role], _text(turn, text_key)
-
-
-def _answer(row: dict[str, Any], name: str, form: str) -> str:
-    """The text of `chosen` or `rejected`, which is a text or a message of the assistant."""
-    if form == "alpaca" or isinstance(row.get(name), str):
-        return _text(row, name)
-    if name not in row:
-        raise Fault(f"`{name}` is missing")
-    role, text = _turn(row[name], form, f"`{name}`")
-    if role != "assistant":
-        raise Fault(f"`{name}` is from the {role}, not from the assistant")
-    return text
-
-
-def _alpaca_turns(row: dict[str, Any]) -> list[tuple[str, str]]:
-    turns: list[tuple[str, str]] = []
-    if row.get("system"):
-        turns.append(("system", _text(row, "system")))
-    for pair in row.get("history") or []:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) and p.strip() for p in pair)):
-            raise Fault("`history` is not a list of [question, answer] pairs")
-        turns += [("user", pair[0]), ("assistant", pair[1])]
-    question = _text(row, "instruction")
-    more = _text(row, "input", may_be_empty=True) if row.get("input") is not None else ""
-    return [*turns, ("user", f"{question}\n{more}" if more else question)]
 
 
 def read_row(row: Any, form: Form) -> Example:
     """Convert a row to an example.
 
     Raises:
-        Fault: a field is missing or empty, roles are out of order, the last turn is wrong, or the answers are equal.
+        Fault: a field is missing or empty, roles are out of order, the last turn is wrong, the answers are equal, or
+            the row has pictures, sound or video.
     """
     if isinstance(row, Fault):
         raise row
     if not isinstance(row, dict):
         raise Fault("not a JSON object")
-    if form.form == "alpaca":
-        turns = _alpaca_turns(row)
-        if form.kind != "pairs":
-            turns.append(("assistant", _text(row, "output")))
-    else:
-        name = "conversations" if form.form == "sharegpt" else "messages"
-        if not isinstance(row.get(name), list) or not row[name]:
-            raise Fault(f"`{name}` is not a list of turns, or is empty")
-        turns = [_turn(turn, form.form, f"turn {n}") for n, turn in enumerate(row[name], start=1)]
-        if row.get("system"):
-            turns.insert(0, ("system", _text(row, "system")))
+    refuse_media(row)
+    turns, answers = SHAPES[form.form].read(row, form.kind == "pairs")
     _check_order(turns, form.kind)
     if form.kind == "pairs":
-        answers = (_answer(row, "chosen", form.form), _answer(row, "rejected", form.form))
         if answers[0] == answers[1]:
             raise Fault("`chosen` and `rejected` are equal")
         return Example(tuple(turns), answers)
@@ -200,20 +197,6 @@ def read_row(row: Any, form: Form) -> Example:
         if not isinstance(label, bool):
             raise Fault(f"`{form.label}` is neither true nor false")
     return Example(tuple(turns[:-1]), (turns[-1][1],), label)
-
-
-def without_answer(row: dict[str, Any], form: Form) -> dict[str, Any]:
-    """An instruction row with an empty answer."""
-    if form.form == "alpaca":
-        return {**row, "output": ""}
-    name, role, text, assistant = (
-        ("conversations", "from", "value", "gpt")
-        if form.form == "sharegpt"
-        else ("messages", "role", "content", "assistant")
-    )
-    *before, last = row[name]
-    speaker = assistant if last[role] == "function_call" else last[role]  # an empty function call cannot be rendered
-    return {**row, name: [*before, {role: speaker, text: ""}]}
 
 
 def _check_order(turns: list[tuple[str, str]], kind: str) -> None:
@@ -230,23 +213,13 @@ def _check_order(turns: list[tuple[str, str]], kind: str) -> None:
         raise Fault(f"the last turn is not from the {last}")
 
 
-def columns(path: Path) -> dict[str, Any]:
-    """A file's entry in LLaMA-Factory's `dataset_info.json`, without the file name; only columns that the file has."""
-    form = form_of(path)
-    present = {name for _, row in rows(path) if isinstance(row, dict) for name in row}
-    described: dict[str, Any] = {"formatting": "alpaca" if form.form == "alpaca" else "sharegpt"}
-    if form.form == "alpaca":
-        found = {"prompt": "instruction", "query": "input", "system": "system", "history": "history"}
-        if form.kind != "pairs":
-            found["response"] = "output"
-    else:
-        found = {"messages": "conversations" if form.form == "sharegpt" else "messages", "system": "system"}
-    if form.form == "openai":
-        described["tags"] = {"role_tag": "role", "content_tag": "content", "user_tag": "user",
-                             "assistant_tag": "assistant", "system_tag": "system"}  # fmt: skip
-    if form.kind == "pairs":
-        described["ranking"] = True
-        found |= {"chosen": "chosen", "rejected": "rejected"}
-    if form.label:
-        found["kto_tag"] = form.label
-    return {**described, "columns": {key: name for key, name in found.items() if name in present}}
+class Repeats:
+    """Tell which rows of a file repeat an earlier one; `first` maps an example's hash to its first row."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, int] = {}
+
+    def of(self, number: int, example: Example) -> int | None:
+        """The row that row `number` repeats, or None."""
+        first = self.first.setdefault(example.key, number)
+        return None if first == number else first

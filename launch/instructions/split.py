@@ -1,7 +1,10 @@
 """Split a file of instructions or pairs into training and held-out rows, by the hash of each question.
 
     myllm split-data alpaca_zh.json --output-folder data --share 0.02
-    myllm split-data belle.json --output-folder data --drop-faulty      # drop faulty and repeated rows, and list them
+    myllm split-data belle.json --output-folder data --drop-faulty              # leave faulty rows out, and list them
+    myllm split-data ~/.cache/myllm/infinity-instruct --output-folder data --where langdetect=zh-cn   # a folder
+
+Rows keep the format that they have; post-training reads every format that the linter reads.
 """
 
 from __future__ import annotations
@@ -13,60 +16,98 @@ from typing import Any
 
 from artifacts.ahead import Ahead
 from artifacts.errors import UserError
-from artifacts.files import write_json, write_text
-from launch.instructions.lint import MEND
-from launch.instructions.read import Fault, form_of, read_row, rows
+from artifacts.files import write_text
+from launch.instructions.fault import Fault
+from launch.instructions.lint import KIND_NAMES, MEND
+from launch.instructions.read import data_files, form_of, read_row, rows
 
 
-def split(path: Path, folder: Path, share: float, drop_faulty: bool = False) -> tuple[int, int, int]:
-    """Split a file into `<name>_train.json` and `<name>_valid.json` by the hash of each question.
+def split(
+    path: Path, folder: Path, share: float, drop_faulty: bool = False, where: dict[str, str] | None = None
+) -> tuple[int, int, int]:
+    """Split a file, or the files of a folder, into `<name>_train.json` and `<name>_valid.json` by questions' hashes.
 
-    A question always falls into the same part, also when the file grows.
+    A question always falls into the same part, also when the file grows. Rows keep the format that they have. A row
+    that repeats another is left out; it and the faulty rows are listed in `<name>_dropped.json`.
 
     Args:
         share: share of the questions to hold out, 0-1.
-        drop_faulty: drop faulty and repeated rows, and write them to `<name>_dropped.json`.
+        drop_faulty: leave out faulty rows too.
+        where: values of columns; other rows are not looked at.
 
     Returns:
         Number of training rows, held-out rows and dropped rows.
 
     Raises:
-        UserError: a row is faulty (the message names it), or a part would be empty.
+        UserError: a row is faulty (the message names it), two files have different formats, or a part would be empty.
     """
-    form = form_of(path)
+    files = data_files([path])
+    form = form_of(files[0])
     parts: tuple[list[Any], list[Any]] = ([], [])
     dropped: list[dict[str, Any]] = []
-    first: dict[str, int] = {}
-    for number, row in rows(path):
-        try:
-            example = read_row(row, form)
-            if drop_faulty and first.setdefault(example.key, number) != number:
-                raise Fault(f"repeats row {first[example.key]}")
-        except Fault as fault:
-            if not drop_faulty:
-                raise UserError(f"{path}, row {number}: {fault}. {MEND}") from None
-            dropped.append({"row": number, "fault": str(fault), "content": row})
-            continue
-        parts[int(example.prompt_key[:8], 16) < share * 2**32].append(row)
+    first: dict[str, str] = {}
+    for file in files:
+        if (other := form_of(file)) != form:
+            raise UserError(
+                f"{file} holds {other.form} {KIND_NAMES[other.kind]}, but {files[0]} {form.form} "
+                f"{KIND_NAMES[form.kind]}: split them one by one"
+            )
+        for number, row in rows(file):
+            if where and isinstance(row, dict) and any(str(row.get(name)) != value for name, value in where.items()):
+                continue
+            place = f"row {number}" if len(files) == 1 else f"{file.name}, row {number}"
+            try:
+                example = read_row(row, form)
+            except Fault as fault:
+                if not drop_faulty:
+                    raise UserError(f"{file}, row {number}: {fault}. {MEND}") from None
+                content = None if isinstance(row, Fault) else row  # a line that is not JSON
+                dropped.append({"file": file.name, "row": number, "fault": str(fault), "content": content})
+                continue
+            if (earlier := first.setdefault(example.key, place)) != place:
+                dropped.append({"file": file.name, "row": number, "fault": f"repeats {earlier}", "content": row})
+                continue
+            parts[int(example.prompt_key[:8], 16) < share * 2**32].append(row)
     if not parts[0] or not parts[1]:
         raise UserError(f"{path}: {len(parts[0])} rows to train on and {len(parts[1])} held out; change --share")
     for name, part in zip(("train", "valid"), parts, strict=True):
-        text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in part) + "\n]\n"
+        text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in part) + "\n]\n"
         write_text(folder / f"{path.stem}_{name}.json", text)
     if dropped:
-        write_json(folder / f"{path.stem}_dropped.json", dropped)
+        text = json.dumps(dropped, indent=2, default=str)  # ASCII: half a character may be what is wrong with a row
+        write_text(folder / f"{path.stem}_dropped.json", text + "\n")
     return len(parts[0]), len(parts[1]), len(dropped)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="the data file: a JSON list or JSON lines")
+    parser.add_argument(
+        "file", type=Path, help="the data file: a JSON list, JSON lines, Parquet, or a folder of such files"
+    )
     parser.add_argument(
         "--output-folder", type=Path, required=True, help="folder for NAME_train.json and NAME_valid.json"
     )
     parser.add_argument("--share", type=float, default=0.02, help="share of the questions to hold out (default 0.02)")
     parser.add_argument(
-        "--drop-faulty", action="store_true", help="drop faulty and repeated rows, and list them in NAME_dropped.json"
+        "--drop-faulty", action="store_true", help="leave out faulty rows, and list them in NAME_dropped.json"
     )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="take only rows with this value; repeatable",
+    )
+
+
+def conditions(given: list[str]) -> dict[str, str]:
+    """The conditions of `--where`. Raises UserError for one without `=`."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"--where {text}: write COLUMN=VALUE")
+        found[name] = value
+    return found
 
 
 def look_ahead(given: argparse.Namespace, ahead: Ahead) -> None:
@@ -77,8 +118,10 @@ def look_ahead(given: argparse.Namespace, ahead: Ahead) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    train, valid, dropped = split(given.file, given.output_folder, given.share, given.drop_faulty)
+    train, valid, dropped = split(
+        given.file, given.output_folder, given.share, given.drop_faulty, conditions(given.where)
+    )
     name = f"{given.output_folder}/{given.file.stem}"
     print(f"{name}_train.json: {train:,} rows, _valid.json: {valid:,} rows")
     if dropped:
-        print(f"{name}_dropped.json: {dropped:,} dropped rows, each with its fault")
+        print(f"{name}_dropped.json: {dropped:,} rows left out, each with the reason")

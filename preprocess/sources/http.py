@@ -32,11 +32,15 @@ AGENT = "myllm-download"
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file's expected `size` in bytes and `digest`, `sha256:<hex>` (or sha1, md5, sha512); None if unknown."""
+    """A file's expected `size` in bytes and `digest`, `sha256:<hex>` (or sha1, md5, sha512); None if unknown.
+
+    `token` is sent to the hosts of `urls` only, not to where they redirect.
+    """
 
     urls: tuple[str, ...]
     size: int | None = None
     digest: str | None = None
+    token: str | None = None
 
 
 class Again(Exception):
@@ -119,6 +123,16 @@ def total_of(response: Any, have: int) -> int | None:
     return int(total) if total.isdigit() else None
 
 
+def asked(
+    url: str, token: str | None = None, headers: dict[str, str] | None = None, method: str | None = None
+) -> urllib.request.Request:
+    """A request; the token is not sent on to another host after a redirect."""
+    request = urllib.request.Request(url, headers={"User-Agent": AGENT, **(headers or {})}, method=method)
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return request
+
+
 def one_try(url: str, partial: Path, wanted: Wanted, timeout: float) -> None:
     """Request the missing rest of `partial` once and append it; returns if the file seems complete.
 
@@ -136,13 +150,13 @@ def one_try(url: str, partial: Path, wanted: Wanted, timeout: float) -> None:
         have = 0
     if wanted.size is not None and have == wanted.size:
         return
-    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
+    headers = {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
         if same and known.get("validator"):
             headers["If-Range"] = known["validator"]
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+        response = urllib.request.urlopen(asked(url, wanted.token, headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416:  # the partial file is complete, or the file on the server has changed

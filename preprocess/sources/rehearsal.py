@@ -26,8 +26,8 @@ from artifacts.files import atomic_file, write_text
 from artifacts.layout import REPOSITORY, cache_folder
 from artifacts.stage import report_metrics
 from preprocess.sources.containers import container, first_byte, lines, list_items, opened
-from preprocess.sources.download import files_in, load_source, source_file
-from preprocess.sources.made_up import write
+from preprocess.sources.download import is_single, load_source, source_file
+from preprocess.sources.made_up import made_names, write
 
 LONGEST = 16 << 20  # bytes of a record
 FILES = 2  # of a source, at most
@@ -41,13 +41,21 @@ def head(path: Path, target: Path, size: int) -> None:
             head_of_parquet(path, aside, size)
         elif path.name.endswith(".xml.bz2"):
             head_of_dump(path, aside, size)
-        elif ending == ".xml" or compression not in (None, "gzip", "bz2"):
+        elif ending == ".xml" or compression not in (None, "gzip", "bz2", "zstd"):
             shutil.copyfile(path, aside)  # of a kind that cannot be cut here
         else:
             text = head_of_text(path, size, ending)
             if compression:
-                text = gzip.compress(text) if compression == "gzip" else bz2.compress(text)
+                text = compressed(text, compression)
             aside.write_bytes(text)
+
+
+def compressed(text: bytes, compression: str) -> bytes:
+    if compression == "zstd":
+        import zstandard
+
+        return zstandard.ZstdCompressor().compress(text)
+    return gzip.compress(text) if compression == "gzip" else bz2.compress(text)
 
 
 def head_of_text(path: Path, size: int, ending: str) -> bytes:
@@ -118,12 +126,13 @@ def head_of_dump(path: Path, target: Path, size: int) -> None:
 
 def fill_source(name: str, source: dict[str, Any], there: Path, here: Path, size: int, documents: int) -> str:
     """Put a corpus or a data file into the cache `here`; returns where it comes from, as text."""
-    names = files_in(source) or ([Path(there).name] if source["kind"] == "npm" else ["part-0.json", "part-1.json"])
-    single = source["kind"] == "npm" or len(files_in(source)) == 1
-    found = [there] if there.is_file() else sorted(p for p in there.rglob("*") if p.is_file()) if there.is_dir() else []
+    single = source["kind"] == "npm" or is_single(source)
+    found = [there] if there.is_file() else []
+    if there.is_dir():
+        found = sorted(path for path in there.rglob("*") if path.is_file() and not path.name.startswith("."))
     if not found:
         home = here.parent if single else here
-        write(name, source, home, [Path(here).name] if single else names[:FILES], documents)
+        write(name, source, home, [Path(here).name] if single else made_names(source, FILES), documents)
         return f"made up, {documents} documents"
     if source["kind"] == "npm":
         here.parent.mkdir(parents=True, exist_ok=True)

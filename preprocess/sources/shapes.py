@@ -111,7 +111,10 @@ def is_used(shape: Shape, key: str, value: Any, text: str) -> bool:
 
 
 def document(shape: Shape, record: Any, made_id: str) -> dict[str, Any]:
-    """A document `{"id", "text", "metadata"}`; other scalars of the record become metadata. Raises WrongShape."""
+    """A document `{"id", "text", "metadata"}`; other scalars of the record become metadata. Raises WrongShape.
+
+    A scalar inside an object is named by both keys: `{"toxicity": {"score": 0.1}}` becomes `toxicity.score`.
+    """
     if not isinstance(record, dict):
         raise WrongShape("not an object")
     text = shape.text(record)
@@ -121,6 +124,10 @@ def document(shape: Shape, record: Any, made_id: str) -> dict[str, Any]:
         for key, value in record.items()
         if key != shape.identity and isinstance(value, (str, int, float, bool)) and not is_used(shape, key, value, text)
     }
+    for outer, inside in record.items():
+        if isinstance(inside, dict) and outer != "metadata":
+            scalars = ((key, value) for key, value in inside.items() if isinstance(value, (str, int, float, bool)))
+            metadata |= {f"{outer}.{key}": value for key, value in scalars if not is_used(shape, outer, value, text)}
     nested = record.get("metadata")
     if isinstance(nested, dict):
         metadata.update(nested)

@@ -29,8 +29,7 @@ from launch.posttraining import work_folder as posttrain_work
         ('[{"instruction": "a", "input": "", "output": "b"}, 7]', "row 2: not a JSON object"),
         ('[{"instruction": "a", "input": "", "output": " "}]', "row 1: `output` is empty"),
         ('[{"instruction": "a", "input": "", "output": null}]', "row 1: `output` is not text"),
-        ('[{"instruction": "a", "input": "", "output": "b"}' + ', {"instruction": "a", "input": "", "output": "b"}' * 2
-         + "]", "row 2: repeats row 1 (and 1 more bad rows)"),
+        ('[{"instruction": "a"}, {"instruction": "a"}, 7]', "row 1: `output` is missing (and 2 more bad rows)"),
         ('{"instruction": "a"}', "row 1: `output` is missing"),
         ("[]", "holds no row"),
         ('[{"instruction": ', "not valid JSON"),
@@ -41,9 +40,8 @@ def test_a_bad_row_is_named_by_file_and_row(tmp_path: Path, text: str, message: 
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
         lint(path).refuse()
-    if "repeats" not in message:
-        with pytest.raises(UserError, match=re.escape(f"{path}")):
-            posttrain_data.questions(path)
+    with pytest.raises(UserError, match=re.escape(f"{path}")):
+        posttrain_data.questions(path)
     assert str(path) in str(error.value)
     assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -9,8 +9,8 @@ import pytest
 
 from artifacts.errors import UserError
 from artifacts.files import read_json, read_jsonl, write_jsonl
-from preprocess.corpora.source import inputs_of, make_source
-from preprocess.sources.made_up import article
+from preprocess.corpora.source import make_source, option_by_source
+from preprocess.sources.made_up_text import article
 
 MYLLM = [sys.executable, "-m", "launch.cli"]
 
@@ -108,18 +108,16 @@ def test_their_datasets_and_held_out_text(corpus: Path) -> None:
     assert "zhwiki has 60 documents, and a share of 1e-05 leaves test without any: give --valid 0.2 --test 0.2" in wrong
 
 
-def test_inputs_are_by_source(tmp_path: Path) -> None:
-    assert inputs_of(["zhwiki"], ["a", "zhwiki=b"]) == {"zhwiki": ["a", "b"]}
-    assert inputs_of(["a", "b"], ["b=x", "b=y"]) == {"a": [], "b": ["x", "y"]}
+def test_inputs_are_option_by_source(tmp_path: Path) -> None:
+    assert option_by_source(["zhwiki"], ["a", "zhwiki=b"]) == {"zhwiki": ["a", "b"]}
+    assert option_by_source(["a", "b"], ["b=x", "b=y"]) == {"a": [], "b": ["x", "y"]}
     with pytest.raises(UserError, match="write SOURCE=PATH, one of a, b"):
-        inputs_of(["a", "b"], ["x"])
+        option_by_source(["a", "b"], ["x"])
     with pytest.raises(UserError, match="--source a is given twice"):
-        inputs_of(["a", "a"], [])
+        option_by_source(["a", "a"], [])
     made = make_source("ultra-fineweb-zh", ["x.parquet"], None, None, None)
     assert (made.reader, made.text_key, made.licence) == ("jsonl", "content", "Apache-2.0")
     with pytest.raises(UserError, match="alpaca-zh is not a corpus: its reader in sources.yaml is instructions"):
         make_source("alpaca-zh", ["x"], None, None, None)
     with pytest.raises(UserError, match="did you mean 'baidu-baike'"):
         make_source("baidu-bake", ["x"], None, None, None)
-
-

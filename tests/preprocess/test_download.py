@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import os
 import random
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.command import parser_of
 from artifacts.errors import UserError
 from artifacts.files import read_yaml
 from preprocess.sources import download
@@ -38,6 +40,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.seen: list[tuple[str, str, str | None]] = []  # method, path, Range
         self.headers: dict[str, str] = {}
         self.texts: dict[str, bytes] = {}
+        self.moved: dict[str, str] = {}  # path -> where it redirects to
+        self.tokens: dict[str, str | None] = {}  # path -> the Authorization of its last GET
 
     def handle_error(self, request, client_address) -> None:
         pass  # a client that hangs up in the middle is what is tested
@@ -71,8 +75,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range")
         server.seen.append(("GET", self.path, asked))
+        server.tokens[self.path] = self.headers.get("Authorization")
+        if self.path in server.moved:
+            return self.refuse(302, Location=server.moved[self.path])
         if self.path in server.texts:
+            if not server.texts[self.path]:
+                return self.refuse(404)
             self.send_response(200)
+            if self.path.endswith("recursive=true"):  # a first page of the hub's listing
+                self.send_header("Link", '<https://the.hub/page-2?cursor=x>; rel="next"')
             self.end_headers()
             self.wfile.write(server.texts[self.path])
             return
@@ -300,7 +311,7 @@ def hub(server, tmp_path, monkeypatch):
 
 
 def test_hub_datasets_come_from_the_endpoint_checked_by_what_the_hub_tells(hub, tmp_path):
-    folder = download.download("x", limit=2)
+    folder = download.download("x", wish=2)
     assert sorted(p.name for p in (folder / "a").iterdir()) == ["08.bin", "09.bin"]
     assert ("GET", "/datasets/some/corpus/resolve/main/a/08.bin", None) in hub.seen
     hub.content = CONTENT[:-1] + b"x"
@@ -315,9 +326,88 @@ def test_offline_nothing_is_fetched_but_the_cache_serves(hub, monkeypatch):
         download.download("x")
     assert hub.seen == []
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    download.download("x", limit=1)
+    download.download("x", wish=1)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert download.download("x", limit=1).exists()
+    assert download.download("x", wish=1).exists()
+
+
+@pytest.fixture
+def tree(hub, tmp_path, monkeypatch):
+    """A dataset whose files only the hub knows, listed on two pages."""
+    listing = "x: {kind: hub, repository: some/corpus, files: ['4_5/*.bin', '3_4/*.bin', 'no/*.bin'], licence: none,"
+    monkeypatch.setattr(
+        download, "SOURCES", Path(sources(tmp_path, listing + " gated: true, about_files: 8, about_gb: 4}\n"))
+    )
+    monkeypatch.setenv("HF_TOKEN", "secret")
+
+    def page(*paths: str) -> bytes:
+        every = [{"type": "file", "path": path, "size": len(CONTENT), "oid": "0"} for path in paths]
+        return json.dumps([{"type": "directory", "path": "4_5"}, *every]).encode()
+
+    for folder in ("3_4", "4_5"):
+        hub.texts[f"/api/datasets/some/corpus/tree/main/{folder}?recursive=true"] = page(f"{folder}/a.bin")
+    hub.texts["/api/datasets/some/corpus/tree/main/no?recursive=true"] = b""  # a folder that is not there
+    hub.texts["/page-2?cursor=x"] = page("3_4/b.bin", "4_5/b.bin", "4_5/readme.md")
+    return hub
+
+
+def test_names_that_only_the_hub_knows_are_asked_for(tree, tmp_path, monkeypatch, capsys):
+    download.run(parser_of(download).parse_args(["x", "--files", "3", "--dry-run"]))
+    said = capsys.readouterr().out
+    assert said.index("4_5/a.bin (to be downloaded, 3,000,000 bytes)") < said.index("3_4/a.bin")  # the best part first
+    assert "x: 3 of 4 files, 0.0 GB; licence: none" in said
+    assert not any("/resolve/" in path for _, path, _ in tree.seen)
+    assert not download.source_file("x").exists()  # nothing is there that looks like a download
+    folder = download.download("x", wish="3_4/*/1")
+    assert folder == tmp_path / "cache" / "x" and [p.name for p in folder.rglob("*.bin")] == ["a.bin"]
+    assert set(tree.tokens.values()) == {"Bearer secret"}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert download.download("x", wish="3_4/a*") == folder  # the list was kept
+    with pytest.raises(UserError, match="--files 9/x matches none of 4 files: they are 4_5/a.bin … 3_4/b.bin"):
+        download.download("x", wish="9/x")
+
+
+def test_a_token_is_not_sent_on_after_a_redirect(tree, tmp_path):
+    tree.moved["/datasets/some/corpus/resolve/main/4_5/a.bin"] = "/cdn"
+    download.download("x", wish=1)
+    assert tree.tokens["/datasets/some/corpus/resolve/main/4_5/a.bin"] == "Bearer secret"
+    assert tree.tokens["/cdn"] is None
+
+
+def test_a_gated_dataset_says_how_to_enter(tree, tmp_path, monkeypatch):
+    mend = r"accept its terms on https://huggingface.co/datasets/some/corpus and set HF_TOKEN"
+    tree.always = (403, {})
+    with pytest.raises(UserError, match=f"the hub refuses 4_5/a.bin: {mend}"):
+        download.download("x")
+    tree.texts.clear()
+    with pytest.raises(UserError, match=f"the hub does not list some/corpus .HTTP 403 Forbidden.: {mend}"):
+        download.download("x")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    seen = len(tree.seen)
+    with pytest.raises(UserError, match=f"x is gated: {mend}"):
+        download.download("x")
+    assert len(tree.seen) == seen
+
+
+@pytest.mark.parametrize(
+    ("wish", "wanted"),
+    [
+        (None, ["a/1.x", "a/2.x", "b/1.x"]),
+        (2, ["a/1.x", "a/2.x"]),
+        ("9", ["a/1.x", "a/2.x", "b/1.x"]),
+        ("b/*", ["b/1.x"]),
+        ("*1.x/1", ["a/1.x"]),
+    ],
+)
+def test_which_files(wish, wanted):
+    assert download.selected(["a/1.x", "a/2.x", "b/1.x"], wish) == wanted
+
+
+def test_the_disk_that_a_part_needs(tree):
+    source = download.load_source("x")
+    assert [download.share_of(source, wish) for wish in (None, "2", "4_5/*/2", "4_5/*")] == [1.0, 0.25, 0.25, None]
 
 
 def test_digests_are_read_from_the_publishers_listing(server, tmp_path, monkeypatch):
@@ -381,12 +471,19 @@ def test_every_source_is_described():
     readers = {"wiki_dump", "examples.poetry.extract", "instructions", *SHAPES}
     entries = read_yaml(download.SOURCES)
     entries = {name: source for name, source in entries.items() if "unpack" not in source}  # test_evaluate_sets.py
-    assert len(entries) == 11
+    assert len(entries) == 26
     for name, source in entries.items():
         assert source["kind"] in {"npm", "file", "url", "hub", "own"} and source["licence"], name
         assert source["reader"] in readers, name
         assert source["kind"] not in ("url", "hub") or source["files"], name
         assert download.source_file(name).name
+        assert set(source) <= {
+            "kind", "package", "version", "bytes", "integrity", "licence", "home", "reader", "path", "about_gb",
+            "about_files", "files", "mirrors", "digests", "repository", "text_key", "columns", "score", "score_range",
+            "gated", "warning",
+        }, name  # fmt: skip
+        if source["reader"] == "jsonl":
+            assert {source.get("text_key", "text"), source.get("score")} <= {*source["columns"], None}, name
     assert len(download.expand(entries["c4-zh"]["files"][0])) == 1024
 
 

@@ -8,16 +8,26 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UserError
-from artifacts.files import read_json
+from artifacts.files import read_json, read_yaml
 from launch.instructions import lint
 from preprocess.corpora.source import make_source
 from preprocess.sources import download, rehearsal
-from preprocess.sources.made_up import write
+from preprocess.sources.made_up import made_names, write
 from preprocess.sources.read import Piece, Problems, find_files, records
-from preprocess.sources.shapes import document, shape_of
+from preprocess.sources.shapes import SHAPES, document, shape_of
 from preprocess.wiki.extract import extract
 
-CORPORA = ("wikipedia-cn-filtered", "baidu-baike", "c4-zh", "wudao", "ultra-fineweb-zh")
+CORPORA = (
+    "wikipedia-cn-filtered", "baidu-baike", "c4-zh", "wudao", "ultra-fineweb-zh", "ultra-fineweb-l3-zh",
+    "fineweb-edu-chinese", "cci3-hq", "chinese-webtext2", "skypile", "fineweb2-zh", "chinese-cosmopedia", "map-cc",
+)  # fmt: skip
+# instruction and preference data: its kind, and how many of 100 made-up rows are faulty, and why
+DATA = {
+    "alpaca-zh": ("sft", 1, "`output` is empty"), "belle-1m": ("sft", 0, ""), "dpo-zh": ("pairs", 0, ""),
+    "smoltalk-chinese": ("sft", 0, ""), "coig-cqia": ("sft", 0, ""), "infinity-instruct": ("sft", 0, ""),
+    "minimind-sft": ("sft", 1, "the arguments of add in turn 3 is not JSON"), "minimind-dpo": ("pairs", 0, ""),
+    "r1-distill-zh": ("sft", 0, ""), "ultrafeedback-chinese": ("pairs", 3, "none is better than another"),
+}  # fmt: skip
 
 
 def cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
@@ -64,17 +74,27 @@ def test_the_beginning_of_a_download_is_whole_records(
     assert 2 <= len(found) < len(every) and {*found} <= {*every}
 
 
-@pytest.mark.parametrize("name", ("alpaca-zh", "belle-1m", "dpo-zh"))
+@pytest.mark.parametrize("name", DATA)
 def test_made_up_data_has_the_form_and_the_faults_of_the_real(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache(monkeypatch, tmp_path)
     source = download.load_source(name)
-    write(name, source, tmp_path / name, source["files"], 100)
-    found = lint.lint(tmp_path / name / source["files"][0])
-    assert found.form.kind == ("pairs" if name == "dpo-zh" else "sft") and found.rows == 100
-    faults = " ".join(text for _, text in found.faults)
-    assert ("repeats row" in faults) == ("empty" in faults) == (name == "alpaca-zh"), faults
+    assert source["reader"] == "instructions"
+    (file,) = made_names(source, 1)
+    write(name, source, tmp_path / name, [file], 100)
+    kind, faulty, why = DATA[name]
+    found = lint.lint(tmp_path / name / file)
+    assert found.form.kind == kind and found.rows == 100
+    assert len(found.faults) == faulty and all(why in text for _, text in found.faults), found.faults
+    assert bool(found.repeats) == (name == "alpaca-zh")
+
+
+def test_every_source_can_be_made_up_or_is_shipped() -> None:
+    entries = read_yaml(download.SOURCES)
+    readers = {name: source["reader"] for name, source in entries.items() if "unpack" not in source}
+    assert {name for name, reader in readers.items() if reader == "instructions"} == {*DATA}
+    assert {name for name, reader in readers.items() if reader in SHAPES} == {*CORPORA}
 
 
 def test_a_made_up_dump_and_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

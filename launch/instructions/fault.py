@@ -1,0 +1,5 @@
+"""What makes a row of instruction data unusable."""
+
+
+class Fault(Exception):
+    """What is wrong with a row; the text follows `row N: `."""
