@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.errors import UserError
+from artifacts.json_rows import parse, refusal
 from preprocess.sources.lines import blocks, files_of
 
 LONGEST_DOCUMENT = 1 << 20  # bytes of a JSON line; of a longer document only the beginning is used
@@ -38,14 +39,13 @@ def largest_sample(max_memory_gb: float, style: str, split_characters: bool) -> 
 
 
 def text_of(path: Path, line: bytes, number: int) -> str:
-    import orjson
-
     try:
-        text = orjson.loads(line)["text"]
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{path} line {number} is not JSON ({error}): correct or remove that line") from None
-    except (KeyError, TypeError):
-        raise UserError(f"{path} line {number} has no 'text': correct or remove that line") from None
+        row = parse(line)[0]
+    except ValueError as error:
+        raise UserError(refusal(f"{path} line {number}", line, error)) from None
+    text = row.get("text") if isinstance(row, dict) else None
+    if text is None:
+        raise UserError(f"{path} line {number} has no 'text': correct or remove that line")
     if not isinstance(text, str):
         raise UserError(f"{path} line {number} has a 'text' that is not a string: correct or remove that line")
     return text

@@ -193,6 +193,7 @@ def test_empty_files_and_missing_ones(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n \n")
     problems = Problems()
     assert list(records(Piece(str(tmp_path / "a.jsonl")), problems, LONGEST)) == []
-    assert problems.counts == {"empty file": 1}
+    assert problems.mended == {"files without a record": 1}
+    assert not problems.counts and not problems.records, "an empty shard is no unreadable record"
     with pytest.raises(UserError, match="nothing.jsonl.*check the path"):
         find_files([str(tmp_path / "nothing.jsonl")])
