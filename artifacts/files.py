@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import UserError
-from artifacts.json_rows import LIST, dumped, parse, refusal
+from artifacts.json_rows import dumped, parse, refusal
 
 CHUNK = 1 << 20
 PACKINGS = {  # the end of the name of a compressed file, and its first bytes
@@ -254,7 +254,7 @@ def numbered_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
             except ValueError as error:
                 raise UserError(refusal(f"{path} line {number}", line, error)) from None
             if not isinstance(row, dict):
-                raise UserError(f"{path} line {number} is {LIST if isinstance(row, list) else 'not an object'}")
+                raise UserError(refusal(f"{path} line {number}", line))
             mended += bool(replaced)
             yield number, row
     if mended:

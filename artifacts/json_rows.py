@@ -13,7 +13,8 @@ from typing import Any
 
 NUL = "NUL bytes"
 GBK, UTF16, UTF8 = "GBK, not UTF-8", "UTF-16, not UTF-8", "invalid UTF-8"
-PRETTY, LIST, NOT_JSON = "the beginning of a value over several lines", "a JSON list, not a row", "not JSON"
+PRETTY, LIST = "the beginning of a value over several lines", "a JSON list, not a row"
+NOT_JSON, NO_OBJECT = "not JSON", "not an object"
 MENDS = {
     GBK: "convert the file with `iconv -f GB18030 -t UTF-8`",
     UTF16: "convert the file with `iconv -f UTF-16 -t UTF-8`",
@@ -85,7 +86,7 @@ def is_utf16(begin: bytes) -> bool:
 
 
 def fault(line: bytes) -> str:
-    """Why a line is not JSON: one of the reasons above."""
+    """Why a line is not a row: one of the reasons above."""
     if is_utf16(line):
         return UTF16
     try:
@@ -102,18 +103,25 @@ def fault(line: bytes) -> str:
     if b"\0" in line:
         return NUL
     begin = line.strip()
-    return PRETTY if begin in (b"{", b"[") else LIST if begin[:1] == b"[" else NOT_JSON
+    if begin[:1] == b"[":
+        return LIST
+    try:
+        parse(line)
+    except ValueError:
+        return PRETTY if begin == b"{" else NOT_JSON
+    return NO_OBJECT
 
 
-def described(line: bytes, error: ValueError) -> str:
+def described(line: bytes, error: ValueError | None = None) -> str:
     """What a broken line "is" or "has", to follow its place; with the mend if it concerns the whole file."""
     reason = fault(line)
     if reason in MENDS:
         return f"is {reason}: {MENDS[reason]}"
-    return f"is {reason} ({error})" if reason == NOT_JSON else f"{'has' if reason == NUL else 'is'} {reason}"
+    detail = f" ({error})" if error and reason == NOT_JSON else ""
+    return f"{'has' if reason == NUL else 'is'} {reason}{detail}"
 
 
-def refusal(place: str, line: bytes, error: ValueError) -> str:
+def refusal(place: str, line: bytes, error: ValueError | None = None) -> str:
     """One line on a broken line at `place`: what it is, and the mend."""
-    found = described(line, error)
-    return f"{place} {found}" if fault(line) in MENDS else f"{place} {found}: correct or remove that line"
+    mend = "" if fault(line) in MENDS else ": correct or remove that line"
+    return f"{place} {described(line, error)}{mend}"

@@ -57,7 +57,7 @@ from artifacts.stage import report_metrics, track
 from preprocess.dataset.encoding import ENGINES, Encoder, eos_token, load_encoder, load_tokenizer, tokenizer_file
 from preprocess.dataset.indexed import merge, part
 from preprocess.dataset.split import SPLITS, split_of
-from preprocess.sources.documents import own_id
+from preprocess.sources.documents import own_id, without_text
 from preprocess.sources.lines import blocks, files_of, source_folders
 from preprocess.tokenizer.probe import PROBES
 
@@ -123,16 +123,13 @@ def texts_of(lines: list[bytes], key: str, split: Split | None = None) -> tuple[
     for index, line in enumerate(lines):
         try:
             row, replaced = parse(line)
-            text = row[key]
         except ValueError as error:
             if line.strip():
                 broken.append((index, described(line, error)))
             continue
-        except (KeyError, TypeError, IndexError):
-            broken.append((index, f"has no {key!r}"))
-            continue
+        text = row.get(key) if isinstance(row, dict) else None
         if not isinstance(text, str):
-            broken.append((index, f"has a {key!r} that is not a string"))
+            broken.append((index, f"has {without_text(row, key)}" if isinstance(row, dict) else described(line)))
         elif split is None or split.holds(row, text):
             texts.append(text)
             mended += bool(replaced)
@@ -353,6 +350,8 @@ def bin_files(
             )
         if split and not rows:
             raise UserError(too_small(shards, key, split))
+        if not rows:
+            raise UserError(f"{inputs[0]} has no row: write it again, or leave it out")
         if keeps_text:
             texts = prefix.with_name(f"{prefix.name}.jsonl.zst")
             write_jsonl(texts, (row for n in range(len(shards)) for row in read_jsonl(part(folder, n, "text"))))

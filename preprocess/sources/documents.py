@@ -27,6 +27,14 @@ def own_id(row: dict[str, Any], key: str = "id") -> str | None:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def without_text(row: dict[str, Any], key: str) -> str:
+    """What a row has instead of a text under `key`."""
+    if row.get(key) is not None:
+        return f"a {key!r} that is not a string"
+    inside = next((name for name, value in row.items() if isinstance(value, list) and value), None)
+    return f"no key {key!r}" + (f", but a list under {inside!r}, whose items may be the rows" if inside else "")
+
+
 def id_of_text(text: str) -> str:
     """The id of a document that brings none: the same text has the same id, in any file."""
     return f"text-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -49,6 +57,5 @@ def read_documents(path: Path | str) -> Iterator[Document]:
     """The documents of a file, in order. Raises UserError with file and line if a row has no text."""
     for number, row in numbered_rows(path):
         if not isinstance(row.get("text"), str):
-            what = "a 'text' that is not a string" if row.get("text") is not None else "no 'text'"
-            raise UserError(f"{path} line {number} has {what}: correct or remove that line")
+            raise UserError(f"{path} line {number} has {without_text(row, 'text')}: correct or remove that line")
         yield whole(row)

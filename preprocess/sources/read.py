@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -110,7 +111,8 @@ def where(example: dict[str, Any]) -> str:
 
 def is_lined(path: str) -> bool:
     """Whether a file has a record a line, so that a record's position is the byte offset of its line."""
-    return container(path)[0] not in TABLES and layout(path) in (LINES, None)
+    with _named(path):
+        return container(path)[0] not in TABLES and layout(path) in (LINES, None)
 
 
 def find_files(inputs: Iterable[str]) -> list[tuple[str, int]]:
@@ -145,6 +147,9 @@ def plan(files: list[tuple[str, int]], tasks: int) -> list[list[Piece]]:
             parts[least].append(Piece(path))
         return [sorted(part, key=lambda piece: piece.path) for part in parts]
     for path, size in files:
+        if size == 0:
+            parts[0].append(Piece(path))
+            continue
         divisible = packing_at(path) is None and is_lined(path)
         for task in range(tasks):
             if divisible:
@@ -160,18 +165,25 @@ def records(piece: Piece, problems: Problems, max_record: int) -> Iterator[tuple
 
     Broken records go to `problems`. Raises UserError, with the file's name, if it is missing, truncated or damaged.
     """
+    with _named(piece.path):
+        yield from _turns(_all_records(piece, problems, max_record), piece)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into a UserError that names it."""
     import pyarrow
 
     try:
-        yield from _turns(_all_records(piece, problems, max_record), piece)
+        yield
     except FileNotFoundError:
-        raise UserError(f"{piece.path} does not exist: check the path") from None
+        raise UserError(f"{path} does not exist: check the path") from None
     except IsADirectoryError:
-        raise UserError(f"{piece.path} is a folder: give one of its files") from None
+        raise UserError(f"{path} is a folder: give one of its files") from None
     except (*DAMAGED, pyarrow.ArrowInvalid) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{piece.path} is truncated or damaged ({error}): download it again") from None
+        raise UserError(f"{path} is truncated or damaged ({error}): download it again") from None
 
 
 def _all_records(piece: Piece, problems: Problems, max_record: int) -> Iterator[tuple[int, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest
 from artifacts.plugs import load_function
-from preprocess.sources.documents import own_id
+from preprocess.sources.documents import own_id, without_text
 
 Record = dict[str, Any]
 
@@ -33,11 +33,7 @@ def text_at(record: Record, key: str) -> str:
     value = record.get(key)
     if isinstance(value, str):
         return value
-    if key in record:
-        raise WrongShape(f"the key {key!r} is not a string")
-    inside = next((name for name, part in record.items() if isinstance(part, list) and part), None)
-    hint = f", but a list under {inside!r}: write its items one a line" if inside is not None else ""
-    raise WrongShape(f"no key {key!r}{hint}")
+    raise WrongShape(without_text(record, key))
 
 
 def titled(record: Record, title: str, body: str) -> str:
