@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import UserError
-from artifacts.json_rows import dumped, parse, refusal
 
 CHUNK = 1 << 20
 PACKINGS = {  # the end of the name of a compressed file, and its first bytes
@@ -242,6 +241,8 @@ def numbered_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
     A lone surrogate, half of a character, is replaced by U+FFFD, and the rows that had one are counted and told.
     Raises UserError with file and line if a row is not a JSON object.
     """
+    from artifacts.json_rows import parse, refusal  # here, because not every environment has orjson
+
     mended = 0
     with unpacked(path) as stream:
         for number, line in enumerate(_lines(stream), start=1):
@@ -269,6 +270,8 @@ def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows to a `.jsonl` or `.jsonl.zst` file, atomically. Returns the number of rows."""
     import zstandard
+
+    from artifacts.json_rows import dumped
 
     count = 0
     with atomic_file(path) as aside, aside.open("wb") as raw:

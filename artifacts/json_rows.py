@@ -11,6 +11,8 @@ import math
 import re
 from typing import Any
 
+import orjson
+
 NUL = "NUL bytes"
 GBK, UTF16, UTF8 = "GBK, not UTF-8", "UTF-16, not UTF-8", "invalid UTF-8"
 PRETTY, LIST = "the beginning of a value over several lines", "a JSON list, not a row"
@@ -25,11 +27,16 @@ _LONE = re.compile("[\ud800-\udfff]")  # in a Python string, a pair is one chara
 _FROM = 1 << 63  # orjson reads larger integers as floats, which have 53 bits
 
 
-def _huge(value: Any) -> bool:
-    """Whether a value is, or an object in it has, a number that may be an integer beyond 64 bits."""
-    if isinstance(value, dict):
-        return any(_huge(part) for part in value.values() if type(part) is float or type(part) is dict)
-    return type(value) is float and abs(value) >= _FROM
+def _huge(row: dict[str, Any]) -> bool:
+    """Whether a row, or an object in it, has a number that may be an integer beyond 64 bits."""
+    for value in row.values():
+        kind = type(value)
+        if kind is float:
+            if abs(value) >= _FROM:
+                return True
+        elif kind is dict and _huge(value):
+            return True
+    return False
 
 
 def plain(value: Any) -> tuple[Any, int]:
@@ -57,22 +64,20 @@ def parse(line: bytes) -> tuple[Any, int]:
 
     Raises ValueError if the line is not JSON, not even as Python writes it.
     """
-    import orjson
-
     try:
         value = orjson.loads(line)
-        return plain(json.loads(line.decode())) if _huge(value) else (value, 0)
     except orjson.JSONDecodeError as error:
         try:
             return plain(json.loads(line.decode()))
         except (ValueError, RecursionError):
             raise error from None
+    if type(value) is dict and _huge(value):
+        value = json.loads(line)
+    return value, 0
 
 
 def dumped(row: Any) -> bytes:
     """A row as a line of JSON, with its line feed."""
-    import orjson
-
     try:
         return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # an integer beyond 64 bits, or a lone surrogate

@@ -46,11 +46,14 @@ def unique_id(identity: str, place: str) -> str:
 
 
 def whole(row: dict[str, Any]) -> Document:
-    """A row with a `text` as a document {"id", "text", "metadata", …}."""
-    metadata = row.get("metadata", {})
+    """A row with a `text` as a document {"id", "text", "metadata", …}; the row itself if it is one."""
+    metadata, given = row.get("metadata", {}), row.get("id")
+    if type(given) is not str or not given.strip():
+        row = {**row, "id": own_id(row) or id_of_text(row["text"])}
     if not isinstance(metadata, dict):
         metadata = {} if metadata is None else {"metadata": metadata}
-    return {**row, "id": own_id(row) or id_of_text(row["text"]), "metadata": metadata}
+    row["metadata"] = metadata
+    return row
 
 
 def read_documents(path: Path | str) -> Iterator[Document]:

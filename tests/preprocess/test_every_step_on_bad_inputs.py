@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import zstandard
 from in_process import typed
-from tiny_qwen2 import make_tiny_qwen2
 
+from artifacts import files
 from artifacts.files import read_json, read_jsonl
+from launch.scoring import bits_per_byte
 from preprocess.cleaning import simplify
 from preprocess.corpora import data_card, pipeline
 from preprocess.tokenizer import train as tokenizer
@@ -131,9 +132,9 @@ def in_and_out(source: Path, folder: Path) -> list[str | Path]:
 
 def written(folder: Path, printed: str) -> int:
     """The rows of every file that a step wrote; each is whole, and can be read again."""
-    files = [path for path in folder.rglob("*.jsonl*") if path.is_file()]
-    assert files
-    return sum(1 for path in files for row in read_jsonl(path) if row["id"] and isinstance(row["metadata"], dict))
+    found = [path for path in folder.rglob("*.jsonl*") if path.is_file()]
+    assert found
+    return sum(1 for path in found for row in read_jsonl(path) if row["id"] and isinstance(row["metadata"], dict))
 
 
 def of_card(folder: Path, printed: str) -> int:
@@ -191,7 +192,7 @@ STEPS = {
     ),
     "bits-per-byte": Step(
         "launch.scoring.bits_per_byte",
-        lambda source, folder: [folder.parent / "model", "--text", f"a={source}", "--output", folder],
+        lambda source, folder: ["M", "--text", f"a={source}", "--output", folder],
         lambda folder, printed: read_json(folder / "bits_per_byte.json")[0]["documents"],
     ),
 }
@@ -199,17 +200,16 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a tokenizer and a model, for the steps that need one."""
+    """A folder with a tokenizer, for binning."""
     found = tmp_path_factory.mktemp("steps")
     (found / "tokenizer").mkdir()
     tokenizer.save(tokenizer.train(TEXTS, 400, "qwen2"), found / "tokenizer", "qwen2", model_max_length=256)
-    make_tiny_qwen2(found / "model")
     return found
 
 
-def in_this_process(settings: Any, files: Any, folder: Path, workers: int) -> None:
+def in_this_process(settings: Any, inputs: Any, folder: Path, workers: int) -> None:
     """The stages of the corpora, without the executor's processes."""
-    for _, tasks, blocks in pipeline.stages(settings, files, folder):
+    for _, tasks, blocks in pipeline.stages(settings, inputs, folder):
         for task in range(tasks):
             data = None
             for block in blocks:
@@ -218,9 +218,17 @@ def in_this_process(settings: Any, files: Any, folder: Path, workers: int) -> No
                 pass
 
 
+def measured(name: str, folder: Path, sources: dict[str, list[str]], device: str) -> list[dict[str, Any]]:
+    """What is measured on the texts, without a model."""
+    figures = dict.fromkeys(("bits_per_byte", "low", "high", "bytes_per_token"), 1.0)
+    return [{"model": name, "source": source, "documents": len(texts), **figures} for source, texts in sources.items()]
+
+
 @pytest.fixture(autouse=True)
-def no_other_processes(monkeypatch):
-    """One process is enough for twenty rows; the processes have tests of their own."""
+def reading_alone(monkeypatch):
+    """Leave out what takes time and is not reading: other processes, a figure, a model, waiting for the disk."""
+    monkeypatch.setattr(files, "_sync", lambda path: None)
+    monkeypatch.setattr(bits_per_byte, "measure", measured)
     monkeypatch.setattr(simplify, "get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
     monkeypatch.setattr(pipeline, "run_local", in_this_process)
     monkeypatch.setattr(data_card, "figure", lambda card: "<svg/>")
