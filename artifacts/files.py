@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import UserError
 
 CHUNK = 1 << 20
+PACKINGS = {  # the end of the name of a compressed file, and its first bytes
+    "gzip": (".gz", b"\x1f\x8b"),
+    "zstd": (".zst", b"\x28\xb5\x2f\xfd"),
+    "bz2": (".bz2", b"BZh"),
+    "xz": (".xz", b"\xfd7zXZ"),
+}
+OPENERS: dict[str, Callable[..., IO[bytes]]] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}  # type: ignore[dict-item]
+DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)  # an OSError with an errno is another matter
 
 
 def _aside(path: Path) -> Path:
@@ -160,13 +175,48 @@ def zstd_pieces(stream: IO[bytes]) -> Iterator[bytes]:
         raise EOFError("it is cut off: its last zstd frame is incomplete")
 
 
-def decompressed(path: Path | str) -> Iterator[bytes]:
-    """Decompress a zstd file, in pieces. Raises UserError if it is damaged or truncated."""
-    with open(path, "rb") as stream:
+def packing(name: str, begin: bytes) -> str | None:
+    """The compression of a file: by its first bytes, or by its name if they are no text, e.g. because it is damaged."""
+    for kind, (_, magic) in PACKINGS.items():
+        if begin.startswith(magic):
+            return kind
+    named = next((kind for kind, (ending, _) in PACKINGS.items() if name.lower().endswith(ending)), None)
+    return None if begin.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"", b"{", b"[") else named
+
+
+def _open(path: Path) -> BufferedReader:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run the stage that makes it first") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: give one of its files") from None
+
+
+def packing_of(path: Path | str) -> str | None:
+    """The compression of a local file, or None. Raises UserError if it does not exist, or is a folder."""
+    with _open(Path(path)) as raw:
+        return packing(str(path), raw.peek(8))
+
+
+@contextmanager
+def unpacked(path: Path | str) -> Iterator[Iterable[bytes]]:
+    """The decompressed text of a file, in pieces of any size.
+
+    Raises UserError if the file does not exist, is a folder, or, while it is read, if it is damaged or cut.
+    """
+    path = Path(path)
+    with _open(path) as raw:
+        kind = packing(path.name, raw.peek(8))
+        stream: Iterable[bytes] = raw
+        if kind is not None:
+            stream = zstd_pieces(raw) if kind == "zstd" else OPENERS[kind](raw)
         try:
-            yield from zstd_pieces(stream)
-        except EOFError as error:
-            raise UserError(f"{path} is not a complete zstd file ({error}): delete it and make it again") from None
+            yield stream
+        except DAMAGED as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise UserError(f"{path} is not a complete {kind} file ({error}): delete it and make it again") from None
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -179,34 +229,56 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield held
 
 
-def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
-    """Rows of a `.jsonl` or `.jsonl.zst` file. Raises UserError with file and line if a row is not JSON."""
-    import orjson
+@cache
+def tell(message: str) -> None:
+    """Print a message, but once, however often a step reads a file."""
+    print(message, flush=True)
 
-    path = Path(path)
-    try:
-        raw = path.open("rb")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run the stage that makes it first") from None
-    with raw:
-        for number, line in enumerate(_lines(decompressed(path)) if path.suffix == ".zst" else raw, start=1):
+
+def numbered_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, row) of a file of JSON lines, compressed or not; blank lines are left out.
+
+    A lone surrogate, half of a character, is replaced by U+FFFD, and the rows that had one are counted and told.
+    Raises UserError with file and line if a row is not a JSON object.
+    """
+    from artifacts.json_rows import parse, refusal  # here, because not every environment has orjson
+
+    mended = 0
+    with unpacked(path) as stream:
+        for number, line in enumerate(_lines(stream), start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line or line.isspace():
+                continue
             try:
-                yield orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise UserError(f"{path} line {number} is not JSON ({error}): correct or remove that line") from None
+                row, replaced = parse(line)
+            except ValueError as error:
+                raise UserError(refusal(f"{path} line {number}", line, error)) from None
+            if not isinstance(row, dict):
+                raise UserError(refusal(f"{path} line {number}", line))
+            mended += bool(replaced)
+            yield number, row
+    if mended:
+        tell(f"{path}: {mended:,} rows had a lone surrogate, half of a character; it was replaced by U+FFFD")
+
+
+def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
+    """Rows of a file of JSON lines: `numbered_rows` without the numbers."""
+    return (row for _, row in numbered_rows(path))
 
 
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows to a `.jsonl` or `.jsonl.zst` file, atomically. Returns the number of rows."""
-    import orjson
     import zstandard
+
+    from artifacts.json_rows import dumped
 
     count = 0
     with atomic_file(path) as aside, aside.open("wb") as raw:
         compressor = zstandard.ZstdCompressor(level=3)
         stream = compressor.stream_writer(raw, closefd=False) if Path(path).suffix == ".zst" else raw
         for row in rows:
-            stream.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            stream.write(dumped(row))
             count += 1
         if stream is not raw:
             stream.close()

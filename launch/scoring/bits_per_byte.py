@@ -26,7 +26,7 @@ from typing import Any
 from artifacts.ahead import Ahead
 from artifacts.command import main
 from artifacts.errors import UserError
-from artifacts.files import read_json, read_jsonl, write_json
+from artifacts.files import numbered_rows, read_json, write_json
 from artifacts.stage import report_metrics, track
 from artifacts.statistics import ratio_interval
 from launch.scoring.models import batch_of, read_model, split_name
@@ -155,7 +155,7 @@ def read_sources(named: list[str], limit: int) -> dict[str, list[str]]:
         if not equals or not name:
             raise UserError(f"--text {text} must be SOURCE=FILE, for example wiki=corpus/wiki/test.jsonl.zst")
         found = []
-        for number, row in enumerate(islice(read_jsonl(path), limit), start=1):
+        for number, row in islice(numbered_rows(path), limit):
             if not isinstance(row.get("text"), str) or not row["text"]:
                 raise UserError(f"{path}, line {number}: `text` is missing or empty: correct or remove the line")
             found.append(row["text"])

@@ -24,10 +24,12 @@ from typing import Any
 
 from artifacts.command import main
 from artifacts.errors import UserError, nearest
-from artifacts.files import read_jsonl, write_jsonl
+from artifacts.files import write_jsonl
+from artifacts.json_rows import dumped
 from artifacts.plugs import load_function
 from artifacts.stage import report_metrics
 from preprocess.cleaning.quality import Thresholds, judge, normalise_rows
+from preprocess.sources.documents import read_documents
 
 Document = dict[str, Any]
 Rule = Callable[[Document], str | None]  # the reason for dropping a document, or None to keep it
@@ -69,7 +71,7 @@ def clean(
 
     Without a rule, the rules for running text with `thresholds` decide.
     """
-    documents = read_jsonl(source)
+    documents = read_documents(source)
     while batch := list(islice(documents, BATCH)):
         if rule:
             found = [rule(document) for document in batch]
@@ -87,7 +89,6 @@ def dropped_path(output: Path) -> Path:
 
 def split_out(rows: Iterator[tuple[Document, str | None]], output: Path) -> None:
     """Write kept documents to `output` and dropped ones to `dropped_path(output)`, in one pass and constant memory."""
-    import orjson
     import zstandard
 
     from artifacts.files import atomic_file
@@ -103,7 +104,7 @@ def split_out(rows: Iterator[tuple[Document, str | None]], output: Path) -> None
                 if reason is None:
                     yield document
                 else:
-                    dropped.write(orjson.dumps({**document, "dropped": reason}, option=orjson.OPT_APPEND_NEWLINE))
+                    dropped.write(dumped({**document, "dropped": reason}))
 
         write_jsonl(output, kept())
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.command import main
-from artifacts.files import read_jsonl, write_jsonl
+from artifacts.files import write_jsonl
 from artifacts.stage import report_metrics
+from preprocess.sources.documents import read_documents
 
 MAIL, PHONE, IDENTITY = "[邮箱]", "[电话]", "[身份证号]"
 BATCH = 1024  # documents per call
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
     counts: Counter[str] = Counter()
 
     def masked() -> Iterator[dict[str, Any]]:
-        rows = read_jsonl(arguments.input)
+        rows = read_documents(arguments.input)
         while batch := list(islice(rows, BATCH)):
             counts.update(mask_rows(batch))
             yield from batch

@@ -20,8 +20,9 @@ from typing import Any
 
 from artifacts.command import main
 from artifacts.errors import UserError, nearest
-from artifacts.files import read_jsonl, write_jsonl
+from artifacts.files import write_jsonl
 from artifacts.stage import report_metrics
+from preprocess.sources.documents import read_documents
 
 BATCH = 256  # documents: small batches fit in the CPU cache
 CONFIGS = ("t2s", "tw2s", "hk2s")
@@ -70,7 +71,7 @@ def simplify_batch(rows: list[dict[str, Any]], config: str) -> list[dict[str, An
 
 def simplify(source: Path, config: str, processes: int) -> Iterator[dict[str, Any]]:
     """Yield the documents of `source`, converted, in order. The result does not depend on `processes`."""
-    rows = read_jsonl(source)
+    rows = read_documents(source)
     batches = iter(lambda: list(islice(rows, 8 * BATCH)), [])
     done = 0
     with get_context("spawn").Pool(processes) as pool:

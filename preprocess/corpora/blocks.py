@@ -24,14 +24,18 @@ from datatrove.pipeline.base import PipelineStep
 
 from artifacts.errors import UserError
 from artifacts.files import atomic_file
+from artifacts.json_rows import dumped
 from artifacts.processes import die_with_parent
 from preprocess.corpora import keep
 from preprocess.corpora.data_card import Report, write_report
 from preprocess.deduplication import minhash
-from preprocess.sources.read import Batches, Piece, Problems, Row, in_batches, records
+from preprocess.sources.containers import TABLES, container
+from preprocess.sources.documents import REPEATED, unique_id
+from preprocess.sources.read import Batches, Piece, Problems, Row, in_batches, is_lined, records
 from preprocess.sources.shapes import WrongShape, document, shape_of
 
 LEVEL = 3  # zstandard's compression level
+PLACE = "read_at"  # key of where a document with an id of its own was read, up to deduplication
 
 # datatrove prints every task's log, with tracebacks of user errors, on stderr; the files under logs/ have all of it
 if "SLURM_JOB_ID" not in os.environ:
@@ -42,7 +46,6 @@ if "SLURM_JOB_ID" not in os.environ:
 @contextmanager
 def row_writer(path: Path) -> Iterator[Callable[[list[Row]], None]]:
     """A function that writes batches of rows to a `.jsonl` or `.jsonl.zst` file, which appears only when complete."""
-    import orjson
     import zstandard
 
     with atomic_file(path) as aside, aside.open("wb") as raw:
@@ -52,7 +55,7 @@ def row_writer(path: Path) -> Iterator[Callable[[list[Row]], None]]:
 
         def write(rows: list[Row]) -> None:
             if rows:
-                stream.write(b"\n".join([orjson.dumps(row) for row in rows]) + b"\n")
+                stream.write(b"".join([dumped(row) for row in rows]))
 
         yield write
         if stream is not raw:
@@ -93,11 +96,6 @@ class Block(PipelineStep):
         write_report(self.folder, self.name, task, report)
 
 
-def made_prefix(source: str) -> str:
-    """How the ids begin that `Read` makes for records without an id of their own."""
-    return f"{source}/"
-
-
 def names_of(paths: set[str]) -> dict[str, str]:
     """A name for each file, for the ids of its records: its own without its endings, or as much more as tells it apart.
 
@@ -122,7 +120,10 @@ def names_of(paths: set[str]) -> dict[str, str]:
 
 
 class Read(Block):
-    """Read documents from the raw files that `plan` gives the task. UserError if more than the share `bad` is bad."""
+    """Read documents from the raw files that `plan` gives the task. UserError if more than the share `bad` is bad.
+
+    With `keeps_place`, a document that brings an id also says where it was read (PLACE): ids may repeat in other files.
+    """
 
     def __init__(
         self,
@@ -134,8 +135,10 @@ class Read(Block):
         bad: float,
         longest: int,
         first: int = 0,
+        keeps_place: bool = False,
     ) -> None:
         super().__init__("read", folder, first)
+        self.keeps_place = keeps_place
         self.plan, self.source, self.reader, self.text_key = plan, source, reader, text_key
         self.bad, self.longest = bad, longest
         self.names = names_of({piece.path for pieces in plan for piece in pieces})
@@ -150,18 +153,26 @@ class Read(Block):
         problems.locate()
         report.documents_in = problems.records
         report.dropped, report.problems = problems.counts, problems.examples
+        report.counts.update(problems.mended)
 
     def documents(self, task: int, problems: Problems) -> Iterator[Row]:
         shape = shape_of(self.reader, self.text_key)
         for piece in self.plan[task - self.first]:
-            name = self.names[piece.path]
+            name, lined = self.names[piece.path], is_lined(piece.path)
             for place, record in records(piece, problems, self.longest):
+                made = f"{self.source}/{name}/{place}"
                 try:
-                    yield document(shape, record, f"{made_prefix(self.source)}{name}/{place}")
+                    row = document(shape, record, made)
                 except WrongShape as error:
-                    lined = piece.path.endswith((".jsonl", ".ndjson", ".txt"))
-                    problems.add(str(error), piece.path, None if lined else place, place if lined else None)
+                    if lined:
+                        problems.add(str(error), piece.path, byte=place)
+                    else:
+                        problems.add(str(error), piece.path, row=place + (container(piece.path)[0] in TABLES))
                     problems.check(self.bad, final=False)
+                    continue
+                if self.keeps_place and row["id"] != made:
+                    row[PLACE] = f"{name}/{place}"
+                yield row
 
 
 class Change(Block):
@@ -238,7 +249,7 @@ class Keep(Block):
 class Sign(Block):
     """Write the `minhash` keys of every document of a source.
 
-    Ids that `Read` made get no key; a source's own ids are compared within that source only.
+    Ids that `Read` made are unique and get no key; a source's own ids are compared within that source only.
     """
 
     def __init__(self, folder: Path, work_folder: Path, source: str, first: int = 0) -> None:
@@ -251,8 +262,7 @@ class Sign(Block):
         for rows in data:
             report.enter(rows)
             if rows:
-                made = made_prefix(self.source)
-                own = [None if row["id"].startswith(made) else f"{self.source} {row['id']}" for row in rows]
+                own = [f"{self.source} {row['id']}" if PLACE in row else None for row in rows]
                 writer.add(minhash.keys([row["text"] for row in rows], own))
             yield rows
         writer.flush()
@@ -298,7 +308,10 @@ class Collect(Block):
 
 
 class Deduplicate(Block):
-    """Write the final shard, without documents that repeat an earlier one of this or another shard, of any source."""
+    """Write the final shard, without documents that repeat an earlier one of this or another shard, of any source.
+
+    The same id with another text is another document: it stays, and its place makes its id unique.
+    """
 
     def __init__(self, folder: Path, work_folder: Path, documents: list[Path], targets: list[Path]) -> None:
         super().__init__("deduplicate", folder)
@@ -306,13 +319,18 @@ class Deduplicate(Block):
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
         verdicts = minhash.verdicts(self.work_folder, task)
+        repeated = minhash.repeated_ids(self.work_folder, task)
         dropped = self.folder / "dropped" / self.name / f"{task:05d}.jsonl.zst"
         with row_writer(dropped) as drop, row_writer(self.targets[task]) as write:
             place = 0
             for rows in read_shard(self.documents[task]):
                 report.enter(rows)
                 found = [verdicts.get(place + index) for index in range(len(rows))]
-                for row, verdict in zip(rows, found):
+                for index, (row, verdict) in enumerate(zip(rows, found)):
+                    read_at = row.pop(PLACE, "")
+                    if place + index in repeated and not verdict:
+                        row["id"] = unique_id(row["id"], read_at)
+                        report.counts[REPEATED] += 1
                     if verdict:
                         row["repeats"] = f"{verdict[1] >> 32:05d}:{verdict[1] & 0xFFFFFFFF}"  # shard and line
                 place += len(rows)

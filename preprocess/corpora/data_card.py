@@ -22,6 +22,7 @@ from artifacts.errors import UserError
 from artifacts.files import read_json, write_json, write_text
 from artifacts.stage import report_metrics
 from preprocess.corpora.keep import histograms
+from preprocess.sources.read import where
 
 EXAMPLES = 3  # per reason
 SHOWN = 120  # characters of an example
@@ -161,7 +162,7 @@ def markdown(card: dict[str, Any]) -> str:
                 shown = " ".join(example["text"].split())
                 lines.append(f"    - `{example['id']}` {shown}")
         for problem in report["problems"]:
-            lines.append(f"- {problem['file']} line {problem['line']}: {problem['reason']}")
+            lines.append(f"- {where(problem)}: {problem['reason']}")
     return "\n".join(lines) + "\n"
 
 

@@ -110,7 +110,10 @@ def prepare_blocks(settings: Settings, files: Files, folder: Path, source: Sourc
     first = s.sources.index(source) * s.tasks
     pieces = plan(files[source.name], s.tasks)
     blocks: list[Block] = [
-        Read(folder, pieces, source.name, source.reader, source.text_key, s.max_bad_share, s.max_record, first),
+        Read(
+            folder, pieces, source.name, source.reader, source.text_key, s.max_bad_share, s.max_record, first,
+            keeps_place=s.deduplicate,
+        ),
     ]
     if any(every.keep or every.score for every in s.sources):  # for each source, so that the card has all of them
         blocks.append(Keep(folder, source.name, source.keep, source.score, first))

@@ -15,7 +15,7 @@ source that `myllm corpora` left in a folder, and keeps the text of the test spl
 
 The input is split into shards, one task each; finished shards are kept in `.PREFIX.shards/` until all are merged. The
 result depends neither on the number of workers nor on interruptions: run the same command again to resume. A `.jsonl`
-is split every --shard-megabytes; a `.jsonl.zst` is one shard, so use many files. Needs free disk space of twice the
+is split every --shard-megabytes; a compressed file is one shard, so use many files. Needs free disk space of twice the
 result.
 """
 
@@ -39,12 +39,25 @@ from typing import Any
 from artifacts.ahead import Ahead
 from artifacts.command import main
 from artifacts.errors import UserError
-from artifacts.files import atomic_file, only_run, read_json, read_jsonl, sha256, write_json, write_jsonl, write_text
+from artifacts.files import (
+    atomic_file,
+    only_run,
+    packing_of,
+    read_json,
+    read_jsonl,
+    sha256,
+    unpacked,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+from artifacts.json_rows import described, parse
 from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, track
 from preprocess.dataset.encoding import ENGINES, Encoder, eos_token, load_encoder, load_tokenizer, tokenizer_file
 from preprocess.dataset.indexed import merge, part
 from preprocess.dataset.split import SPLITS, split_of
+from preprocess.sources.documents import own_id, without_text
 from preprocess.sources.lines import blocks, files_of, source_folders
 from preprocess.tokenizer.probe import PROBES
 
@@ -73,7 +86,7 @@ class Split:
 
     def holds(self, row: dict[str, Any], text: str) -> bool:
         """Whether a row is in this split, by its `id`, or by its text if it has no id."""
-        return split_of(str(row.get("id", text)), self.valid, self.test) == self.name
+        return split_of(own_id(row) or text, self.valid, self.test) == self.name
 
 
 @dataclass(frozen=True)
@@ -88,52 +101,50 @@ class Settings:
 
 
 def cut(paths: list[Path], shard_bytes: int) -> list[Shard]:
-    """Split the files into shards, in order. Raises UserError if a file is missing or empty."""
+    """Split the files into shards, in order. Raises UserError if a file is missing, or all are empty."""
     shards = []
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: run the stage that makes it first")
-        size = path.stat().st_size
-        if size == 0:
-            raise UserError(f"{path} is empty: write it again, or leave it out")
-        if path.suffix == ".zst":
+        if packing_of(path):
             shards.append(Shard(str(path), 0, None))
         else:
+            size = path.stat().st_size
             shards += [Shard(str(path), start, start + shard_bytes) for start in range(0, size, shard_bytes)]
+    if not shards:
+        raise UserError(f"{paths[0]} is empty: write it again, or leave it out")
     return shards
 
 
-def texts_of(lines: list[bytes], key: str, split: Split | None = None) -> tuple[list[str], list[tuple[int, str]]]:
-    """Texts of the rows of a split, and (index, reason) of broken rows; blank lines are ignored."""
-    import orjson
+def texts_of(lines: list[bytes], key: str, split: Split | None = None) -> tuple[list[str], list[tuple[int, str]], int]:
+    """Texts of the rows of a split, (index, reason) of broken rows, and the number of rows with a lone surrogate.
 
-    texts, broken = [], []
+    Blank lines are ignored.
+    """
+    texts, broken, mended = [], [], 0
     for index, line in enumerate(lines):
         try:
-            row = orjson.loads(line)
-            text = row[key]
-        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+            row, replaced = parse(line)
+        except ValueError as error:
             if line.strip():
-                not_json = isinstance(error, orjson.JSONDecodeError)
-                broken.append((index, f"is not JSON ({error})" if not_json else f"has no {key!r}"))
+                broken.append((index, described(line, error)))
             continue
-        if isinstance(text, str):
-            if split is None or split.holds(row, text):
-                texts.append(text)
-        else:
-            broken.append((index, f"has a {key!r} that is not a string"))
-    return texts, broken
+        text = row.get(key) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            broken.append((index, f"has {without_text(row, key)}" if isinstance(row, dict) else described(line)))
+        elif split is None or split.holds(row, text):
+            texts.append(text)
+            mended += bool(replaced)
+    return texts, broken, mended
 
 
 def line_number(path: str, offset: int, index: int) -> str:
     """`line N` for the line `index` lines after byte `offset`. Reads the file, so use it only for error messages."""
-    if path.endswith(".zst"):
-        return f"row {index + 1} after byte {offset:,} of its decompressed text"
     count = 0
-    with open(path, "rb") as stream:
-        while offset > 0 and (chunk := stream.read(min(1 << 20, offset))):
-            count += chunk.count(b"\n")
-            offset -= len(chunk)
+    with unpacked(path) as pieces:
+        for piece in pieces:
+            count += piece[:offset].count(b"\n")
+            offset -= len(piece)
+            if offset <= 0:
+                break
     return f"line {count + index + 1}"
 
 
@@ -144,12 +155,13 @@ def encode_shard(shard: Shard, encoder: Encoder, settings: Settings, folder: Pat
     lengths: list[Any] = []
     named: list[str] = []
     kept: list[str] = []
-    broken = rows = 0
+    broken = rows = mended = 0
     with atomic_file(part(folder, number, "bin")) as aside, aside.open("wb") as stream:
         for offset, lines in blocks(shard.path, shard.start, shard.end):
-            texts, bad = texts_of(lines, settings.key, settings.split)
+            texts, bad, replaced = texts_of(lines, settings.key, settings.split)
             rows += len(texts) + len(bad)
             broken += len(bad)
+            mended += replaced
             for index, reason in bad[: NAMED - len(named)]:
                 named.append(f"{shard.path} {line_number(shard.path, offset, index)} {reason}")
             if settings.keeps_text:
@@ -162,7 +174,7 @@ def encode_shard(shard: Shard, encoder: Encoder, settings: Settings, folder: Pat
         np.save(stream, np.concatenate(lengths) if lengths else np.zeros(0, np.int32))
     if settings.keeps_text:
         write_text(part(folder, number, "text"), "".join(line + "\n" for line in kept))
-    write_json(part(folder, number, "json"), {"rows": rows, "broken": broken, "named": named})
+    write_json(part(folder, number, "json"), {"rows": rows, "broken": broken, "named": named, "mended": mended})
 
 
 @cache
@@ -330,12 +342,16 @@ def bin_files(
         named = [text for mark in marks for text in mark["named"]][:NAMED]
         for text in named:
             print(f"skipped: {text}", flush=True)
+        if mended := sum(mark.get("mended", 0) for mark in marks):
+            print(f"{mended:,} rows had a lone surrogate, half of a character; it was replaced by U+FFFD", flush=True)
         if broken > broken_allowed * rows:
             raise UserError(
                 f"{named[0]} ({broken:,} of {rows:,} rows are broken): correct them, or set --broken-allowed"
             )
         if split and not rows:
             raise UserError(too_small(shards, key, split))
+        if not rows:
+            raise UserError(f"{inputs[0]} has no row: write it again, or leave it out")
         if keeps_text:
             texts = prefix.with_name(f"{prefix.name}.jsonl.zst")
             write_jsonl(texts, (row for n in range(len(shards)) for row in read_jsonl(part(folder, n, "text"))))
@@ -406,9 +422,7 @@ def check_shares(arguments: argparse.Namespace) -> None:
         )
 
 
-def datasets_of(
-    arguments: argparse.Namespace, folders: list[Path]
-) -> Iterator[tuple[list[Path], Path, Split | None]]:
+def datasets_of(arguments: argparse.Namespace, folders: list[Path]) -> Iterator[tuple[list[Path], Path, Split | None]]:
     """The inputs, prefix and split of each dataset to make; `folders` are those of --sources.
 
     Raises:

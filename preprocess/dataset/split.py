@@ -2,8 +2,9 @@
 
     myllm split --input F.jsonl.zst --output-folder corpus/wiki --valid 0.01 --test 0.02
 
-The split of a document depends only on its id, so it never changes when others are added. A training document that
-shares a line with a held-out one is dropped (decontamination), so that no held-out line is trained on.
+The split of a document depends only on its id, or on its text if it has none, so it never changes when others are
+added. A training document that shares a line with a held-out one is dropped (decontamination), so that no held-out line
+is trained on.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from artifacts.command import main
 from artifacts.errors import UserError
-from artifacts.files import read_jsonl, write_jsonl
+from artifacts.files import write_jsonl
 from artifacts.stage import report_metrics
 from preprocess.cleaning.clean import Document, split_out
 from preprocess.deduplication.deduplicate import fingerprint, lines_of
+from preprocess.sources.documents import read_documents
 
 SPLITS = ("train", "valid", "test")
 
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--valid and --test are shares of the documents: give 0 or more each, and less than 1 together")
 
     def part(name: str) -> Iterator[Document]:
-        rows = read_jsonl(arguments.input)
+        rows = read_documents(arguments.input)
         return (row for row in rows if split_of(row["id"], arguments.valid, arguments.test) == name)
 
     counts: Counter[str] = Counter()
@@ -59,6 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
             yield row, "shares a line with a held-out document" if leaks else None
 
     split_out(train(), arguments.output_folder / "train.jsonl.zst")
+    for name, share in (("valid", arguments.valid), ("test", arguments.test)):
+        if share and not counts[name]:
+            print(f"{name} is empty: a share of {share:g} of these documents is less than one", flush=True)
     report_metrics(**{name: counts.pop(name, 0) for name in SPLITS}, dropped=dict(counts))
 
 

@@ -31,11 +31,13 @@ import numpy as np
 from artifacts.ahead import Ahead
 from artifacts.command import main
 from artifacts.errors import UserError
-from artifacts.files import read_jsonl, read_yaml, write_json
+from artifacts.files import read_yaml, write_json
+from artifacts.json_rows import GBK, MENDS, UTF8
 from artifacts.stage import report_gate, report_metrics
 from preprocess.cleaning.characters import CHINESE, DIGIT, GARBLED, LETTER, Characters, window_hashes
 from preprocess.cleaning.clean import split_out
 from preprocess.cleaning.simplify import convert_many, converter
+from preprocess.sources.documents import read_documents
 from preprocess.sources.download import SOURCES
 from preprocess.sources.read import Piece, Problems, records
 from preprocess.sources.unpack import sets_folder
@@ -78,7 +80,10 @@ def strings(value: Any) -> Iterator[str]:
 def _items(path: str) -> Iterator[Any]:
     if path.endswith(".csv"):
         with open(path, encoding="utf-8-sig", newline="") as stream:
-            yield from csv.DictReader(stream)
+            try:
+                yield from csv.DictReader(stream)
+            except UnicodeDecodeError:
+                raise UserError(f"{path} is {UTF8}: if it comes from Chinese Windows, {MENDS[GBK]}") from None
         return
     problems = Problems()
     yield from (record for _, record in records(Piece(path), problems, 64 << 20))
@@ -187,7 +192,7 @@ def run(arguments: argparse.Namespace) -> None:
     removed: list[dict[str, Any]] = []
 
     def judged() -> Iterator[tuple[dict[str, Any], str | None]]:
-        rows = read_jsonl(arguments.input)
+        rows = read_documents(arguments.input)
         while batch := list(islice(rows, BATCH)):
             for row, reason in zip(batch, judge(batch, given)):
                 reasons[reason or "kept"] += 1

@@ -3,10 +3,10 @@
     myllm deduplicate --input F.jsonl --output G.jsonl
     myllm deduplicate --by lines --input lyrics.jsonl.zst --output G.jsonl.zst
 
-`--by similarity`, the default, drops a document if an earlier one has the same text (white space ignored), the same id,
-or character 5-grams with a Jaccard similarity of 0.8 or more (`preprocess.deduplication.minhash`). Memory is bounded by
-`--memory-megabytes`; keys are kept in a folder beside the output while it runs. The last stages of
-`myllm corpora` do the same for many shards.
+`--by similarity`, the default, drops a document if an earlier one has the same text (white space ignored), or
+character 5-grams with a Jaccard similarity of 0.8 or more (`preprocess.deduplication.minhash`). A document whose id an
+earlier one has with another text is kept: `7` in row 12 becomes `7@12`. Memory is bounded by `--memory-megabytes`; keys
+are kept in a folder beside the output while it runs. The last stages of `myllm corpora` do the same for many shards.
 
 `--by lines` is for texts of short lines (lyrics, couplets, dialogue): a document is dropped if an earlier one has the
 same text, or if at least half of its lines occur in earlier ones. A line ends at punctuation or a line break and has at
@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.command import main
-from artifacts.files import read_jsonl
 from artifacts.stage import report_metrics
 from preprocess.cleaning.clean import Document, split_out
+from preprocess.sources.documents import REPEATED, read_documents, unique_id
 
 SHARED_LINES = 0.5
 LINE_END = re.compile(r"[，。！？；：、\n]")
@@ -47,7 +47,7 @@ def deduplicate(source: Path, reasons: Counter[str]) -> Iterator[tuple[Document,
     """Yield every document with the reason for dropping it, or None, in the order of `source`."""
     texts: set[int] = set()
     lines_seen: set[int] = set()
-    for document in read_jsonl(source):
+    for document in read_documents(source):
         reason = None
         whole = fingerprint("".join(document["text"].split()))
         lines = [fingerprint(line) for line in lines_of(document["text"])]
@@ -68,7 +68,8 @@ def deduplicate_by_similarity(
 ) -> Iterator[tuple[Document, str | None]]:
     """Yield every document with the reason for dropping it, or None. `work` is a folder for keys; it is emptied first.
 
-    `memory` limits the memory of matching, in bytes. A duplicate gets the line of the earlier document as `repeats`.
+    `memory` limits the memory of matching, in bytes. A duplicate gets the row of the earlier document as `repeats`. An
+    id that an earlier document has with another text is made unique, and counted in `reasons` as REPEATED.
     """
     from preprocess.deduplication import minhash
     from preprocess.sources.read import in_batches
@@ -76,16 +77,19 @@ def deduplicate_by_similarity(
     shutil.rmtree(work, ignore_errors=True)
     (work / "signatures").mkdir(parents=True)
     writer = minhash.KeyWriter(work / "signatures", 0)
-    for rows in in_batches(read_jsonl(source)):
-        writer.add(minhash.keys([row["text"] for row in rows], [row.get("id") for row in rows]))
+    for rows in in_batches(read_documents(source)):
+        writer.add(minhash.keys([row["text"] for row in rows], [row["id"] for row in rows]))
     writer.flush()
     for kind in range(minhash.KINDS):
         minhash.match(work, kind, memory)
-    minhash.collect(work, 0, in_batches(read_jsonl(source)))
-    verdicts = minhash.verdicts(work, 0)
-    for place, document in enumerate(read_jsonl(source)):
+    minhash.collect(work, 0, in_batches(read_documents(source)))
+    verdicts, repeated = minhash.verdicts(work, 0), minhash.repeated_ids(work, 0)
+    for place, document in enumerate(read_documents(source)):
         reason, first = verdicts.get(place, (None, None))
         reasons[reason or "kept"] += 1
+        if place in repeated and reason is None:
+            document["id"] = unique_id(document["id"], str(place + 1))
+            reasons[REPEATED] += 1
         yield {**document, "repeats": first + 1} if first is not None else document, reason
 
 
@@ -108,6 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
         split_out(rows, arguments.output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    if renamed := reasons.pop(REPEATED, 0):
+        print(f"{renamed:,} {REPEATED}", flush=True)
     report_metrics(documents_in=reasons.total(), documents=reasons.pop("kept", 0), dropped=dict(reasons))
 
 

@@ -34,7 +34,7 @@ SIMILAR = 0.8  # Jaccard similarity from which a document is a duplicate of an e
 SAME_TEXT, SAME_ID, FIRST_BAND = 0, 1, 2
 KINDS = FIRST_BAND + BANDS
 SEGMENT = 1 << 16  # documents sorted at once: 17 MB of keys
-REASONS = {SAME_TEXT: "same text", SAME_ID: "same id"}
+SAME = "same text"
 NEAR = "near duplicate"
 _ENTRY = 12  # bytes of a key and its document
 _SORTING = 6  # memory factor over _ENTRY while matching
@@ -227,6 +227,15 @@ def collect(folder: Path, shard: int, batches: Iterator[list[dict[str, Any]]]) -
     _save(folder / "shingles" / f"{shard:05d}.npy", np.stack([np.append(wanted, -1), offsets]))
 
 
+def repeated_ids(folder: Path, shard: int) -> set[int]:
+    """Positions in the shard of documents with the id of an earlier one. Such ids are no reason to drop a document."""
+    places: set[int] = set()
+    for path in (folder / "pairs").glob(f"{SAME_ID:02d}-*.npy"):
+        pairs = np.load(path, mmap_mode="r")
+        places.update((np.array(pairs[_of_shard(pairs[:, 1], shard)][:, 1]) & np.uint64(0xFFFFFFFF)).tolist())
+    return places
+
+
 def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
     both = np.concatenate((one, other))
     both.sort()
@@ -258,8 +267,9 @@ def verdicts(folder: Path, shard: int) -> dict[int, tuple[str, int]]:
         if kind >= FIRST_BAND:
             candidates.append(mine)
             continue
-        for first, second in mine.tolist():
-            found.setdefault(second & 0xFFFFFFFF, (REASONS[kind], first))
+        if kind == SAME_TEXT:
+            for first, second in mine.tolist():
+                found.setdefault(second & 0xFFFFFFFF, (SAME, first))
     unique = np.unique(np.concatenate(candidates), axis=0) if candidates else np.zeros((0, 2), dtype=np.uint64)
     for first, second in unique[np.argsort(unique[:, 1], kind="stable")].tolist():
         place = second & 0xFFFFFFFF

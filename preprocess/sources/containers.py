@@ -14,30 +14,50 @@ from typing import IO, Any, cast
 
 import fsspec
 
-from artifacts.files import zstd_pieces
+from artifacts.errors import UserError
+from artifacts.files import PACKINGS, packing, zstd_pieces
+from artifacts.json_rows import MENDS, UTF16, is_utf16, parse
 
 CHUNK = 4 << 20  # bytes read at once
+HEAD = 1 << 16  # bytes of text from which the layout of a file is told
 TABLES = (".parquet", ".arrow")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+# How records stand in a text file: one a line; as items of one list; as items of a list that is the first value of an
+# object, {"data": [...]}; or one after the other, each over several lines
+LINES, LIST, WRAPPED, VALUES = "lines", "list", "wrapped", "values"
+OPENINGS = {
+    LIST: re.compile(r"\s*\["),
+    WRAPPED: re.compile(r'\s*\{\s*"[^"\\]*"\s*:\s*\[(?=\s*\{)'),
+    VALUES: re.compile(r"\s*"),
+}
+AFTER = "text after the end of the list"
+OTHERS = {b"PAR1": "Parquet: name it .parquet", b"PK\3\4": "a zip archive: unpack it", b"ARROW1": "an Arrow file"}
 _ESCAPED = re.compile("[\ud800-\udfff]")
-_NEXT_OBJECT = re.compile(r"\}\s*,\s*(?=\{\s*\")")
+_NEXT_OBJECT = re.compile(r"\}\s*,?\s*(?=\{\s*\")")
+_OPENED = re.compile(rb'\{\s*("[^"\\]*"\s*:\s*(\[\s*\{?)?)?')  # a first line of a pretty-printed object
+_TAIL = re.compile(r"[^{}\[\]]*\}\s*")  # what may follow the list of an object: other values, its end
 
 
 def container(path: str) -> tuple[str, str | None]:
     """Split a file name into container extension and compression: `a.jsonl.gz` -> (`.jsonl`, `gzip`)."""
     name = path.rsplit("/", 1)[-1].lower()
     compression = None
-    for ending, known in COMPRESSIONS.items():
+    for known, (ending, _) in PACKINGS.items():
         if name.endswith(ending):
             name, compression = name[: -len(ending)], known
     dot = name.rfind(".")
     return (name[dot:] if dot >= 0 else ""), compression
 
 
+def packing_at(path: str) -> str | None:
+    """The compression of a file, told by its first bytes: names lie."""
+    with fsspec.open(path, "rb") as stream:
+        return packing(path, stream.read(8))
+
+
 @contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
     """A file, decompressed. Reading raises EOFError or OSError if a compressed file is truncated or damaged."""
-    compression = container(path)[1]
+    compression = packing_at(path)
     if compression != "zstd":
         with fsspec.open(path, "rb", compression=compression) as stream:
             yield stream
@@ -64,10 +84,37 @@ class ZstdStream:
         return whole[:size]
 
 
-def first_byte(path: str) -> bytes:
-    """The first byte that is neither white space nor part of a byte order mark; empty for an empty file."""
+def layout(path: str) -> str | None:
+    """LINES, LIST, WRAPPED or VALUES; None if the file has no text.
+
+    Raises UserError if the file is no UTF-8 text, but UTF-16, an archive or a table under another name.
+    """
     with opened(path) as stream:
-        return stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        head = stream.read(HEAD)
+    if is_utf16(head):
+        raise UserError(f"{path} is {UTF16}: {MENDS[UTF16]}")
+    other = next((name for magic, name in OTHERS.items() if head.startswith(magic)), None)
+    if other:
+        raise UserError(f"{path} is {other}")
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if text[:1] in (b"", b"["):
+        return LIST if text else None
+    first, feed, rest = text.partition(b"\n")
+    characters = text.decode(errors="replace")
+    if not feed and len(head) == HEAD:  # a long line
+        return WRAPPED if OPENINGS[WRAPPED].match(characters) else LINES
+    try:
+        value = parse(first)[0]
+    except ValueError:
+        if _OPENED.fullmatch(first.strip()) and OPENINGS[WRAPPED].match(characters):
+            return WRAPPED
+        try:
+            return VALUES if "\n" in characters[: json.JSONDecoder().raw_decode(characters)[1]] else LINES
+        except (ValueError, RecursionError):
+            return LINES
+    inside = list(value.values()) if isinstance(value, dict) else []
+    alone = len(inside) == 1 and isinstance(inside[0], list) and inside[0] and isinstance(inside[0][0], dict)
+    return WRAPPED if alone and not rest.strip() and len(head) < HEAD else LINES
 
 
 def lines(stream: IO[bytes], start: int, end: int | None, longest: int) -> Iterator[tuple[int, bytes | None]]:
@@ -106,25 +153,44 @@ def lines(stream: IO[bytes], start: int, end: int | None, longest: int) -> Itera
         yield at, rest
 
 
-def list_items(stream: IO[bytes], longest: int) -> Iterator[tuple[int, Any, str | None]]:
+def _value_at(decoder: json.JSONDecoder, buffer: str, at: int) -> tuple[Any, int]:
+    """The JSON value that begins at `at`, and where it ends. Raises json.JSONDecodeError."""
+    if at >= len(buffer):
+        raise json.JSONDecodeError("Unterminated", buffer, at)
+    try:
+        return decoder.raw_decode(buffer, at)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
+        raise json.JSONDecodeError(str(error), buffer, at) from None
+
+
+def list_items(stream: IO[bytes], longest: int, form: str = LIST) -> Iterator[tuple[int, Any, str | None]]:
     """Stream the items of a JSON list: yield (line, item, None), or (line, None, error) for a broken item.
 
-    After a broken item, reading resumes at the next one.
+    `form` is LIST, WRAPPED or VALUES. After a broken item, reading resumes at the next one; after AFTER, it ends.
     """
     decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-    buffer, at, line, ended = "", 0, 1, False
+    line, ended = 1, False
     buffer = decode(stream.read(CHUNK)).removeprefix("\ufeff")
-    at = buffer.index("[") + 1
+    opening = OPENINGS[form].match(buffer)
+    at = opening.end() if opening else 0
     while True:
         while at < len(buffer) and buffer[at] in " \t\r\n,":
             at += 1
         record, reason = None, None
-        if at < len(buffer) and buffer[at] == "]":
+        if at < len(buffer) and buffer[at] == "]" and form != VALUES:
+            line += buffer.count("\n", 0, at)
+            buffer = buffer[at + 1 :] + decode(stream.read(CHUNK))
+            after = buffer.lstrip()
+            if form == LIST and after.startswith("["):  # one list after the other
+                at = buffer.index("[") + 1
+                continue
+            if after and not (form == WRAPPED and _TAIL.fullmatch(after)):
+                yield line, None, AFTER
             return
         try:
-            if at >= len(buffer):
-                raise json.JSONDecodeError("Unterminated", buffer, at)
-            record, stop = decoder.raw_decode(buffer, at)
+            record, stop = _value_at(decoder, buffer, at)
         except json.JSONDecodeError as error:
             unfinished = "Unterminated" in error.msg or error.pos >= len(buffer) - 16
             if unfinished and not ended and len(buffer) - at <= longest:
@@ -134,7 +200,8 @@ def list_items(stream: IO[bytes], longest: int) -> Iterator[tuple[int, Any, str 
                 buffer, at = buffer[at:] + decode(more, final=ended), 0
                 continue
             if ended and at >= len(buffer):
-                yield line, None, "the list does not end: the file is truncated"
+                if form != VALUES:
+                    yield line, None, "the list does not end: the file is truncated"
                 return
             reason = "not JSON" if not unfinished or ended else f"a record longer than {longest:,} bytes"
             found = _NEXT_OBJECT.search(buffer, max(at + 1, error.pos - 1))

@@ -25,7 +25,7 @@ from artifacts.errors import UserError
 from artifacts.files import atomic_file, write_text
 from artifacts.layout import REPOSITORY, cache_folder
 from artifacts.stage import report_metrics
-from preprocess.sources.containers import container, first_byte, lines, list_items, opened
+from preprocess.sources.containers import LINES, container, layout, lines, list_items, opened
 from preprocess.sources.download import is_single, load_source, source_file
 from preprocess.sources.made_up import made_names, write
 
@@ -63,9 +63,10 @@ def head_of_text(path: Path, size: int, ending: str) -> bytes:
     kept: list[bytes] = []
     held = 0
     with opened(str(path)) as stream:
-        if ending == ".json" and first_byte(str(path)) == b"[":
+        form = layout(str(path)) if ending == ".json" else None
+        if form not in (None, LINES):
             items = []
-            for _, item, fault in list_items(stream, LONGEST):
+            for _, item, fault in list_items(stream, LONGEST, form):
                 if fault is None:
                     items.append(item)
                     held += len(json.dumps(item, ensure_ascii=False).encode())

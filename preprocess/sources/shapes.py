@@ -19,6 +19,7 @@ from typing import Any
 
 from artifacts.errors import UserError, nearest
 from artifacts.plugs import load_function
+from preprocess.sources.documents import own_id, without_text
 
 Record = dict[str, Any]
 
@@ -32,9 +33,7 @@ def text_at(record: Record, key: str) -> str:
     value = record.get(key)
     if isinstance(value, str):
         return value
-    if key in record:
-        raise WrongShape(f"the key {key!r} is not a string")
-    raise WrongShape(f"no key {key!r}")
+    raise WrongShape(without_text(record, key))
 
 
 def titled(record: Record, title: str, body: str) -> str:
@@ -113,12 +112,13 @@ def is_used(shape: Shape, key: str, value: Any, text: str) -> bool:
 def document(shape: Shape, record: Any, made_id: str) -> dict[str, Any]:
     """A document `{"id", "text", "metadata"}`; other scalars of the record become metadata. Raises WrongShape.
 
-    A scalar inside an object is named by both keys: `{"toxicity": {"score": 0.1}}` becomes `toxicity.score`.
+    A scalar inside an object is named by both keys: `{"toxicity": {"score": 0.1}}` becomes `toxicity.score`. A record
+    without an id of its own, or with an empty one, gets `made_id`. Integers beyond 64 bits become strings.
     """
     if not isinstance(record, dict):
         raise WrongShape("not an object")
     text = shape.text(record)
-    own = record.get(shape.identity) if shape.identity else None
+    own = own_id(record, shape.identity) if shape.identity else None
     metadata = {
         key: value
         for key, value in record.items()
@@ -131,4 +131,7 @@ def document(shape: Shape, record: Any, made_id: str) -> dict[str, Any]:
     nested = record.get("metadata")
     if isinstance(nested, dict):
         metadata.update(nested)
-    return {"id": str(own) if isinstance(own, (str, int)) else made_id, "text": text, "metadata": metadata}
+    for key, value in metadata.items():
+        if isinstance(value, int) and value.bit_length() > 63:
+            metadata[key] = str(value)
+    return {"id": own or made_id, "text": text, "metadata": metadata}

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.errors import UserError
+from artifacts.json_rows import parse, refusal
+from preprocess.sources.documents import without_text
 from preprocess.sources.lines import blocks, files_of
 
 LONGEST_DOCUMENT = 1 << 20  # bytes of a JSON line; of a longer document only the beginning is used
@@ -38,16 +40,15 @@ def largest_sample(max_memory_gb: float, style: str, split_characters: bool) -> 
 
 
 def text_of(path: Path, line: bytes, number: int) -> str:
-    import orjson
-
     try:
-        text = orjson.loads(line)["text"]
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{path} line {number} is not JSON ({error}): correct or remove that line") from None
-    except (KeyError, TypeError):
-        raise UserError(f"{path} line {number} has no 'text': correct or remove that line") from None
+        row = parse(line)[0]
+    except ValueError as error:
+        raise UserError(refusal(f"{path} line {number}", line, error)) from None
+    if not isinstance(row, dict):
+        raise UserError(refusal(f"{path} line {number}", line))
+    text = row.get("text")
     if not isinstance(text, str):
-        raise UserError(f"{path} line {number} has a 'text' that is not a string: correct or remove that line")
+        raise UserError(f"{path} line {number} has {without_text(row, 'text')}: correct or remove that line")
     return text
 
 
@@ -81,11 +82,16 @@ def thinned(path: Path, share: int) -> list[str]:
 
 
 def sample(paths: list[Path], sample_bytes: int) -> dict[Path, list[str]]:
-    """Sample texts by source. Sources get equal shares; the unused part of small ones goes to larger ones."""
+    """Sample texts by source. Sources get equal shares; the unused part of small ones goes to larger ones.
+
+    Raises UserError if there is no document in any of them.
+    """
     sizes = {path: sum(os.path.getsize(file) for file in files_of(path)) for path in paths}
     left, found = sample_bytes, {}
     by_size = sorted(sizes, key=lambda path: sizes[path])
     for index, path in enumerate(by_size):
         found[path] = thinned(path, left // (len(by_size) - index))
         left -= sum(len(text.encode()) for text in found[path])
+    if not any(found.values()):
+        raise UserError(f"{', '.join(map(str, found))}: no document to learn from: write the files again, or add text")
     return {path: found[path] for path in dict.fromkeys(paths)}

@@ -163,7 +163,7 @@ def test_broken_rows_are_named_counted_and_stop_above_the_share(folder, tmp_path
     lines = good[:50] + bad + [b""] + good[50:]
     source = tmp_path / "f.jsonl"
     source.write_bytes(b"\n".join(lines))  # the last line without its end
-    with pytest.raises(UserError, match=r"f\.jsonl line 51 is not JSON.*6 of 219 rows are broken.*--broken-allowed"):
+    with pytest.raises(UserError, match=r"f\.jsonl line 51 is invalid UTF-8.*6 of 219 rows.*--broken-allowed"):
         bin_files([source], folder, tmp_path / "x")
     assert not (tmp_path / "x.idx").exists()
     report = bin_files([source], folder, tmp_path / "x", broken_allowed=0.1)

@@ -80,8 +80,9 @@ def test_the_first_stays_and_reasons_are_told_apart(tmp_path):
     source = tmp_path / "rows.jsonl"
     write_jsonl(source, rows)
     found = list(deduplicate_by_similarity(source, Counter(), tmp_path / "work", 1 << 20))
-    assert [reason for _, reason in found] == [None, None, "same text", "near duplicate", "same id", None, None]
-    assert [row.get("repeats") for row, _ in found] == [None, None, 1, 2, 1, None, None]
+    assert [reason for _, reason in found] == [None, None, "same text", "near duplicate", None, None, None]
+    assert [row.get("repeats") for row, _ in found] == [None, None, 1, 2, None, None, None]
+    assert [row["id"] for row, _ in found] == ["a", "b", "again", "near", "a@5", "short", "short too"]
 
 
 def test_a_key_that_very_many_share_costs_no_more_memory(tmp_path):

@@ -193,6 +193,86 @@ def test_empty_files_and_missing_ones(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n \n")
     problems = Problems()
     assert list(records(Piece(str(tmp_path / "a.jsonl")), problems, LONGEST)) == []
-    assert problems.counts == {"empty file": 1}
+    assert problems.mended == {"files without a record": 1}
+    assert not problems.counts and not problems.records, "an empty shard is no unreadable record"
     with pytest.raises(UserError, match="nothing.jsonl.*check the path"):
         find_files([str(tmp_path / "nothing.jsonl")])
+
+
+RECORDS = [{"text": f"春{i}", "url": "u"} for i in range(9)]
+SECTIONS = [{"sections": [{"title": "甲", "content": "乙"}], "text": f"丙{i}"} for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("content", "form", "expected"),
+    [
+        ("\n".join(map(json.dumps, RECORDS)), "lines", RECORDS),
+        (json.dumps(RECORDS[0]), "lines", RECORDS[:1]),
+        ("\n".join(map(json.dumps, SECTIONS)), "lines", SECTIONS),
+        (json.dumps(RECORDS), "list", RECORDS),
+        ("\ufeff" + json.dumps(RECORDS, indent=2), "list", RECORDS),
+        (json.dumps(RECORDS[:4]) + "\n" + json.dumps(RECORDS[4:]) + "\n", "list", RECORDS),
+        (json.dumps({"data": RECORDS}), "wrapped", RECORDS),
+        (json.dumps({"data": RECORDS}, indent=2) + "\n", "wrapped", RECORDS),
+        (json.dumps({"data": RECORDS, "version": 1}, indent=2), "wrapped", RECORDS),
+        (json.dumps({"data": RECORDS * 2000}), "wrapped", RECORDS * 2000),
+        ("\n".join(json.dumps(row, indent=2) for row in RECORDS), "values", RECORDS),
+        ("\n".join(json.dumps(row, indent=2) for row in SECTIONS * 700), "wrapped", None),
+        ('{"text": broken\n{"text": "a"}', "lines", [{"text": "a"}]),
+    ],
+)
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_the_layout_is_told_by_the_file_and_every_record_is_read(tmp_path, content, form, expected, tasks):
+    path = tmp_path / "F.jsonl"
+    path.write_text(content, encoding="utf-8")
+    assert containers.layout(str(path)) == form
+    if expected is None:  # what would be lost is told
+        with pytest.raises(UserError, match=r"F\.jsonl line \d+: text after the end of the list; it would be lost"):
+            read_all(str(path), tasks)
+        return
+    found, _ = read_all(str(path), tasks)
+    assert sorted(map(json.dumps, found)) == sorted(map(json.dumps, expected))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "春"}\n'.encode("utf-16"), r"is UTF-16, not UTF-8: convert the file with `iconv"),
+        ('{"text": "春"}\n'.encode("utf-16-le"), r"is UTF-16, not UTF-8"),
+        (b"PAR1\x15\x04\x15", "is Parquet: name it .parquet"),
+        (b"PK\x03\x04\x14\x00", "is a zip archive: unpack it"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path, content, message):
+    path = tmp_path / "F.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"F\.jsonl " + message):
+        plan(find_files([str(path)]), 2)
+
+
+def test_compression_is_told_by_the_bytes(tmp_path):
+    plain = "\n".join(map(json.dumps, RECORDS)).encode()
+    for number, (name, content) in enumerate(
+        [("a.jsonl", gzip.compress(plain)), ("a.jsonl.gz", plain), ("a.json", zstandard.compress(plain)),
+         ("a.jsonl.zst", bz2.compress(plain)), ("a.jsonl.bz2", lzma.compress(plain))]
+    ):  # fmt: skip
+        path = tmp_path / f"{number}{name}"
+        path.write_bytes(content)
+        for tasks in (1, 3):
+            assert sorted(map(json.dumps, read_all(str(path), tasks)[0])) == sorted(map(json.dumps, RECORDS))
+
+
+def test_a_bad_record_is_named_by_its_line_or_row_in_every_container(tmp_path):
+    content = [*RECORDS, {"text": 3}, *RECORDS]
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress("\n".join(map(json.dumps, content)).encode()))
+    problems = Problems()
+    for place, record in records(Piece(str(packed)), problems, LONGEST):
+        if record["text"] == 3:
+            problems.add("wrong", str(packed), byte=place)
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz line 10: wrong; 1 of 19"):
+        problems.check(0.01, final=True)
+    problems = Problems(records=19)
+    problems.add("wrong", "a.parquet", row=10)
+    with pytest.raises(UserError, match=r"a\.parquet row 10: wrong; 1 of 19"):
+        problems.check(0.01, final=True)

@@ -162,7 +162,7 @@ def test_memory_is_estimated_and_refused_before_training(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b'{"text": \n', "line 1 is not JSON"), (b'{"text": "x"}\n{"t": 1}\n', "line 2 has no 'text'"),
+    [(b'{"text": \n', "line 1 is not JSON"), (b'{"text": "x"}\n{"t": 1}\n', "line 2 has no key 'text'"),
      (b'{"text": 1}\n', "line 1 has a 'text' that is not a string")],
 )  # fmt: skip
 def test_bad_rows_are_named(tmp_path, content, message):
