@@ -53,7 +53,7 @@ from artifacts.stage import report_gate, report_metrics  # noqa: E402
 from preprocess.cleaning.clean import thresholds_of  # noqa: E402
 from preprocess.cleaning.privacy import mask_rows  # noqa: E402
 from preprocess.cleaning.quality import judge_rows, normalise_rows  # noqa: E402
-from preprocess.cleaning.simplify import CONFIGS, simplify_rows  # noqa: E402
+from preprocess.cleaning.simplify import CONFIGS, Phrases, read_phrases, simplify_rows  # noqa: E402
 from preprocess.corpora.blocks import (  # noqa: E402
     Block,
     Change,
@@ -81,6 +81,7 @@ class Settings:
 
     sources: tuple[Source, ...]
     tasks: int  # for each source
+    phrases: Phrases = ()  # the user's, for the simplification
     mask: bool = True
     quality: list[str] | None = None  # NAME=VALUE pairs; None leaves the quality filter out
     evaluation: tuple[str, ...] = ()  # names of sets, or paths
@@ -119,13 +120,14 @@ def prepare_blocks(settings: Settings, files: Files, folder: Path, source: Sourc
         blocks.append(Keep(folder, source.name, source.keep, source.score, first))
     blocks.append(Change("normalise", folder, normalise_rows, first))
     if source.simplify != "none":
-        blocks.append(Change("simplify", folder, partial(simplify_rows, config=source.simplify), first))
+        change = partial(simplify_rows, config=source.simplify, phrases=s.phrases)
+        blocks.append(Change("simplify", folder, change, first))
     if s.mask:
         blocks.append(Change("mask", folder, mask_rows, first))
     if s.quality is not None:
         blocks.append(Drop("quality", folder, partial(judge_rows, thresholds=thresholds_of(s.quality)), first))
     if s.evaluation:
-        judge = partial(decontaminate.judge, sets=s.evaluation, simplified=source.simplify != "none")
+        judge = partial(decontaminate.judge, sets=s.evaluation)
         blocks.append(Drop("decontaminate", folder, judge, first))
     if s.deduplicate:
         blocks.append(Sign(folder, folder / "work", source.name, first))
@@ -164,6 +166,7 @@ def claim(settings: Settings, files: Files, folder: Path) -> None:
             {**asdict(source), "inputs": list(source.inputs), "keep": list(source.keep)} for source in settings.sources
         ],
         "evaluation": {name: [sha256(path) for path in paths] for name, paths in found.items()},
+        "phrases": [list(pair) for pair in settings.phrases],
         "files": {name: [list(file) for file in of_source] for name, of_source in files.items()},
         "steps": steps,
         "thresholds": vars(thresholds_of(settings.quality or [])),
@@ -268,6 +271,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tasks", type=int, default=4, help="number of shards (default 4); the result depends on it")
     add("--workers", type=int, default=1, help="tasks run in parallel (default 1)")
     add("--simplify", choices=[*CONFIGS, "none"], help="OpenCC configuration (default: the source's)")
+    add("--phrases", type=Path, metavar="FILE", help="your own phrases for the simplification, which win over OpenCC's")
     add("--no-mask", action="store_true", help="do not mask mail addresses, phone and identity numbers")
     add("--no-quality", action="store_true", help="skip the quality filter")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="threshold of preprocess.cleaning.quality")
@@ -301,6 +305,8 @@ def look_ahead(a: argparse.Namespace, ahead: Ahead) -> None:
         for path in paths if inputs[name] or known is None else [source_file(known)]:
             ahead.wants(path, f"run `myllm download {known}`, or pass --input" if known else "check the path")
         ahead.makes(a.output_folder / "shards" / (name if len(a.source) > 1 else ""))
+    if a.phrases:
+        ahead.wants(a.phrases, "check --phrases")
     for given in a.evaluation:
         ahead.wants(place_of_set(given), f"run `myllm download {given}`, or leave it out of --evaluation")
     ahead.makes(a.output_folder)
@@ -316,6 +322,7 @@ def run(a: argparse.Namespace) -> None:
     settings = Settings(
         sources=tuple(sources),
         tasks=a.tasks,
+        phrases=read_phrases(a.phrases) if a.phrases else (),
         mask=not a.no_mask,
         quality=None if a.no_quality else a.set,
         evaluation=tuple(a.evaluation),

@@ -4,10 +4,10 @@
     myllm decontaminate --input F.jsonl --output G.jsonl --evaluation ceval cmmlu     # sets that were downloaded
 
 GPT-3 uses runs of 13 words (Brown et al. 2020, appendix C); here they are characters. Only Chinese characters, letters
-and digits count, so that different punctuation or spacing does not hide a match. An evaluation set is a set of
-`myllm download`, or any JSON, JSONL, CSV or Parquet file or a folder of them: all its strings are compared, converted
-to Simplified Chinese like the corpus. A string shorter than a run could match by chance and is left out; the report
-gives the number of such strings.
+and digits count, so that different punctuation or spacing does not hide a match, and Traditional characters count as
+their Simplified ones, on both sides. An evaluation set is a set of `myllm download`, or any JSON, JSONL, CSV or Parquet
+file or a folder of them: all its strings are compared. A string shorter than a run could match by chance and is left
+out; the report gives the number of such strings.
 
 The report lists for every dropped document the set, the item and the shared run. `--gate` is for a corpus that is
 already in use: the command fails if a document has to be dropped.
@@ -20,7 +20,7 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,7 @@ from artifacts.json_rows import GBK, MENDS, UTF8
 from artifacts.stage import report_gate, report_metrics
 from preprocess.cleaning.characters import CHINESE, DIGIT, GARBLED, LETTER, Characters, window_hashes
 from preprocess.cleaning.clean import split_out
-from preprocess.cleaning.simplify import convert_many, converter
+from preprocess.cleaning.conversion import converted_characters
 from preprocess.sources.documents import read_documents
 from preprocess.sources.download import SOURCES
 from preprocess.sources.read import Piece, Problems, records
@@ -60,10 +60,14 @@ class Index:
 
 
 def content(texts: list[str]) -> Characters:
-    """Only the Chinese characters, letters (in lower case) and digits of each text."""
+    """Only the Chinese characters (each as its Simplified one), letters (in lower case) and digits of each text.
+
+    Each character is converted for itself: 乾 becomes 干 in Simplified text too, where `simplify` leaves it.
+    """
     characters = Characters.of([text.lower() for text in texts])
     kinds = characters.kinds
-    return characters.only((kinds == CHINESE) | (kinds == GARBLED) | (kinds == LETTER) | (kinds == DIGIT))
+    kept = characters.only((kinds == CHINESE) | (kinds == GARBLED) | (kinds == LETTER) | (kinds == DIGIT))
+    return replace(kept, codes=converted_characters("tw2s")[kept.codes])
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -124,11 +128,10 @@ def index_of(sets: tuple[str, ...]) -> Index:
     items: list[np.ndarray] = []
     names: list[tuple[str, str, int]] = []
     short = 0
-    simplify = converter("t2s")
     for given, paths in files_of_sets(sets).items():
         before = len(hashes)
         for path, number, record in ((file, *row) for file in paths for row in enumerate(_items(file), start=1)):
-            found = content([simplify(text) for text in strings(record)] or [""])
+            found = content(list(strings(record)) or [""])
             short += int(np.count_nonzero(found.window_counts(RUN) == 0))
             runs = window_hashes(found.codes, RUN)[found.window_starts(RUN)]
             if len(runs):
@@ -143,14 +146,10 @@ def index_of(sets: tuple[str, ...]) -> Index:
     return Index(every, np.concatenate(items)[first], names, sieve, short)
 
 
-def judge(rows: list[dict[str, Any]], sets: tuple[str, ...], simplified: bool = False) -> list[str | None]:
-    """The reason for dropping each row, or None. A row to drop gets the match under the key `contaminated`.
-
-    Rows are compared in Simplified characters, like the evaluation sets; `simplified`: they are already.
-    """
+def judge(rows: list[dict[str, Any]], sets: tuple[str, ...]) -> list[str | None]:
+    """The reason for dropping each row, or None. A row to drop gets the match under the key `contaminated`."""
     index = index_of(sets)
-    written = [row["text"] for row in rows]
-    texts = content(written if simplified else convert_many(written, "t2s"))
+    texts = content([row["text"] for row in rows])
     starts = texts.window_starts(RUN)
     runs = window_hashes(texts.codes, RUN)[starts]
     likely = np.flatnonzero(index.sieve[runs & np.uint64(_SIEVE - 1)])

@@ -1,4 +1,4 @@
-"""Characters in arrays, the quality rules, privacy, simplification."""
+"""Characters in arrays, the quality rules, privacy."""
 
 import random
 from collections import Counter
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from artifacts.errors import UserError
-from preprocess.cleaning import characters, clean, privacy, quality, simplify
+from preprocess.cleaning import characters, clean, privacy, quality
 from preprocess.cleaning.characters import Characters
 
 PROSE = (
@@ -121,17 +121,3 @@ def test_the_check_digit_decides():
         number = "".join(map(str, digits))
         assert privacy.valid_identity(number + check)
         assert not any(privacy.valid_identity(number + other) for other in "0123456789X" if other != check)
-
-
-@pytest.mark.parametrize("config", ["t2s", "tw2s"])
-def test_simplifying_many_is_simplifying_each(config):
-    texts = ["頭髮與發展", "看著窗外", "", "甲\n乙", "後天的皇后", "含\x1e分隔\0與空"]
-    each = [simplify.convert_many([text], config)[0] for text in texts]
-    assert simplify.convert_many(texts, config) == each
-    assert each[0] == "头发与发展" and each[4] == "后天的皇后" and each[5] == "含\x1e分隔\0与空"
-    assert each[1] == ("看着窗外" if config == "tw2s" else "看著窗外")
-
-
-def test_an_unknown_configuration_is_named():
-    with pytest.raises(UserError, match="tw2x is not one of"):
-        simplify.converter("tw2x")
