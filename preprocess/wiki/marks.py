@@ -17,6 +17,7 @@ GONE = (
     "\uf4f2x"  # a line: a table, picture or infobox stood here. The x is for WikiExtractor, which drops lines without
 )
 HEADING = "\uf4f3x"  # a line: a heading stood here                     # letters
+LISTS = dict(zip("*#;:", "\uf4e0\uf4e1\uf4e2\uf4e3"))  # the beginning of a line of a list
 HOLES = re.compile(f"{HOLE}([^{HOLE_END}]*){HOLE_END}")
 
 _AWAY = {ord(mark): chr(FIRST + ord(mark)) for mark in string.punctuation + " \n\t"}

@@ -15,7 +15,7 @@ import re
 from functools import cache
 
 from preprocess.wiki.links import ANY, FILES, resolve_external, resolve_links
-from preprocess.wiki.marks import GONE, HEADING, HOLE, HOLE_END, PRIVATE, hole, literal, literal_code
+from preprocess.wiki.marks import GONE, HEADING, HOLE, HOLE_END, LISTS, PRIVATE, hole, literal, literal_code
 from preprocess.wiki.parser_functions import formula
 from preprocess.wiki.sentences import MAGIC, tidy
 from preprocess.wiki.templates import Table, expand, read_table, render
@@ -57,8 +57,8 @@ SCRIPT = re.compile(r"<(su[bp])\b[^<>]*>([^<>\n]{0,80}?)</\1\s*>", re.I)
 BREAK = re.compile(r"[ \t]*<\s*/?\s*br\b[^<>]*>[ \t]*\n?", re.I)
 OWN_LINE = re.compile(r"<(?:/?(?:p|div|blockquote|poem|center|ul|ol|dl)|hr)\b[^<>]*>", re.I)
 ITEM = re.compile(r"\s*<li\b[^<>]*>\s*", re.I)
-TAG = re.compile(rf"</?(?:{ALL_TAGS})\b[^<>]*>", re.I)
-HALF_TAG = re.compile(rf"</?(?:{ALL_TAGS})\b(?=[\s/][^<>\n]*(?:[<\n]|\Z))[^<>\n]*", re.I)
+TAG = re.compile(rf"</?(?:{ALL_TAGS})(?:\s[^<>]*=[^<>]*|\s*/?\s*)>", re.I)  # not `a<b 且 c>d`
+HALF_TAG = re.compile(rf"</?(?:{ALL_TAGS})(?:\s[^<>\n]*=[^<>\n]*|(?<=[a-z])\s*)(?=[<\n]|\Z)", re.I)
 ANGLES = {ord("<"): literal("<"), ord(">"): literal(">")}
 TABLE_EDGE = re.compile(r"^[ \t:*#]*(\{\|)|^[ \t]*(\|\})(?!\})", re.M)
 STOPS = re.compile(r"\n[ \t]*\n|\n==")
@@ -100,6 +100,7 @@ def ready(
     if "{{" in text or "}}" in text:
         known = table or project_table()
         text = expand(text, lambda call: render(call, known, title))
+        text = text.replace("““", "“").replace("””", "”") if "““" in text else text  # {{quote}} inside of “”
         if "{|" in text:
             text = drop_tables(text)
     if "[[" in text:
@@ -160,7 +161,7 @@ def render_tags(text: str) -> str:
         text = BREAK.sub(_break, text)
     text = OWN_LINE.sub("\n", ITEM.sub("\n* ", text))
     text = TAG.sub("", text)
-    text = HALF_TAG.sub(lambda match: hole(match[0].strip("<").split(maxsplit=1)[0]), text)
+    text = HALF_TAG.sub(lambda match: hole(match[0].split(maxsplit=1)[0]), text)
     return text.translate(ANGLES) if "<" in text or ">" in text else text
 
 
@@ -207,5 +208,5 @@ def _line(match: re.Match[str]) -> str:
     if match[1]:
         return HEADING
     if match[2]:
-        return literal(match[2])
+        return "".join(LISTS[mark] for mark in match[2])
     return literal(match[3]) if match[3] else ""

@@ -3,7 +3,8 @@
     text = tidy(extracted, lost)      # `lost` counts, for each unknown template, the sentences dropped for it
 
 A sentence ends with 。！？ outside quotation marks and brackets, or with its line. A hole inside brackets only
-takes the brackets. An introduction (a sentence that ends in a colon, or with `如下。`) goes if what it introduces is gone.
+takes the brackets. An introduction (a sentence that ends in a colon, or with `如下。`) goes if nothing is left of what
+it introduces.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import html
 import re
 from collections import Counter
 
-from preprocess.wiki.marks import GONE, HEADING, HOLE, HOLES, PRIVATE, literal, plain
+from preprocess.wiki.marks import GONE, HEADING, HOLE, HOLES, LISTS, PRIVATE, plain
 
 MAGIC = re.compile(
     r"__(?:(?:NO|FORCE)?TOC|NO(?:EDITSECTION|NEWSECTIONLINK|GALLERY|CONTENTCONVERT|CC|TITLECONVERT|TC|INDEX|GLOBAL)"
@@ -33,7 +34,7 @@ HOLE_IN_BRACKETS = re.compile(rf"（[^（）\n]*{HOLE}[^（）\n]*）|(?<![A-Za-
 PAIRS = {"（": "）", "(": ")", "「": "」", "『": "』", "“": "”", "‘": "’", "《": "》", "〈": "〉", "【": "】", "[": "]"}
 CLOSING = frozenset(PAIRS.values())
 ENDS = "。！？"
-STAR, NUMBER, TERM, INDENT = (literal(mark) for mark in "*#;:")
+STAR, NUMBER, TERM, INDENT = LISTS.values()
 LIST = re.compile(f"[{STAR}{NUMBER}{TERM}{INDENT}]+")
 COLON = re.compile(r"\s*[：:]\s*")
 INTRODUCES = re.compile(
