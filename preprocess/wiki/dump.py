@@ -8,7 +8,9 @@ for part in divide(dump, 8):        # each part is a number of whole streams, fo
 from __future__ import annotations
 
 import bz2
+import html
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from artifacts.errors import UserError
 CHUNK = 1 << 20
 STREAM = b"BZh91AY&SY"  # first bytes of a bz2 stream with the largest block size
 PAGE_END = b"</page>"
+BASE = re.compile(r"<base>([^<]+)</base>")
+NAMESPACE = re.compile(r"<namespace\b[^>]*?\bkey=\"(-?\d+)\"[^>]*?(?<!/)>([^<]*)</namespace>")
 
 
 @dataclass(frozen=True)
@@ -88,16 +92,39 @@ def pages(part: Part) -> Iterator[bytes]:
     yield rest
 
 
-def site_head(dump: Path) -> bytes:
-    """The dump's head, up to `</siteinfo>`, with URLs and namespaces for WikiExtractor; a default if missing."""
+@dataclass(frozen=True)
+class Site:
+    """What a dump's `<siteinfo>` says: `base`, the address of its main page, and the names of its namespaces."""
+
+    base: str = "https://zh.wikipedia.org/wiki/"
+    namespaces: tuple[tuple[int, str], ...] = ()
+
+    def head(self) -> bytes:
+        """The head of a dump of this site for WikiExtractor.
+
+        WikiExtractor drops every page whose title begins with the name of namespace 10, and every page if there is
+        none. It only gets articles here, so that it is told a name with which no title begins.
+        """
+        base = self.base.replace("&", "&amp;").replace("<", "&lt;")
+        named = '<namespaces>\n<namespace key="10">\uf4ff</namespace>\n</namespaces>\n'
+        return f"<mediawiki>\n<siteinfo>\n<base>{base}</base>\n{named}</siteinfo>\n".encode()
+
+    def names(self, key: int) -> frozenset[str]:
+        """Names of a namespace in lower case."""
+        return frozenset(name.lower() for number, name in self.namespaces if number == key and name)
+
+
+def read_site(dump: Path) -> Site:
+    """The site of a dump, from its head up to the first page; a default for what is missing."""
     head = b""
     for chunk in chunks(Part(dump, 0, dump.stat().st_size)):
         head += chunk
-        if (end := head.find(b"</siteinfo>")) >= 0:
-            return head[:end] + b"</siteinfo>\n"
-        if b"<page>" in head or len(head) > 4 * CHUNK:
+        if b"</siteinfo>" in head or b"<page>" in head or len(head) > 4 * CHUNK:
             break
-    return b"<mediawiki>\n<siteinfo>\n<base>https://zh.wikipedia.org/wiki/</base>\n</siteinfo>\n"
+    text = head.partition(b"<page>")[0].partition(b"</siteinfo>")[0].decode("utf-8", "replace")
+    base = BASE.search(text)
+    names = tuple((int(key), html.unescape(name).strip()) for key, name in NAMESPACE.findall(text))
+    return Site(html.unescape(base[1]).strip() if base else Site.base, names)
 
 
 def index_beside(dump: Path) -> Path | None:

@@ -1,179 +1,87 @@
-"""Clean wikitext of the Chinese Wikipedia before WikiExtractor, and tidy the text that it extracts.
+"""Render the wikitext of the Chinese Wikipedia before WikiExtractor, so that nothing of a sentence is lost in it.
 
-    text = ready(wikitext, groups)     # resolves variants as for a reader in mainland China, removes templates, tables
-    text = tidy(extracted)             # removes the remains of deleted markup
+    text = ready(wikitext, groups, title)      # variants, templates, links, formulas, tags, tables, lists
+    text = tidy(extracted)                     # whole sentences, lists as lines (preprocess.wiki.sentences)
 
-Language variants, `-{…}-` and the rules of {{noteTA}}, follow MediaWiki's LanguageConverter (mediawiki.org, "Writing
-systems/Syntax") for zh-cn, whose fallbacks are zh-hans, zh-sg, zh-my and zh.
+What a reader sees stays: values of templates (`preprocess.wiki.templates`), labels of links, formulas as LaTeX between
+dollar signs, code, angle brackets. What cannot be rendered becomes a hole (`preprocess.wiki.marks`), for which `tidy`
+drops the sentence. What stands beside the text (tables, pictures, infoboxes, notes) goes.
 """
 
 from __future__ import annotations
 
 import html
 import re
+from functools import cache
 
-FALLBACKS = ("zh-cn", "zh-hans", "zh-sg", "zh-my", "zh")
-Rules = dict[str, str]  # wording in the source -> wording for mainland readers
+from preprocess.wiki.links import ANY, FILES, resolve_external, resolve_links
+from preprocess.wiki.marks import GONE, HEADING, HOLE, HOLE_END, LISTS, PRIVATE, hole, literal, literal_code
+from preprocess.wiki.parser_functions import formula
+from preprocess.wiki.sentences import MAGIC, tidy
+from preprocess.wiki.templates import Table, expand, read_table, render
+from preprocess.wiki.values import lowered, raised
+from preprocess.wiki.variants import (
+    NOTE,
+    NOTE_BEGINS,
+    Rules,
+    apply_rules,
+    group_name,
+    group_rules,
+    note_rules,
+    parse_rule,
+    resolve_variants,
+    restore,
+)
 
-VARIANT = re.compile(r"-\{((?:(?!-\{|\}-).)*)\}-", re.S)
-FLAGS = re.compile(r"\s*([A-Za-z\-;+\s]*)\|")
-CHOICE = re.compile(r"\s*(zh(?:-\w+)?)\s*:")
-RULE = re.compile(r"(?:[^\s'\"|{}=>;]+\s*=>\s*)?(?:zh(?:-\w+)?\s*:[^;|{}'\"\n]*;?[ \t]*)+")
-NOTE_BEGINS = re.compile(r"\{\{\s*noteTA", re.I)
-NOTE = re.compile(r"\{\{\s*noteTA\s*\|((?:[^{}]|\{\{[^{}]*\}\}|-\{[^{}]*\}-)*)\}\}", re.I)
-GROUP_TITLE = re.compile(r"^[^:]+:CGroup/(.+)$", re.I)
-REDIRECT = re.compile(r"^\s*#\s*(?:redirect|重定向)", re.I)
+__all__ = ["ready", "tidy", "REDIRECT", "Rules", "apply_rules", "group_name", "group_rules", "parse_rule"]
 
+REDIRECT = re.compile(r"^\s*[#＃]\s*(?:redirect|重定向|重新導向|重新导向)", re.I)
 COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.S)
-HIDDEN = re.compile(
-    r"<(ref|math|chem|gallery|timeline|syntaxhighlight|source|score|templatestyles|imagemap|graph|mapframe)\b"
-    r"(?:[^<>]*?/>|[^<>]*?(?<!/)>.*?</\1\s*>)",
+# elements whose content is not wikitext, or not text; the third alternative of an end is `<ref name="x"/ >`
+ELEMENT = re.compile(
+    r"<(ref|references|math|chem|ce|nowiki|pre|code|tt|samp|kbd|syntaxhighlight|source|gallery|timeline|score|table|"
+    r"templatestyles|imagemap|graph|mapframe|maplink|hiero|rt|rp|inputbox|categorytree|section|includeonly)\b"
+    r"([^<>]*?)(?:/\s*>|(?<!/)>(.*?)</\1\s*>)",
     re.S | re.I,
 )
-CODE = re.compile(r"</?(?:code|tt|kbd|samp|nowiki|pre)\b[^<>]*>", re.I)
-TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")
-TABLE = re.compile(r"\{\|(?:(?!\{\||\|\}).)*\|\}", re.S)
-MAGIC = re.compile(r"__[A-Z\u4e00-\u9fff]{3,}__")
-# templates whose text is part of the sentence, and the argument that holds it (from 1); lang-…, link-…: 1
-SPOKEN = {
-    "lang": 2, "transl": 2, "link": 2, "tsl": 3, "le": 1, "nowrap": 1, "nobold": 1, "small": 1, "ruby": 1, "zh": 1,
-    "internal link helper": 1, "ill": 1, "illm": 1, "ilh": 1, "langwithname": 3,
-}  # fmt: skip
-
-HEADING = re.compile(r"^[^。！？\n]{1,30}\.$\n?", re.M)  # WikiExtractor ends a heading with an ASCII full stop
-PLACEHOLDER = re.compile(r"(?:formula|codice)_\d+")
-LEFT_OVER = re.compile(r"-\{|\}-|\{\{+|\}\}+|\{\||\|\}|\[\[|\]\]|'{2,}|__[A-Z]+__|</?[a-z]+[^<>\n]{0,200}>")
-EMPTY_BRACKETS = re.compile(r"[（(][\s；;，,、：:]*[）)]|《\s*》|「\s*」|“\s*”")
-LEFT_OVER_BEGINS = ("{", "}", "[[", "]]", "''", "__", "<")
-EMPTY = ("（）", "()", "（)", "(）", "《", "「", "“", "（ ", "( ")  # brackets that may be empty; some with a blank
-LEADING_IN_BRACKETS = re.compile(r"([（(])[\s；;，,、：:]+")
-TRAILING_IN_BRACKETS = re.compile(r"[\s；;，,、]+([）)])")
-DOUBLED = re.compile(r"([，、；：])[，、；]+|[，、；：]+([。！？])")
-BLANK_LINES = re.compile(r"[ \t]+\n|\n{3,}")
-
-
-def parse_rule(text: str) -> Rules:
-    """Parse a rule, `zh-cn:甲;zh-tw:乙` or `丙=>zh-cn:甲`, into other wordings -> mainland wording."""
-    source, arrow, rest = text.partition("=>")
-    choices: dict[str, str] = {}
-    for part in (rest if arrow else text).split(";"):
-        name, colon, value = part.partition(":")
-        if colon and value.strip():
-            choices.setdefault(name.strip().lower(), value.strip())
-    best = next((choices[name] for name in FALLBACKS if name in choices), None)
-    if best is None:
-        return {}
-    if arrow:
-        return {source.strip(): best}
-    return {value: best for value in choices.values() if value != best and len(value) > 1}
+NOWIKI = re.compile(r"<nowiki\s*>(.*?)</nowiki\s*>|<nowiki\s*/>", re.S | re.I)
+BESIDE = {"gallery", "timeline", "table", "imagemap", "graph", "mapframe", "inputbox", "categorytree"}
+SILENT = {"ref", "references", "templatestyles", "maplink", "rt", "rp", "section", "includeonly"}
+ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+ALL_TAGS = (
+    "a|abbr|b|bdi|bdo|big|blockquote|caption|center|cite|data|dd|del|dfn|div|dl|dt|em|font|h[1-6]|i|ins|li|mark|"
+    "noinclude|onlyinclude|ol|p|poem|q|rb|rtc|ruby|s|small|span|strike|strong|tbody|td|th|thead|time|tr|tt|u|ul|var|wbr|"
+    "code|samp|kbd|nowiki|ref|gallery|references|indicator|sub|sup|hr|br|center|noclude|translate|languages|img"
+)
+SCRIPT = re.compile(r"<(su[bp])\b[^<>]*>([^<>\n]{0,80}?)</\1\s*>", re.I)
+BREAK = re.compile(r"[ \t]*<\s*/?\s*br\b[^<>]*>[ \t]*\n?", re.I)
+OWN_LINE = re.compile(r"<(?:/?(?:p|div|blockquote|poem|center|ul|ol|dl)|hr)\b[^<>]*>", re.I)
+ITEM = re.compile(r"\s*<li\b[^<>]*>\s*", re.I)
+TAG = re.compile(rf"</?(?:{ALL_TAGS})(?:\s[^<>]*=[^<>]*|\s*/?\s*)>", re.I)  # not `a<b 且 c>d`
+HALF_TAG = re.compile(rf"</?(?:{ALL_TAGS})(?:\s[^<>\n]*=[^<>\n]*|(?<=[a-z])\s*)(?=[<\n]|\Z)", re.I)
+ANGLES = {ord("<"): literal("<"), ord(">"): literal(">")}
+TABLE_EDGE = re.compile(r"^[ \t:*#]*(\{\|)|^[ \t]*(\|\})(?!\})", re.M)
+STOPS = re.compile(r"\n[ \t]*\n|\n==")
+QUOTES = re.compile(r"'{2,}")
+HOLE_MARK = f"{HOLE}[^{HOLE_END}]*{HOLE_END}"
+# holes alone on a line, or after the last sentence of a line: a box or a note that nobody knows, not a word
+OUTSIDE = re.compile(rf"^(?:[ \t]*(?:{HOLE_MARK}|{GONE}))+[ \t]*$", re.M)
+TRAILING = re.compile(rf"(?<=[。！？”」』）])(?:[ \t]*(?:{HOLE_MARK}|{GONE}))+[ \t]*$", re.M)
+LINE = re.compile(
+    r"^(?:(={1,6})[^\n]*?\1[ \t]*(?=\n|\Z)|([*#:;]+)[ \t]*|[ \t]*[|!][^\n]*|----+|[ \t]*([({\-.+])|[ \t]+)", re.M
+)
 
 
-def group_rules(text: str) -> Rules:
-    """The rules of a conversion group, a page `Module:CGroup/…` (Lua) or `Template:CGroup/…`."""
-    rules: Rules = {}
-    for match in RULE.finditer(text):
-        rules.update(parse_rule(match[0]))
-    return rules
-
-
-def note_rules(text: str, groups: dict[str, Rules]) -> Rules:
-    """Rules of a page's {{noteTA}}: those of its groups (G1=…), overridden by its own (1=…); T= (title) is ignored."""
-    rules: Rules = {}
-    own: Rules = {}
-    for note in NOTE.finditer(text):
-        for argument in re.sub(r"-\{(.*?)\}-", r"\1", note[1]).split("|"):
-            name, equals, value = argument.partition("=")
-            name = name.strip().upper()
-            if re.fullmatch(r"G\d*", name) and equals:
-                rules.update(groups.get(value.strip().lower(), {}))
-            elif not equals or name.isdigit() or value.startswith(">"):
-                own.update(parse_rule(value if equals and name.isdigit() else argument))
-    return {**rules, **own}
-
-
-def apply_rules(text: str, rules: Rules) -> str:
-    """Replace every wording, the longest at each position. The time does not grow with the number of rules."""
-    if not rules:
-        return text
-    by_first: dict[str, list[str]] = {}
-    for wording in sorted(rules, key=len, reverse=True):
-        if wording:
-            by_first.setdefault(wording[0], []).append(wording)
-    firsts = re.compile("[" + "".join(map(re.escape, by_first)) + "]")
-    pieces, done = [], 0
-    for match in firsts.finditer(text):
-        at = match.start()
-        if at < done:
-            continue
-        for wording in by_first[match[0]]:
-            if text.startswith(wording, at):
-                pieces += [text[done:at], rules[wording]]
-                done = at + len(wording)
-                break
-    return "".join([*pieces, text[done:]])
-
-
-def resolve_variants(text: str, rules: Rules | None = None, shown: list[str] | None = None) -> str:
-    """Resolve every `-{…}-`, innermost first. Flags A, H and - add rules for the page to `rules`, or remove them.
-
-    With `shown`, resolved text is stored there and replaced by `\\x02N\\x03`, so that rules do not change it again.
-    """
-
-    def resolve(match: re.Match[str]) -> str:
-        content = match[1]
-        flags: set[str] = set()
-        if flagged := FLAGS.match(content):
-            flags = {flag.strip().upper() for flag in flagged[1].split(";")}
-            content = content[flagged.end() :]
-        content = html.unescape(content) if "&" in content and CHOICE.search(content) else content
-        said = content
-        if (CHOICE.match(content) or "=>" in content) and "R" not in flags:
-            rule = parse_rule(content)
-            if rules is not None and flags & {"A", "H"}:
-                rules.update(rule)
-            if rules is not None and "-" in flags:
-                for wording in rule:
-                    rules.pop(wording, None)
-            choices = [part.partition(":") for part in content.split(";")]
-            named = {name.strip().lower(): value.strip() for name, colon, value in choices if colon}
-            said = next((named[name] for name in FALLBACKS if name in named), next(iter(named.values()), ""))
-        if flags & {"H", "T", "-"}:
-            return ""
-        if shown is None:
-            return said
-        shown.append(said)
-        return f"\x02{len(shown) - 1}\x03"
-
-    while "-{" in text and (resolved := VARIANT.sub(resolve, text)) != text:
-        text = resolved
-    return text
-
-
-def _restore(text: str, shown: list[str]) -> str:
-    while "\x02" in text:
-        restored = re.sub("\x02(\\d+)\x03", lambda match: shown[int(match[1])], text)
-        if restored == text:
-            return text.replace("\x02", "").replace("\x03", "")
-        text = restored
-    return text
-
-
-def _say(match: re.Match[str]) -> str:
-    """A template's text in the sentence: empty, except for SPOKEN and {{bd}} (years of birth and death)."""
-    name, *arguments = match[1].split("|")
-    name = name.strip().lower()
-    plain = [argument.strip() for argument in arguments if not re.match(r"\s*\w+\s*=", argument)]
-    if name == "bd":
-        years = [year for year in (plain + [""] * 4)[:4:2]]
-        return "－".join(years) if any(years) else ""
-    place = SPOKEN.get(name, 1 if name.startswith(("lang-", "link-")) else 0)
-    return plain[place - 1] if 0 < place <= len(plain) else ""
-
-
-def ready(text: str, groups: dict[str, Rules]) -> str:
-    """Resolve variants, and remove markup of which WikiExtractor would leave traces. Returns wikitext."""
+def ready(
+    text: str, groups: dict[str, Rules], title: str = "", files: frozenset[str] = FILES, table: Table | None = None
+) -> str:
+    """Render wikitext to text that WikiExtractor only has to read. `files`: names of the namespaces of pictures."""
+    if PRIVATE.search(text):
+        text = PRIVATE.sub(hole("private character"), text)
     if "<" in text:
-        text = CODE.sub("", HIDDEN.sub("", COMMENT.sub("", text)))
+        text = ELEMENT.sub(_element, COMMENT.sub("", text))
+    if "&" in text:
+        text = ENTITY.sub(_entity, text)
     rules: Rules = {}
     if NOTE_BEGINS.search(text):
         rules = note_rules(text, groups)
@@ -181,31 +89,124 @@ def ready(text: str, groups: dict[str, Rules]) -> str:
     shown: list[str] = []
     if "-{" in text:
         text = resolve_variants(text, rules, shown)
+    if "{|" in text:
+        text = drop_tables(text)
+    text = apply_rules(text, rules)
+    text = restore(text, shown) if shown else text
     # each `in` test costs a hundredth of the search, and most texts need few searches
-    while "{{" in text and (spoken := TEMPLATE.sub(_say, text)) != text:
-        text = spoken
-    while "{|" in text and (cut := TABLE.sub("", text)) != text:
-        text = cut
-    text = apply_rules(MAGIC.sub("", text) if "__" in text else text, rules)
-    return _restore(text, shown) if shown else text
+    if "<" in text or ">" in text:
+        text = render_tags(text)
+    text = resolve_links(text, files=files)
+    if "{{" in text or "}}" in text:
+        known = table or project_table()
+        text = expand(text, lambda call: render(call, known, title))
+        text = text.replace("““", "“").replace("””", "”") if "““" in text else text  # {{quote}} inside of “”
+        if "{|" in text:
+            text = drop_tables(text)
+    if "[[" in text:
+        text = resolve_links(text, ANY, files)
+        text = text.replace("[[", hole("[[")) if "[[" in text else text
+    if "[" in text:
+        text = resolve_external(text)
+    if "''" in text:
+        text = QUOTES.sub("", text)
+    if "__" in text:
+        text = MAGIC.sub("", text).replace("__", literal("__"))
+    if HOLE in text or GONE in text:
+        text = TRAILING.sub("", OUTSIDE.sub(GONE, text))
+        text = _alone(text) if GONE in text else text
+    return LINE.sub(_line, text)
 
 
-def tidy(text: str) -> str:
-    """Remove the remains of deleted markup from running text, and drop headings."""
-    text = HEADING.sub("", html.unescape(text) if "&" in text else text)
-    if "_" in text:
-        text = PLACEHOLDER.sub("", text)
-    if any(mark in text for mark in LEFT_OVER_BEGINS):
-        text = LEFT_OVER.sub("", text)
-    if "（" in text or "(" in text:
-        text = TRAILING_IN_BRACKETS.sub(r"\1", LEADING_IN_BRACKETS.sub(r"\1", text))
-    while any(pair in text for pair in EMPTY) and (mended := EMPTY_BRACKETS.sub("", text)) != text:
-        text = mended
-    text = DOUBLED.sub(lambda match: match[1] or match[2], text)
-    return BLANK_LINES.sub(lambda match: match[0].lstrip(" \t")[:2], text).strip()
+@cache
+def project_table() -> Table:
+    return read_table()
 
 
-def group_name(title: str) -> str:
-    """The conversion group that a page defines: `Module:CGroup/IT` -> `it`; empty for any other page."""
-    match = GROUP_TITLE.match(title)
-    return match[1].strip().lower() if match else ""
+def _element(match: re.Match[str]) -> str:
+    """An element that is not wikitext: literal text, a formula, nothing, or a hole."""
+    name, attributes, content = match[1].lower(), match[2], match[3] or ""
+    if name in SILENT:
+        return ""
+    if name in ("math", "chem", "ce"):
+        return formula(html.unescape(content), name)
+    if name == "nowiki":
+        return literal(html.unescape(content))
+    if name in ("code", "tt", "samp", "kbd"):
+        content = NOWIKI.sub(lambda inner: literal(html.unescape(inner[1] or "")), content)
+        return literal_code(TAG.sub("", content)) if "\n" not in content.strip() else _listing(content)
+    if name in ("pre", "syntaxhighlight", "source"):
+        content = NOWIKI.sub(lambda inner: inner[1] or "", content)
+        return literal(html.unescape(content.strip())) if "inline" in attributes.lower() else _listing(content)
+    before = match.string[match.start() - 1 : match.start()]
+    if name in BESIDE or before in ("", "\n"):
+        return f"\n{GONE}\n" if before in ("", "\n") else GONE
+    return hole(f"<{name}>")
+
+
+def _listing(content: str) -> str:
+    content = html.unescape(content.strip("\n"))
+    return f"\n{literal(content)}\n" if content.strip() else ""
+
+
+def _entity(match: re.Match[str]) -> str:
+    said = html.unescape(match[0])
+    return literal(said) if said != match[0] else match[0].replace("&", literal("&"))
+
+
+def render_tags(text: str) -> str:
+    """Tags of HTML as a reader sees them; other angle brackets are text. Half a tag is a hole."""
+    text = SCRIPT.sub(lambda match: (raised if match[1].lower() == "sup" else lowered)(match[2]), text)
+    if "br" in text or "BR" in text:
+        text = BREAK.sub(_break, text)
+    text = OWN_LINE.sub("\n", ITEM.sub("\n* ", text))
+    text = TAG.sub("", text)
+    text = HALF_TAG.sub(lambda match: hole(match[0].split(maxsplit=1)[0]), text)
+    return text.translate(ANGLES) if "<" in text or ">" in text else text
+
+
+def _break(match: re.Match[str]) -> str:
+    """A new line between sentences; inside one a blank."""
+    before = match.string[match.start() - 1 : match.start()]
+    return "\n" if before in "。！？：；”」』\n" else " "
+
+
+def drop_tables(text: str) -> str:
+    """Remove tables, which begin and end at the beginning of a line. One that never ends, ends with its paragraph."""
+    kept, done, depth, begin = [], 0, 0, 0
+    for edge in TABLE_EDGE.finditer(text):
+        if edge[1]:
+            begin = begin if depth else edge.start()
+            depth += 1
+        elif depth:
+            depth -= 1
+            if not depth:
+                kept += [text[done:begin], f"{GONE}\n"]
+                done = edge.end()
+    if depth:
+        stop = STOPS.search(text, begin)
+        kept += [text[done:begin], f"{GONE}\n"]
+        done = stop.start() if stop else len(text)
+    return "".join([*kept, text[done:]])
+
+
+def _alone(text: str) -> str:
+    """Keep the marks of what is gone that are lines of their own; one between two words is a hole."""
+    lines = []
+    for line in text.split("\n"):
+        if GONE in line and line.strip() != GONE:
+            if not line.replace(GONE, "").strip():
+                line = GONE
+            else:
+                line = re.sub(rf"(?<=[\w，、]){GONE}(?=[\w，、。])", hole("box"), line.strip()).replace(GONE, "")
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _line(match: re.Match[str]) -> str:
+    """The beginning of a line: a heading, a list, the rest of a table, or text that WikiExtractor would drop."""
+    if match[1]:
+        return HEADING
+    if match[2]:
+        return "".join(LISTS[mark] for mark in match[2])
+    return literal(match[3]) if match[3] else ""

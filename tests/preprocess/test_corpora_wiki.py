@@ -95,7 +95,7 @@ def test_wikitext_is_made_ready(wikitext, expected):
 def test_what_vanished_markup_leaves_is_mended():
     assert tidy("甲（）乙（；）丙（，英語：）丁（；x）formula_1戊codice_12__NOTOC__}}") == "甲乙丙（英語：）丁（x）戊"
     assert tidy("生于，。背景") == "生于。背景"
-    assert tidy("背景.\n正文。") == "正文。"
+    assert tidy("乐队成员包括Dr. Dre.\n正文。") == "乐队成员包括Dr. Dre.\n正文。"
 
 
 def test_group_names():
