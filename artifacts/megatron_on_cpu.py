@@ -13,6 +13,7 @@ Hugging Face is checked at every export.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -231,8 +232,12 @@ def _patch_checkpoint_writer() -> None:
         is_view = isinstance(data, torch.Tensor) and data.untyped_storage().size() != data.numel() * data.itemsize
         return clone(data) if is_view else data
 
+    @functools.wraps(write)  # the caller asks for its parameters
+    def write_item(*args: Any, **kwargs: Any) -> Any:
+        return write(*map(whole, args), **kwargs)
+
     writer.prepare_write_data = prepare_write_data
-    filesystem_async._write_item = lambda *args, **kwargs: write(*map(whole, args), **kwargs)
+    filesystem_async._write_item = write_item
 
 
 def patch_megatron() -> None:
