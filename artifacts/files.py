@@ -268,11 +268,16 @@ def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
 
 
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows to a `.jsonl` or `.jsonl.zst` file, atomically. Returns the number of rows."""
+    """Write rows to a `.jsonl` or `.jsonl.zst` file, atomically. Returns the number of rows.
+
+    Raises UserError if the name promises another compression.
+    """
     import zstandard
 
     from artifacts.json_rows import dumped
 
+    if Path(path).suffix in (".gz", ".bz2", ".xz"):
+        raise UserError(f"{path}: rows are written as .jsonl or .jsonl.zst, so give the file such a name")
     count = 0
     with atomic_file(path) as aside, aside.open("wb") as raw:
         compressor = zstandard.ZstdCompressor(level=3)

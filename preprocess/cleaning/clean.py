@@ -84,7 +84,8 @@ def clean(
 
 
 def dropped_path(output: Path) -> Path:
-    return output.with_name(output.name.replace(".jsonl", ".dropped.jsonl"))
+    name = output.name if ".jsonl" in output.name else f"{output.name}.jsonl"
+    return output.with_name(name.replace(".jsonl", ".dropped.jsonl"))
 
 
 def split_out(rows: Iterator[tuple[Document, str | None]], output: Path) -> None:

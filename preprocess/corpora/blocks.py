@@ -327,7 +327,7 @@ class Deduplicate(Block):
                 report.enter(rows)
                 found = [verdicts.get(place + index) for index in range(len(rows))]
                 for index, (row, verdict) in enumerate(zip(rows, found)):
-                    read_at = row.pop(PLACE, "")
+                    read_at = row.pop(PLACE, f"{task}/{place + index}")
                     if place + index in repeated and not verdict:
                         row["id"] = unique_id(row["id"], read_at)
                         report.counts[REPEATED] += 1

@@ -19,7 +19,7 @@ from artifacts.files import PACKINGS, packing, zstd_pieces
 from artifacts.json_rows import MENDS, UTF16, is_utf16, parse
 
 CHUNK = 4 << 20  # bytes read at once
-HEAD = 1 << 16  # bytes of text from which the layout of a file is told
+HEAD, LONGEST_LINE = 1 << 16, 16 << 20  # bytes of text from which the layout of a file is told; if it is in doubt
 TABLES = (".parquet", ".arrow")
 # How records stand in a text file: one a line; as items of one list; as items of a list that is the first value of an
 # object, {"data": [...]}; or one after the other, each over several lines
@@ -91,18 +91,24 @@ def layout(path: str) -> str | None:
     """
     with opened(path) as stream:
         head = stream.read(HEAD)
+        long = b"\n" not in head and OPENINGS[WRAPPED].match(_characters(head))
+        while long and b"\n" not in head and len(head) < LONGEST_LINE and (more := stream.read(CHUNK)):
+            head += more  # a record that begins with a list, or a list in an object
+        ended = not stream.read(1)
     if is_utf16(head):
         raise UserError(f"{path} is {UTF16}: {MENDS[UTF16]}")
     other = next((name for magic, name in OTHERS.items() if head.startswith(magic)), None)
     if other:
         raise UserError(f"{path} is {other}")
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    if text[:1] in (b"", b"["):
-        return LIST if text else None
+    if not text:
+        return None if ended else LINES
+    if text[:1] == b"[":
+        return LIST
     first, feed, rest = text.partition(b"\n")
-    characters = text.decode(errors="replace")
-    if not feed and len(head) == HEAD:  # a long line
-        return WRAPPED if OPENINGS[WRAPPED].match(characters) else LINES
+    if not feed and not ended:
+        return WRAPPED if long else LINES
+    characters = _characters(head)
     try:
         value = parse(first)[0]
     except ValueError:
@@ -114,7 +120,11 @@ def layout(path: str) -> str | None:
             return LINES
     inside = list(value.values()) if isinstance(value, dict) else []
     alone = len(inside) == 1 and isinstance(inside[0], list) and inside[0] and isinstance(inside[0][0], dict)
-    return WRAPPED if alone and not rest.strip() and len(head) < HEAD else LINES
+    return WRAPPED if alone and ended and not rest.strip() else LINES
+
+
+def _characters(head: bytes) -> str:
+    return head.removeprefix(codecs.BOM_UTF8).lstrip().decode(errors="replace")
 
 
 def lines(stream: IO[bytes], start: int, end: int | None, longest: int) -> Iterator[tuple[int, bytes | None]]:

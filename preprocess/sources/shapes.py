@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from artifacts.errors import UserError, nearest
+from artifacts.json_rows import plain
 from artifacts.plugs import load_function
 from preprocess.sources.documents import own_id, without_text
 
@@ -118,6 +119,10 @@ def document(shape: Shape, record: Any, made_id: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise WrongShape("not an object")
     text = shape.text(record)
+    if shape.used is None:  # the user's own function
+        if not isinstance(text, str):
+            raise WrongShape("the function returned no string")
+        text, _ = plain(text)
     own = own_id(record, shape.identity) if shape.identity else None
     metadata = {
         key: value

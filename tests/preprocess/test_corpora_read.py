@@ -200,6 +200,7 @@ def test_empty_files_and_missing_ones(tmp_path):
 
 
 RECORDS = [{"text": f"春{i}", "url": "u"} for i in range(9)]
+LONG = [{"parts": RECORDS * 1000, "n": n} for n in range(3)]  # of more bytes than the layout is told from
 SECTIONS = [{"sections": [{"title": "甲", "content": "乙"}], "text": f"丙{i}"} for i in range(9)]
 
 
@@ -219,6 +220,8 @@ SECTIONS = [{"sections": [{"title": "甲", "content": "乙"}], "text": f"丙{i}"
         ("\n".join(json.dumps(row, indent=2) for row in RECORDS), "values", RECORDS),
         ("\n".join(json.dumps(row, indent=2) for row in SECTIONS * 700), "wrapped", None),
         ('{"text": broken\n{"text": "a"}', "lines", [{"text": "a"}]),
+        ("\n".join(json.dumps({"parts": RECORDS * 1000, "n": n}) for n in range(3)), "lines", LONG),
+        ("\n" * 70_000 + json.dumps(RECORDS[0]), "lines", RECORDS[:1]),
     ],
 )
 @pytest.mark.parametrize("tasks", [1, 2])

@@ -24,6 +24,7 @@ from artifacts.files import read_json, read_jsonl
 from launch.scoring import bits_per_byte
 from preprocess.cleaning import simplify
 from preprocess.corpora import data_card, pipeline
+from preprocess.sources import shapes
 from preprocess.tokenizer import train as tokenizer
 
 FAULTS = Path(__file__).parent / "faults"
@@ -328,3 +329,25 @@ def test_a_shares_split_that_is_empty_is_told(tmp_path):
     done = typed("preprocess.dataset.split", "--input", FAULTS / "bare.jsonl", "--output-folder", tmp_path)
     assert "test is empty: a share of 0.02 of these documents is less than one" in done.stdout
     assert "train=2" in done.stdout
+
+
+def test_what_is_dropped_never_lands_in_the_output(tmp_path):
+    source = tmp_path / "F.jsonl"
+    source.write_bytes(lines([*ROWS, ROWS[0]]))
+    done = typed("preprocess.deduplication.deduplicate", "--input", source, "--output", tmp_path / "G.json")
+    assert done.returncode == 0 and len(list(read_jsonl(tmp_path / "G.json"))) == COUNT
+    assert [row["dropped"] for row in read_jsonl(tmp_path / "G.json.dropped.jsonl")] == ["same text"]
+    done = typed("preprocess.deduplication.deduplicate", "--input", source, "--output", tmp_path / "G.jsonl.gz")
+    assert done.returncode == 2 and "G.jsonl.gz: rows are written as .jsonl or .jsonl.zst" in done.stderr
+    assert not (tmp_path / "G.jsonl.gz").exists()
+
+
+def half(record: dict[str, Any]) -> str:
+    return str(record["text"]) + "\ud83d"
+
+
+def test_a_users_own_function_may_give_half_a_character_or_nothing():
+    shape = shapes.Shape(half, None, "id")
+    assert shapes.document(shape, ROWS[0], "made")["text"] == TEXTS[0] + "\ufffd"
+    with pytest.raises(shapes.WrongShape, match="the function returned no string"):
+        shapes.document(shapes.Shape(lambda record: None, None, "id"), ROWS[0], "made")  # type: ignore[arg-type,return-value]
