@@ -140,7 +140,7 @@ def stages(settings: Settings, files: Files, folder: Path) -> list[tuple[str, in
         found += [
             ("match", minhash.KINDS, [Match(folder, work, s.memory)]),
             ("collect", every, [Collect(folder, work, documents)]),
-            ("deduplicate", every, [Deduplicate(folder, work, documents, shards)]),
+            ("deduplicate", every, [Deduplicate(folder, work, documents, shards, [one.name for one in s.sources])]),
         ]
     return found
 
@@ -211,9 +211,7 @@ def run_local(settings: Settings, files: Files, folder: Path, workers: int) -> N
             ended.set()
 
 
-def submit_slurm(
-    settings: Settings, files: Files, folder: Path, workers: int, site: dict[str, Any]
-) -> None:
+def submit_slurm(settings: Settings, files: Files, folder: Path, workers: int, site: dict[str, Any]) -> None:
     """Submit every stage as a job array that depends on the previous stage."""
     from datatrove.executor import SlurmPipelineExecutor
 
@@ -237,10 +235,20 @@ def submit_slurm(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add: Callable[..., Any] = parser.add_argument
-    add("--source", nargs="+", required=True, metavar="SOURCE",
-        help=f"name in sources.yaml, or format of the records: {', '.join(SHAPES)}, or MODULE.FUNCTION")
-    add("--input", action="append", default=[], metavar="[SOURCE=]PATH",
-        help="file, folder or glob, any fsspec path; repeatable (default: the download)")
+    add(
+        "--source",
+        nargs="+",
+        required=True,
+        metavar="SOURCE",
+        help=f"name in sources.yaml, or format of the records: {', '.join(SHAPES)}, or MODULE.FUNCTION",
+    )
+    add(
+        "--input",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]PATH",
+        help="file, folder or glob, any fsspec path; repeatable (default: the download)",
+    )
     add("--output-folder", type=Path, required=True)
     add("--text-key", help="with --source jsonl: the key that holds the text (default text)")
     add("--tasks", type=int, default=4, help="number of shards (default 4); the result depends on it")
@@ -250,8 +258,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-mask", action="store_true", help="do not mask mail addresses, phone and identity numbers")
     add("--no-quality", action="store_true", help="skip the quality filter")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="threshold of preprocess.cleaning.quality")
-    add("--evaluation", nargs="+", action="extend", default=[], metavar="SET",
-        help="evaluation set to decontaminate against: its name in sources.yaml, a file or a folder")
+    add(
+        "--evaluation",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SET",
+        help="evaluation set to decontaminate against: its name in sources.yaml, a file or a folder",
+    )
     add("--no-deduplicate", action="store_true")
     add("--max-bad-share", type=float, default=0.01, help="stop above this share of unreadable records (default 0.01)")
     add("--max-record-megabytes", type=int, default=16, help="longer records are skipped and counted (default 16)")
