@@ -62,7 +62,7 @@ def kinds_table(config: str) -> np.ndarray:
 def kinds_of(texts: list[str], config: str) -> list[bytes]:
     """The kind of each character of each text, a byte a character."""
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    kinds = np.take(kinds_table(config), codes, mode="clip").tobytes()
+    kinds: bytes = np.take(kinds_table(config), codes, mode="clip").tobytes()
     found, start = [], 0
     for text in texts:
         found.append(kinds[start : start + len(text)])

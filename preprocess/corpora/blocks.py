@@ -311,15 +311,21 @@ class Deduplicate(Block):
     """Write the final shard, without documents that repeat an earlier one of this or another shard, of any source.
 
     The same id with another text is another document: it stays, and its place makes its id unique.
+
+    `sources` are the names of the sources in order, with as many shards each. The report counts whom the dropped
+    documents repeat.
     """
 
-    def __init__(self, folder: Path, work_folder: Path, documents: list[Path], targets: list[Path]) -> None:
+    def __init__(
+        self, folder: Path, work_folder: Path, documents: list[Path], targets: list[Path], sources: list[str]
+    ) -> None:
         super().__init__("deduplicate", folder)
-        self.work_folder, self.documents, self.targets = work_folder, documents, targets
+        self.work_folder, self.documents, self.targets, self.sources = work_folder, documents, targets, sources
 
     def work(self, data: Batches, task: int, report: Report) -> Batches:
         verdicts = minhash.verdicts(self.work_folder, task)
         repeated = minhash.repeated_ids(self.work_folder, task)
+        each = len(self.documents) // len(self.sources)
         dropped = self.folder / "dropped" / self.name / f"{task:05d}.jsonl.zst"
         with row_writer(dropped) as drop, row_writer(self.targets[task]) as write:
             place = 0
@@ -332,7 +338,9 @@ class Deduplicate(Block):
                         row["id"] = unique_id(row["id"], read_at)
                         report.counts[REPEATED] += 1
                     if verdict:
-                        row["repeats"] = f"{verdict[1] >> 32:05d}:{verdict[1] & 0xFFFFFFFF}"  # shard and line
+                        shard = verdict[1] >> 32
+                        row["repeats"] = f"{shard:05d}:{verdict[1] & 0xFFFFFFFF}"  # shard and line
+                        report.repeats[self.sources[shard // each]] += 1
                 place += len(rows)
                 kept = _sort_out(rows, [verdict and verdict[0] for verdict in found], report, drop)
                 write(kept)

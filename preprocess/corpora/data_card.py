@@ -44,6 +44,7 @@ class Report:
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    repeats: Counter[str] = field(default_factory=Counter)  # duplicates, by the source of the document that they repeat
     problems: list[dict[str, Any]] = field(default_factory=list)
     lengths: Counter[str] = field(default_factory=Counter)  # documents out, by bit length of their number of characters
     scores: Counter[str] = field(default_factory=Counter)
@@ -69,6 +70,7 @@ class Report:
             setattr(self, name, getattr(self, name) + other[name])
         self.dropped.update(other["dropped"])
         self.counts.update(other["counts"])
+        self.repeats.update(other["repeats"])
         self.lengths.update(other["lengths"])
         self.scores.update(other["scores"])
         self.problems = (self.problems + other["problems"])[:20]
@@ -110,10 +112,32 @@ def by_source(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
                 "documents": last.documents_out,
                 "characters": last.characters_out,
                 "characters_after": {step: report.characters_out for step, report in steps.items()},
+                "compared": steps["deduplicate"].documents_in if "deduplicate" in steps else 0,
+                "repeats": dict(steps["deduplicate"].repeats) if "deduplicate" in steps else {},
                 "dropped": {step: report.dropped.total() for step, report in steps.items() if report.dropped},
             }
         )
     return found
+
+
+def overlaps(sources: list[dict[str, Any]]) -> list[str]:
+    """A table in Markdown: of the documents of each source that were compared, those that repeat each other source."""
+    names = [source["source"] for source in sources]
+    lines = [
+        "Documents of the source on the left that repeat an earlier one, by the source of that one. A document that",
+        "repeats several counts once, for the earliest. The earlier source keeps its copy.",
+        "",
+        f"| source | compared | {' | '.join(f'repeat {name}' for name in names)} |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for place, source in enumerate(sources):
+        cells = []
+        for name in names[: place + 1]:
+            count = source["repeats"].get(name, 0)
+            cells.append(f"{count:,} ({count / max(1, source['compared']):.2%})")
+        cells += ["–"] * (len(names) - place - 1)
+        lines.append(f"| {source['source']} | {source['compared']:,} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def markdown(card: dict[str, Any]) -> str:
@@ -133,6 +157,8 @@ def markdown(card: dict[str, Any]) -> str:
                 f"| {source['characters']:,} |"
             )
         lines.append("")
+        if "deduplicate" in card["steps"]:
+            lines += overlaps(card["sources"])
     lines += [f"{card['documents']:,} documents, {card['characters']:,} characters remain.", ""]
     for name, made in card.get("datasets", {}).items():
         lines += [f"Dataset `{name}`: {made['documents']:,} documents, {made['tokens']:,} tokens.", ""]

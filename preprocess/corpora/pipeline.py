@@ -148,7 +148,7 @@ def stages(settings: Settings, files: Files, folder: Path) -> list[tuple[str, in
         found += [
             ("match", minhash.KINDS, [Match(folder, work, s.memory)]),
             ("collect", every, [Collect(folder, work, documents)]),
-            ("deduplicate", every, [Deduplicate(folder, work, documents, shards)]),
+            ("deduplicate", every, [Deduplicate(folder, work, documents, shards, [one.name for one in s.sources])]),
         ]
     return found
 

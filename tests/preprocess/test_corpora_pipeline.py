@@ -48,7 +48,7 @@ def corpus(path: Path, count: int) -> Path:
 def command(source: Path, folder: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, "-m", "preprocess.corpora.pipeline", "--source", "c4_zh", "--input", str(source)),
-        *("--output-folder", str(folder), "--tasks", "5", *more),
+        *("--output-folder", str(folder), "--tasks", "5", *map(str, more)),
     ]
 
 
@@ -175,7 +175,7 @@ def session_of(session: int) -> list[str]:
     return [line for line in listed.splitlines() if "defunct" not in line]
 
 
-def test_a_finished_run_is_not_done_again_and_other_settings_are_refused(whole):
+def test_a_finished_run_is_not_done_again_and_other_settings_are_refused(whole, tmp_path):
     source, folder = whole
     before = results(folder)
     again = run(source, folder, "--workers", "2")
@@ -185,6 +185,19 @@ def test_a_finished_run_is_not_done_again_and_other_settings_are_refused(whole):
     assert (
         other.stderr.startswith("error: ") and "run with other mask" in other.stderr and other.stderr.count("\n") == 1
     )
+    (tmp_path / "phrases.txt").write_text("書店\t书铺\n", encoding="utf-8")
+    other = run(source, folder, "--phrases", tmp_path / "phrases.txt")
+    assert other.returncode == 2 and "run with other phrases" in other.stderr
+
+
+def test_the_users_phrases_are_used_and_kept(tmp_path):
+    source = corpus(tmp_path / "corpus.jsonl", 100)
+    (tmp_path / "phrases.txt").write_text("書店\t书铺\n", encoding="utf-8")
+    done = run(source, tmp_path / "run", "--phrases", tmp_path / "phrases.txt", "--tasks", "1")
+    assert done.returncode == 0, done.stderr
+    text = "".join(row["text"] for path in (tmp_path / "run/shards").glob("*") for row in read_jsonl(path))
+    assert "车站旁的书铺卖旧书" in text and "书店" not in text
+    assert read_json(tmp_path / "run/settings.json")["phrases"] == [["書店", "书铺"]]
 
 
 def test_errors_are_one_line(tmp_path):

@@ -66,6 +66,9 @@ def test_the_card_tells_each_source(corpus: Path) -> None:
     assert "CC BY-SA" in found["zhwiki"]["licence"] and found["jsonl"]["licence"] == "not stated"
     page = (corpus / "clean/data_card.md").read_text()
     assert "| wikipedia_cn | 60 | 0 | 20 | 40 |" in page
+    assert found["wikipedia_cn"]["repeats"] == {"zhwiki": 20} and found["jsonl"]["repeats"] == {}
+    assert "| source | compared | repeat zhwiki | repeat wikipedia_cn | repeat jsonl |" in page
+    assert "| wikipedia_cn | 60 | 20 (33.33%) | 0 (0.00%) | – |" in page
     told = read_json(corpus / "clean/evaluation.contaminated.json")
     assert told["sets"] == [{"evaluation": "exam.jsonl", "removed": 1}]
 

@@ -110,8 +110,8 @@ def test_the_users_phrases_win(tmp_path: Path) -> None:
     file.write_text("# mine\n電腦\t计算机\n電腦病毒\t电脑病毒\n\n乾淨\t乾净\n妳\t妳\n", encoding="utf-8")
     phrases = read_phrases(file)
     assert converted("電腦壞了，電腦病毒，乾淨。", phrases=phrases) == "计算机坏了，电脑病毒，乾净。"
-    assert converted("我爱妳，这里很乾净。", phrases=phrases) == "我爱妳，这里很乾净。"
-    assert converted("我爱妳。") == "我爱你。"
+    assert converted("我们在這裡，这个乾净。", phrases=phrases) == "我们在这裡，这个乾净。"
+    assert converted("我们在這裡，这个乾净。") == "我们在这里，这个乾净。"
     simplified = "软件\t软体"
     file.write_text(simplified, encoding="utf-8")
     assert converted("这是软件。", phrases=read_phrases(file)) == "这是软件。", "nothing is converted there"
