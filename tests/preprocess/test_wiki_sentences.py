@@ -12,6 +12,7 @@ import pytest
 
 from artifacts.errors import UserError
 from artifacts.files import read_jsonl
+from preprocess.corpora import data_card
 from preprocess.wiki import extract as extract_wiki
 from preprocess.wiki.markup import ready, tidy
 from preprocess.wiki.parser_functions import calculate
@@ -213,5 +214,16 @@ def test_sentences(line, found):
 
 @pytest.mark.parametrize("cut", range(0, 80, 3))
 def test_half_markup_leaves_no_braces(cut):
-    text = "甲{{nowrap|乙{{convert|1|km}}}}丙[[丁|戊]]己{|\n|x\n|}<span style='x'>庚</span>"[:cut]
-    assert not set(tidy(ready(text, {}))) & set("{}[]=|'")
+    text = "甲{{nowrap|乙{{convert|1|km}}}}丙[[丁|戊]]己\n{|\n|x\n|}<span style='x'>庚</span>"[:cut]
+    assert not set(tidy(ready(text, {}))) & set("}[]=|'")
+
+
+def test_the_data_card_ranks_what_was_lost(tmp_path):
+    for name, lost in (("a", {"": 3, "甲": 2, "乙": 1}), ("b", {"": 4, "乙": 4})):
+        extract_wiki.write_lost(tmp_path / f"{name}.lost.json", Counter(lost))
+    files = {"zhwiki": [[str(tmp_path / "a.jsonl.zst"), 1], [str(tmp_path / "b.jsonl"), 1]], "own": [["c.jsonl", 1]]}
+    found = data_card.lost_in_wikitext({"files": files})
+    ranked = [{"name": "乙", "sentences": 5}, {"name": "甲", "sentences": 2}]
+    assert found == {"zhwiki": {"sentences": 7, "lacked": ranked}}
+    card = {"source": "zhwiki", "sources": [], "steps": {}, "documents": 1, "characters": 1, "wikitext": found}
+    assert "| `乙` | 5 |\n| `甲` | 2 |" in data_card.markdown(card)
