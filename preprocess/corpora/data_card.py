@@ -23,7 +23,7 @@ from artifacts.command import main
 from artifacts.errors import UserError
 from artifacts.files import read_json, write_json, write_text
 from artifacts.stage import report_metrics
-from preprocess.wiki.extract import lost_beside
+from preprocess.wiki.extract import lost_beside, read_lost
 
 EXAMPLES = 3  # per reason
 LACKED = 40  # templates in the card
@@ -116,19 +116,20 @@ def by_source(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 def lost_in_wikitext(settings: dict[str, Any]) -> dict[str, Any]:
     """Of each source with an output of `myllm extract-wiki`: the sentences dropped there, and what they lacked.
 
-    The inputs' `X.lost.json` are added up. `lacked` ranks templates by sentences, so that the next can be added.
+    The inputs' `X.lost.tsv` are added up. `lacked` ranks templates by sentences, so that the next can be added.
     """
     found = {}
     for source, files in settings["files"].items():
-        reports = [read_json(path) for file, _ in files if (path := lost_beside(Path(file))).exists()]
-        if not reports:
+        lost: Counter[str] = Counter()
+        for file, _ in files:
+            if (path := lost_beside(Path(file))).exists():
+                lost += read_lost(path)
+        if not lost:
             continue
-        lacked: Counter[str] = Counter()
-        for report in reports:
-            lacked.update({item["name"]: item["sentences"] for item in report["lacked"]})
-        ranked = sorted(lacked.items(), key=lambda item: (-item[1], item[0]))
+        sentences = lost.pop("")
+        ranked = sorted(lost.items(), key=lambda item: (-item[1], item[0]))
         found[source] = {
-            "sentences": sum(report["sentences"] for report in reports),
+            "sentences": sentences,
             "lacked": [{"name": name, "sentences": count} for name, count in ranked[:LACKED]],
         }
     return found

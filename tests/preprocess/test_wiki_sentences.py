@@ -59,14 +59,13 @@ def test_at_least_97_of_100_are_kept(extracted):
     assert len(lost) <= 0.03 * len(SENTENCES), lost
 
 
-def test_what_was_lost_is_ranked(extracted, tmp_path):
+def test_what_was_lost_is_ranked(tmp_path):
     lost = Counter({"": 3, "someunknown": 1, "某未知模板": 2})
-    extract_wiki.write_lost(tmp_path / "x.lost.json", lost)
-    found = json.loads((tmp_path / "x.lost.json").read_text(encoding="utf-8"))
-    assert found["sentences"] == 3
-    assert found["lacked"][0] == {"name": "某未知模板", "sentences": 2}
-    extract_wiki.write_lost(tmp_path / "x.lost.json", Counter())
-    assert not (tmp_path / "x.lost.json").exists()
+    extract_wiki.write_lost(tmp_path / "x.lost.tsv", lost)
+    assert (tmp_path / "x.lost.tsv").read_text(encoding="utf-8") == "3\t(all)\n2\t某未知模板\n1\tsomeunknown\n"
+    assert extract_wiki.read_lost(tmp_path / "x.lost.tsv") == lost
+    extract_wiki.write_lost(tmp_path / "x.lost.tsv", Counter())
+    assert not (tmp_path / "x.lost.tsv").exists()
 
 
 def extracted_from(dump, folder, **more):
@@ -178,8 +177,7 @@ def test_a_users_own_table_wins_and_a_fault_in_it_is_named(tmp_path):
     text = "甲{{某模板|一|二}}，乙{{nowrap|三}}。丙{{另一个|四}}。丁。"
     dump.write_text(HEAD + PAGE.format("甲", 0, 1, f"<text>{text}</text>") + "</mediawiki>", encoding="utf-8")
     assert extracted_from(dump, tmp_path, own=[own]) == {"甲": "甲〔一〕（二），乙〔三〕。丁。"}
-    ranked = json.loads((tmp_path / "out.lost.json").read_text(encoding="utf-8"))
-    assert ranked == {"sentences": 1, "lacked": [{"name": "另一个", "sentences": 1}]}
+    assert extract_wiki.read_lost(tmp_path / "out.lost.tsv") == {"": 1, "另一个": 1}
     own.write_text('甲: "@nothing"\n', encoding="utf-8")
     with pytest.raises(UserError, match="own.yaml, 甲: @nothing is not one of @gone, "):
         read_table([own])
@@ -220,7 +218,7 @@ def test_half_markup_leaves_no_braces(cut):
 
 def test_the_data_card_ranks_what_was_lost(tmp_path):
     for name, lost in (("a", {"": 3, "甲": 2, "乙": 1}), ("b", {"": 4, "乙": 4})):
-        extract_wiki.write_lost(tmp_path / f"{name}.lost.json", Counter(lost))
+        extract_wiki.write_lost(tmp_path / f"{name}.lost.tsv", Counter(lost))
     files = {"zhwiki": [[str(tmp_path / "a.jsonl.zst"), 1], [str(tmp_path / "b.jsonl"), 1]], "own": [["c.jsonl", 1]]}
     found = data_card.lost_in_wikitext({"files": files})
     ranked = [{"name": "乙", "sentences": 5}, {"name": "甲", "sentences": 2}]
