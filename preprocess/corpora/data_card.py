@@ -3,6 +3,8 @@
     myllm data-card --folder runs/mine/corpus/c4_zh
     myllm data-card --folder runs/mine/corpus/c4_zh --binning runs/mine/dataset/c4_zh.binning.json
 
+If an input was made by `myllm extract-wiki`, the card ranks the templates for which sentences were dropped there.
+
 Every task writes `reports/STEP/TASK.json`; this command adds them up and writes `data_card.json`, `data_card.md` and
 its figure `data_card.svg` beside the shards, and, if evaluation sets were given, `evaluation.contaminated.json`, which
 the scores quote. `preprocess.corpora.pipeline` does the same at the end of a run. After
@@ -23,8 +25,10 @@ from artifacts.files import read_json, write_json, write_text
 from artifacts.stage import report_metrics
 from preprocess.corpora.keep import histograms
 from preprocess.sources.read import where
+from preprocess.wiki.extract import lost_beside, read_lost
 
 EXAMPLES = 3  # per reason
+LACKED = 40  # templates in the card
 SHOWN = 120  # characters of an example
 COLOURS = ("#2563eb", "#f59e0b", "#16a34a", "#9333ea", "#0891b2", "#db2777")  # of the sources
 
@@ -140,6 +144,28 @@ def overlaps(sources: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def lost_in_wikitext(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of each source with an output of `myllm extract-wiki`: the sentences dropped there, and what they lacked.
+
+    The inputs' `X.lost.tsv` are added up. `lacked` ranks templates by sentences, so that the next can be added.
+    """
+    found = {}
+    for source, files in settings["files"].items():
+        lost: Counter[str] = Counter()
+        for file, _ in files:
+            if (path := lost_beside(Path(file))).exists():
+                lost += read_lost(path)
+        if not lost:
+            continue
+        sentences = lost.pop("")
+        ranked = sorted(lost.items(), key=lambda item: (-item[1], item[0]))
+        found[source] = {
+            "sentences": sentences,
+            "lacked": [{"name": name, "sentences": count} for name, count in ranked[:LACKED]],
+        }
+    return found
+
+
 def markdown(card: dict[str, Any]) -> str:
     """The card in Markdown: a table of the steps, then the reasons for drops with examples."""
     lines = [f"# Data card: {card['source']}", ""]
@@ -178,6 +204,12 @@ def markdown(card: dict[str, Any]) -> str:
         for low, count in bins:
             lines.append(f"| {low:g} | {count:,} | {100 * left / every:.1f} % |")
             left -= count
+    for source, lost in card.get("wikitext", {}).items():
+        lines += ["", f"## Wikitext of {source}", ""]
+        lines += [f"{lost['sentences']:,} sentences were dropped because a part of them could not be rendered.", ""]
+        lines += ["| template or tag | sentences |", "|---|---|"]
+        lines += [f"| `{item['name']}` | {item['sentences']:,} |" for item in lost["lacked"]]
+        lines += ["", "To keep them, say what the template shows: `myllm extract-wiki --templates mine.yaml`."]
     for step, report in card["steps"].items():
         if report["dropped"] or report["counts"] or report["problems"]:
             lines += ["", f"## {step}", ""]
@@ -280,6 +312,8 @@ def write_card(folder: Path, binned: list[Path] | None = None) -> dict[str, Any]
         report.pop("seconds")  # the same data must give the same bytes
         if scores := histograms(report.pop("scores")):
             card["scores"] = scores
+    if lost := lost_in_wikitext(settings):
+        card["wikitext"] = lost
     card |= tokens_of(binned or [], last.documents_out, last.characters_out)
     write_text(folder / "data_card.svg", figure(card))
     write_json(folder / "data_card.json", card)

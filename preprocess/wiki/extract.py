@@ -7,7 +7,7 @@ A multistream dump is split at its streams. Each process decompresses a part, pr
 through its own WikiExtractor (AGPL: started as a program, never imported). Preparation (`preprocess.wiki.markup`) keeps
 articles only, resolves language variants `-{…}-` and {{noteTA}} rules with the dump's own conversion groups, and
 renders templates, links, formulas and lists as a reader sees them; tables and infoboxes go. A sentence with something
-that cannot be rendered, such as an unknown template, is dropped. `OUTPUT.lost.json` then ranks these templates by the
+that cannot be rendered, such as an unknown template, is dropped. `OUTPUT.lost.tsv` then ranks these templates by the
 sentences that were lost, and the data card repeats it. To keep such sentences, say in a file what the template shows:
 
     myllm extract-wiki --output zhwiki.jsonl --templates mine.yaml   # lines `name: "{1}"`, see wiki/templates.yaml
@@ -40,7 +40,7 @@ from typing import IO, Any
 from artifacts.ahead import Ahead
 from artifacts.command import main
 from artifacts.errors import UserError
-from artifacts.files import atomic_file, only_run, read_json, sha256, write_json
+from artifacts.files import atomic_file, only_run, read_json, sha256, write_json, write_text
 from artifacts.processes import die_with_parent
 from artifacts.stage import report_metrics, track
 from preprocess.sources.download import source_file
@@ -55,6 +55,7 @@ __all__ = ["prepare", "resolve_variants", "tidy"]
 FIELD = {name: re.compile(rf"<{name}>([^<]*)</{name}>".encode()) for name in ("title", "ns", "id")}
 PART_BYTES = 32 << 20  # of a compressed dump: about 100,000 short articles, one or two minutes of one process
 OWN_TABLE = "YAML lines `name: text` that say what templates show; repeatable (see preprocess/wiki/templates.yaml)"
+ALL = "(all)"  # the line of X.lost.tsv with all dropped sentences
 TEXT = re.compile(rb"<text\b[^>]*?(/?)>(?:(.*?)</text>)?", re.S)
 
 
@@ -253,8 +254,8 @@ def all_groups(pool: ProcessPoolExecutor, parts: list[Part], index: Path | None,
 
 
 def lost_beside(output: Path) -> Path:
-    """Where the templates are ranked for which sentences were dropped: `X.lost.json` beside `X.jsonl.zst`."""
-    return output.with_name(output.name.removesuffix(".zst").removesuffix(".jsonl") + ".lost.json")
+    """Where the templates are ranked for which sentences were dropped: `X.lost.tsv` beside `X.jsonl.zst`."""
+    return output.with_name(output.name.removesuffix(".zst").removesuffix(".jsonl") + ".lost.tsv")
 
 
 def extract(
@@ -308,16 +309,24 @@ def extract(
     return total
 
 
+def read_lost(path: Path) -> Counter[str]:
+    """The counts of `write_lost`; under "" the sentences dropped in all."""
+    lines = (line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines())
+    return Counter({"" if name == ALL else name: int(count) for count, _, name in lines})
+
+
 def write_lost(path: Path, lost: Counter[str]) -> None:
-    """Rank what the dropped sentences lacked, the most first. No file if no sentence was dropped."""
+    """Rank what the dropped sentences lacked in lines `sentences, tab, name`, after a line for all of them.
+
+    There is no file if no sentence was dropped.
+    """
     if not lost:
         path.unlink(missing_ok=True)
         return
-    sentences = lost.pop("")
-    ranked = sorted(lost.items(), key=lambda item: (-item[1], item[0]))
-    write_json(path, {"sentences": sentences, "lacked": [{"name": name, "sentences": count} for name, count in ranked]})
-    shown = ", ".join(f"{name} {count:,}" for name, count in ranked[:5])
-    print(f"{sentences:,} sentences were dropped for what they lacked: {shown}; all in {path}", flush=True)
+    ranked = sorted(lost.items(), key=lambda item: (item[0] != "", -item[1], item[0]))
+    write_text(path, "".join(f"{count}\t{name or ALL}\n" for name, count in ranked))
+    shown = ", ".join(f"{name} {count:,}" for name, count in ranked[1:6])
+    print(f"{lost['']:,} sentences were dropped for what they lacked: {shown}; all in {path}", flush=True)
 
 
 def join(pieces: list[Path], output: Path) -> None:

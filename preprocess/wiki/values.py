@@ -302,7 +302,7 @@ def labelled(a: Arguments) -> str | None:
         "y": "耶鲁拼音", "poj": "白话字", "l": "直译",
     }  # fmt: skip
     said = "；".join(f"{label}：{a[name]}" for name, label in labels.items() if a.get(name))
-    return said or a.get("1") or None
+    return said or a.get("1") or ("" if not a else None)  # alone it marks the language of a link
 
 
 def pronounced(a: Arguments) -> str | None:

@@ -12,6 +12,7 @@ import pytest
 
 from artifacts.errors import UserError
 from artifacts.files import read_jsonl
+from preprocess.corpora import data_card
 from preprocess.wiki import extract as extract_wiki
 from preprocess.wiki.markup import ready, tidy
 from preprocess.wiki.parser_functions import calculate
@@ -58,14 +59,13 @@ def test_at_least_97_of_100_are_kept(extracted):
     assert len(lost) <= 0.03 * len(SENTENCES), lost
 
 
-def test_what_was_lost_is_ranked(extracted, tmp_path):
+def test_what_was_lost_is_ranked(tmp_path):
     lost = Counter({"": 3, "someunknown": 1, "某未知模板": 2})
-    extract_wiki.write_lost(tmp_path / "x.lost.json", lost)
-    found = json.loads((tmp_path / "x.lost.json").read_text(encoding="utf-8"))
-    assert found["sentences"] == 3
-    assert found["lacked"][0] == {"name": "某未知模板", "sentences": 2}
-    extract_wiki.write_lost(tmp_path / "x.lost.json", Counter())
-    assert not (tmp_path / "x.lost.json").exists()
+    extract_wiki.write_lost(tmp_path / "x.lost.tsv", lost)
+    assert (tmp_path / "x.lost.tsv").read_text(encoding="utf-8") == "3\t(all)\n2\t某未知模板\n1\tsomeunknown\n"
+    assert extract_wiki.read_lost(tmp_path / "x.lost.tsv") == lost
+    extract_wiki.write_lost(tmp_path / "x.lost.tsv", Counter())
+    assert not (tmp_path / "x.lost.tsv").exists()
 
 
 def extracted_from(dump, folder, **more):
@@ -177,8 +177,7 @@ def test_a_users_own_table_wins_and_a_fault_in_it_is_named(tmp_path):
     text = "甲{{某模板|一|二}}，乙{{nowrap|三}}。丙{{另一个|四}}。丁。"
     dump.write_text(HEAD + PAGE.format("甲", 0, 1, f"<text>{text}</text>") + "</mediawiki>", encoding="utf-8")
     assert extracted_from(dump, tmp_path, own=[own]) == {"甲": "甲〔一〕（二），乙〔三〕。丁。"}
-    ranked = json.loads((tmp_path / "out.lost.json").read_text(encoding="utf-8"))
-    assert ranked == {"sentences": 1, "lacked": [{"name": "另一个", "sentences": 1}]}
+    assert extract_wiki.read_lost(tmp_path / "out.lost.tsv") == {"": 1, "另一个": 1}
     own.write_text('甲: "@nothing"\n', encoding="utf-8")
     with pytest.raises(UserError, match="own.yaml, 甲: @nothing is not one of @gone, "):
         read_table([own])
@@ -213,5 +212,16 @@ def test_sentences(line, found):
 
 @pytest.mark.parametrize("cut", range(0, 80, 3))
 def test_half_markup_leaves_no_braces(cut):
-    text = "甲{{nowrap|乙{{convert|1|km}}}}丙[[丁|戊]]己{|\n|x\n|}<span style='x'>庚</span>"[:cut]
-    assert not set(tidy(ready(text, {}))) & set("{}[]=|'")
+    text = "甲{{nowrap|乙{{convert|1|km}}}}丙[[丁|戊]]己\n{|\n|x\n|}<span style='x'>庚</span>"[:cut]
+    assert not set(tidy(ready(text, {}))) & set("}[]=|'")
+
+
+def test_the_data_card_ranks_what_was_lost(tmp_path):
+    for name, lost in (("a", {"": 3, "甲": 2, "乙": 1}), ("b", {"": 4, "乙": 4})):
+        extract_wiki.write_lost(tmp_path / f"{name}.lost.tsv", Counter(lost))
+    files = {"zhwiki": [[str(tmp_path / "a.jsonl.zst"), 1], [str(tmp_path / "b.jsonl"), 1]], "own": [["c.jsonl", 1]]}
+    found = data_card.lost_in_wikitext({"files": files})
+    ranked = [{"name": "乙", "sentences": 5}, {"name": "甲", "sentences": 2}]
+    assert found == {"zhwiki": {"sentences": 7, "lacked": ranked}}
+    card = {"source": "zhwiki", "sources": [], "steps": {}, "documents": 1, "characters": 1, "wikitext": found}
+    assert "| `乙` | 5 |\n| `甲` | 2 |" in data_card.markdown(card)
