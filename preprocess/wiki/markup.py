@@ -63,7 +63,6 @@ ANGLES = {ord("<"): literal("<"), ord(">"): literal(">")}
 TABLE_EDGE = re.compile(r"^[ \t:*#]*(\{\|)|^[ \t]*(\|\})(?!\})", re.M)
 STOPS = re.compile(r"\n[ \t]*\n|\n==")
 QUOTES = re.compile(r"'{2,}")
-BOLD_LINE = re.compile(r"[^\n]*'{3}[^\n]*")
 HOLE_MARK = f"{HOLE}[^{HOLE_END}]*{HOLE_END}"
 # holes alone on a line, or after the last sentence of a line: a box or a note that nobody knows, not a word
 OUTSIDE = re.compile(rf"^(?:[ \t]*(?:{HOLE_MARK}|{GONE}))+[ \t]*$", re.M)
@@ -110,7 +109,7 @@ def ready(
     if "[" in text:
         text = resolve_external(text)
     if "''" in text:
-        text = QUOTES.sub("", BOLD_LINE.sub(_apostrophe, text) if "'''" in text else text)
+        text = QUOTES.sub("", _apostrophes(text) if "'''" in text else text)
     if "__" in text:
         text = MAGIC.sub("", text).replace("__", literal("__"))
     if HOLE in text or GONE in text:
@@ -172,9 +171,12 @@ def _break(match: re.Match[str]) -> str:
     return "\n" if before in "。！？：；”」』\n" else " "
 
 
-def _apostrophe(match: re.Match[str]) -> str:
+def _apostrophes(text: str) -> str:
+    return "\n".join(_apostrophe(line) if "'''" in line else line for line in text.split("\n"))
+
+
+def _apostrophe(line: str) -> str:
     """A line with one bold and one italic mark too many has an apostrophe before an italic mark: ''y'''(''t'')."""
-    line = match[0]
     runs = list(QUOTES.finditer(line))
     bold, italic = (sum(len(run[0]) in (length, 5) for run in runs) for length in (3, 2))
     if bold % 2 and italic % 2:

@@ -24,7 +24,8 @@ PLACEHOLDER = re.compile(r"(?:formula|codice)_\d+")
 LEFT_OVER = re.compile(r"-\{|\}-|\{\{+|\}\}+|\{\||\|\}|\[\[|\]\]|'{2,}|</?[a-z]+[^<>\n]{0,200}>")
 EMPTY_BRACKETS = re.compile(r"（[\s；;，,、：:]*[）)]|(?<![A-Za-z0-9_])\([\s；;，,、：:]*[）)]|《\s*》|「\s*」|“\s*”")
 LEFT_OVER_BEGINS = ("{", "}", "[[", "]]", "''", "<")
-EMPTY = ("（）", "()", "（)", "(）", "《", "「", "“", "（ ", "( ")  # brackets that may be empty; some with a blank
+# brackets that may be empty; some with a blank
+EMPTY = ("（）", "()", "（)", "(）", "（ ", "( ", "《》", "《 ", "「」", "「 ", "“”", "“ ")
 LEADING_IN_BRACKETS = re.compile(r"([（(])[\s；;，,、：:]+")
 TRAILING_IN_BRACKETS = re.compile(r"[\s；;，,、]+([）)])")
 DOUBLED = re.compile(r"([，、；：])[，、；]+|[，、；：]+([。！？])")
@@ -59,7 +60,9 @@ def tidy(text: str, lost: Counter[str] | None = None) -> str:
     text = DOUBLED.sub(lambda match: match[1] or match[2], text)
     if marked:
         text = plain("\n".join(lines_of(text)))
-    return BLANK_LINES.sub(lambda match: match[0].lstrip(" \t")[:2], text).strip()
+    if " \n" in text or "\t\n" in text or "\n\n\n" in text:
+        text = BLANK_LINES.sub(lambda match: match[0].lstrip(" \t")[:2], text)
+    return text.strip()
 
 
 def whole(line: str, lost: Counter[str] | None = None) -> str:
@@ -125,7 +128,7 @@ def lines_of(text: str) -> list[str]:
             numbers.clear()
             _close(kept, kinds, "heading")
             continue
-        begins = LIST.match(line)
+        begins = LIST.match(line) if line[0] >= STAR else None
         if begins is None:
             numbers.clear()
             if line.strip() == GONE:
@@ -162,17 +165,19 @@ def lines_of(text: str) -> list[str]:
     return kept
 
 
+def _introduces(line: str) -> bool:
+    return line[-1] in "：:" or ("下" in line[-30:] and INTRODUCES.search(line) is not None)
+
+
 def _close(kept: list[str], kinds: list[str], kind: str, line: str = "") -> None:
     """Add a line. If it shows that nothing is left of what an introduction introduces, drop the introduction."""
-    while kept and kind in ("heading", "text"):
+    while kept and kind in ("heading", "text") and _introduces(kept[-1]):
         before = next((at for at in range(len(kinds) - 1, -1, -1) if kinds[at] != "gone"), -1)
         nothing_left = kind == "heading" or "gone" in kinds[before + 1 :]
         if before < 0 or kinds[before] == "heading" or not nothing_left:
             break
-        found = sentences(kept[-1])
-        if not found or not INTRODUCES.search(found[-1].strip()):
-            break
-        remaining = "".join(found[:-1]).rstrip()
+        *others, _ = sentences(kept[-1])
+        remaining = "".join(others).rstrip()
         if remaining.strip("-0123456789. "):
             kept[-1] = remaining
             break

@@ -56,7 +56,7 @@ NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?|[-+−]?\.\d+")
 
 def raised(text: str) -> str:
     """2 -> ², n+1 -> ⁿ⁺¹; what has no raised form becomes ^(…)."""
-    text = text.strip()
+    text = text.strip().replace("''", "")
     moved = plain(text).translate(ABOVE)
     if all(char in "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ " for char in moved):
         return moved
