@@ -16,7 +16,7 @@ import fsspec
 
 from artifacts.errors import UserError
 from artifacts.files import PACKINGS, packing, zstd_pieces
-from artifacts.json_rows import MENDS, UTF16, is_utf16, parse
+from artifacts.json_rows import MENDS, UTF16, fault, is_utf16, parse
 
 CHUNK = 4 << 20  # bytes read at once
 HEAD, LONGEST_LINE = 1 << 16, 16 << 20  # bytes of text from which the layout of a file is told; if it is in doubt
@@ -30,7 +30,11 @@ OPENINGS = {
     VALUES: re.compile(r"\s*"),
 }
 AFTER = "text after the end of the list"
-OTHERS = {b"PAR1": "Parquet: name it .parquet", b"PK\3\4": "a zip archive: unpack it", b"ARROW1": "an Arrow file"}
+OTHERS = {
+    b"PAR1": "Parquet: name it .parquet",
+    b"PK\3\4": "a zip archive: unpack it",
+    b"ARROW1": "Feather: save it as Parquet",
+}
 _ESCAPED = re.compile("[\ud800-\udfff]")
 _NEXT_OBJECT = re.compile(r"\}\s*,?\s*(?=\{\s*\")")
 _OPENED = re.compile(rb'\{\s*("[^"\\]*"\s*:\s*(\[\s*\{?)?)?')  # a first line of a pretty-printed object
@@ -222,7 +226,7 @@ def list_items(stream: IO[bytes], longest: int, form: str = LIST) -> Iterator[tu
             ended = ended or found is None
             stop = found.end() if found else len(buffer)
         if reason is None and _ESCAPED.search(buffer, at, stop):
-            reason = "invalid UTF-8"
+            reason = fault(buffer[at:stop].encode("utf-8", "surrogateescape"))
         if reason is None:
             yield line, record, None
         else:

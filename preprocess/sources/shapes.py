@@ -137,6 +137,6 @@ def document(shape: Shape, record: Any, made_id: str) -> dict[str, Any]:
     if isinstance(nested, dict):
         metadata.update(nested)
     for key, value in metadata.items():
-        if isinstance(value, int) and value.bit_length() > 63:
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
             metadata[key] = str(value)
     return {"id": own or made_id, "text": text, "metadata": metadata}

@@ -244,6 +244,7 @@ def test_the_layout_is_told_by_the_file_and_every_record_is_read(tmp_path, conte
         ('{"text": "春"}\n'.encode("utf-16-le"), r"is UTF-16, not UTF-8"),
         (b"PAR1\x15\x04\x15", "is Parquet: name it .parquet"),
         (b"PK\x03\x04\x14\x00", "is a zip archive: unpack it"),
+        (b"ARROW1\x00\x00", "is Feather: save it as Parquet"),
     ],
 )
 def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path, content, message):
@@ -251,6 +252,24 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path, content, messa
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"F\.jsonl " + message):
         plan(find_files([str(path)]), 2)
+
+
+@pytest.mark.parametrize("layout", ["lines", "list"])
+def test_another_encoding_is_named_and_a_damaged_character_is_not_taken_for_one(tmp_path, layout):
+    texts = [{"text": "春风吹过江面，渡口的船夫正在收网。"}, {"text": "山上的寺庙建于唐代。"}]
+    whole = (
+        json.dumps(texts, ensure_ascii=False)
+        if layout == "list"
+        else "\n".join(json.dumps(row, ensure_ascii=False) for row in texts)
+    )
+    for content, reason in ((whole.encode("gbk"), "GBK, not UTF-8"), (whole.encode(), None)):
+        path = tmp_path / "F.jsonl"
+        path.write_bytes(content if reason else content.replace("船".encode(), "船".encode()[:2]))
+        problems = Problems()
+        read = [record for _, record in records(Piece(str(path)), problems, LONGEST)]
+        assert problems.counts == ({reason: 2} if reason else {"invalid UTF-8": 1}) and len(read) == (
+            0 if reason else 1
+        )
 
 
 def test_compression_is_told_by_the_bytes(tmp_path):
