@@ -55,7 +55,7 @@ def test_an_architecture_is_a_file(tmp_path: Path, tiny: Path, monkeypatch: pyte
         '    return shape_of_config(config, qkv_bias=False, unset={"sliding_window": None})\n'
     )
     monkeypatch.setattr(architectures, "__path__", [*architectures.__path__, str(tmp_path)])
-    assert architectures.names() == ["llama2", "mistral_toy", "qwen2"]
+    assert "mistral_toy" in architectures.names()
     size = len(read_json(tiny / "vocab.json")) + 3
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(

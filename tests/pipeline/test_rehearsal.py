@@ -140,10 +140,10 @@ def test_a_small_model_keeps_its_flags(name: str) -> None:
         small = load_recipe(name, training, "cpu", [*sets, *keys])
         layout_of(small)  # heads, layers and batch fit the hardware
         one, other = model_of(large), model_of(small)
-        for kept in ("tied", "qkv_bias"):
+        for kept in ("tied", "qkv_bias", "qk_norm"):
             assert getattr(one, kept) == getattr(other, kept), kept
         assert (one.groups < one.heads) == (other.groups < other.heads)
-        assert (other.head_dim * other.heads != other.hidden) == bool(sets)
+        assert (other.head_dim * other.heads != other.hidden) == (get(large, "kv-channels") is not None)
         assert whole(small, "max-position-embeddings") == whole(large, "max-position-embeddings")
         assert whole(small, "train-iters") <= 900 and get(small, "lr") == get(large, "lr")
 
