@@ -5,8 +5,8 @@
     myllm corpora --source c4_zh --quality-model quality_model --keep-quality 0.5 --output-folder corpus/c4_zh
 
 Give documents (JSON lines with `text`) that are good and others that are bad, or one file with a score in each row or
-in its `metadata`. A tenth of them, chosen by their text, is held out; the command prints how often the model agrees with
-you there. Some thousand documents of each kind are enough.
+in its `metadata`. A tenth of them, chosen by their text, is held out; the command prints how often the model agrees
+with you there. Some thousand documents of each kind are enough.
 
 The model is linear over hashed character n-grams, as fastText's classifiers for web text are (Joulin et al. 2017);
 scikit-learn learns it. The folder holds `weights.npy` and `quality.json`: scoring needs nothing but numpy.
@@ -79,7 +79,7 @@ def load(folder: str) -> Model:
     try:
         settings = read_json(Path(folder) / "quality.json")
         weights = np.load(Path(folder) / "weights.npy")
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         raise UserError(
             f"{folder} is not a quality model: make one with `myllm quality train --output {folder}`"
         ) from None
