@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "corpora": Command("turn raw files into clean, deduplicated shards", "preprocess.corpora.pipeline"),
         "simplify": Command("convert Traditional Chinese to Simplified Chinese", "preprocess.cleaning.simplify"),
         "clean": Command("drop documents of low quality", "preprocess.cleaning.clean"),
+        "quality": Command("learn what good text is from examples of your own", "preprocess.cleaning.quality_model"),
         "mask": Command("mask mail addresses, phone and identity numbers", "preprocess.cleaning.privacy"),
         "deduplicate": Command("drop duplicate documents", "preprocess.deduplication.deduplicate"),
         "decontaminate": Command(

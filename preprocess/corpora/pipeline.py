@@ -8,8 +8,8 @@
     myllm corpora --source wudao --input WuDaoCorpus2.0_base_200G --output-folder corpus/wudao \\
         --executor slurm --partition cpu --tasks 512 --workers 128
 
-    prepare      for each source: read -> [keep] -> normalise -> simplify -> mask -> quality -> [decontaminate] -> sign
-                 -> write
+    prepare      for each source: read -> [keep] -> normalise -> simplify -> mask -> quality -> [quality-model]
+                 -> [decontaminate] -> sign -> write
     match        find documents that share a key (whole text, id, or a MinHash band), one task per kind of key
     collect      collect the 5-grams of candidates
     deduplicate  verify candidates, and write the final shards
@@ -28,6 +28,8 @@ Inputs are fsspec paths. All tasks must see the output folder (a local disk, or 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -48,8 +50,10 @@ from artifacts.ahead import Ahead  # noqa: E402
 from artifacts.command import main  # noqa: E402
 from artifacts.errors import UserError  # noqa: E402
 from artifacts.files import only_maker, read_json, sha256, write_json  # noqa: E402
+from artifacts.layout import REPOSITORY  # noqa: E402
 from artifacts.processes import die_with_parent  # noqa: E402
 from artifacts.stage import report_gate, report_metrics  # noqa: E402
+from preprocess.cleaning import quality_model  # noqa: E402
 from preprocess.cleaning.clean import thresholds_of  # noqa: E402
 from preprocess.cleaning.privacy import mask_rows  # noqa: E402
 from preprocess.cleaning.quality import judge_rows, normalise_rows  # noqa: E402
@@ -84,6 +88,8 @@ class Settings:
     phrases: Phrases = ()  # the user's, for the simplification
     mask: bool = True
     quality: list[str] | None = None  # NAME=VALUE pairs; None leaves the quality filter out
+    quality_model: str | None = None  # a folder of `myllm quality train`
+    keep_quality: float | None = None  # the least score of that model; None keeps every document
     evaluation: tuple[str, ...] = ()  # names of sets, or paths
     deduplicate: bool = True
     max_bad_share: float = 0.01
@@ -126,6 +132,9 @@ def prepare_blocks(settings: Settings, files: Files, folder: Path, source: Sourc
         blocks.append(Change("mask", folder, mask_rows, first))
     if s.quality is not None:
         blocks.append(Drop("quality", folder, partial(judge_rows, thresholds=thresholds_of(s.quality)), first))
+    if s.quality_model is not None:
+        rate = partial(quality_model.judge_rows, folder=s.quality_model, keep=s.keep_quality)
+        blocks.append(Drop("quality-model", folder, rate, first))
     if s.evaluation:
         judge = partial(decontaminate.judge, sets=s.evaluation)
         blocks.append(Drop("decontaminate", folder, judge, first))
@@ -166,6 +175,7 @@ def claim(settings: Settings, files: Files, folder: Path) -> None:
             {**asdict(source), "inputs": list(source.inputs), "keep": list(source.keep)} for source in settings.sources
         ],
         "evaluation": {name: [sha256(path) for path in paths] for name, paths in found.items()},
+        "quality_model": settings.quality_model and quality_model.fingerprint(Path(settings.quality_model)),
         "phrases": [list(pair) for pair in settings.phrases],
         "files": {name: [list(file) for file in of_source] for name, of_source in files.items()},
         "steps": steps,
@@ -243,6 +253,41 @@ def submit_slurm(settings: Settings, files: Files, folder: Path, workers: int, s
     print(f"submitted; after the last job, run: myllm data-card --folder {folder}", flush=True)
 
 
+def run_ray(settings: Settings, files: Files, folder: Path, workers: int, gigabytes: int) -> None:
+    """Run every stage on Ray, in order: on the cluster at RAY_ADDRESS, else on this machine.
+
+    Raises UserError if Ray is not installed, or with the error of a task that failed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        mend = f"`uv pip install --python {sys.executable} ray`, or take another --executor"
+        raise UserError(f"--executor ray needs the package ray ({error}): {mend}") from None
+    from datatrove.executor import RayPipelineExecutor
+
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    ray.init(runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False, include_dashboard=False)
+    try:
+        for name, tasks, blocks in stages(settings, files, folder):
+            executor = RayPipelineExecutor(
+                blocks,
+                tasks=tasks,
+                workers=min(workers, tasks),
+                logging_dir=str(folder / "logs" / name),
+                mem_per_cpu_gb=gigabytes,
+            )
+            executor.run()  # it does not raise what its tasks raise
+            failed = executor.get_incomplete_ranks(range(tasks))
+            if failed:
+                log = folder / "logs" / name / "logs" / f"task_{failed[0]:05d}.log"
+                text = log.read_text(encoding="utf-8") if log.exists() else ""
+                told = re.findall(r"^artifacts\.errors\.UserError: (.+)$", text, re.MULTILINE)
+                raise UserError(told[-1] if told else f"{len(failed)} tasks of {name} failed: read {log}")
+            print(f"progress {tasks}/{tasks} tasks of {name}", flush=True)
+    finally:
+        ray.shutdown()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add: Callable[..., Any] = parser.add_argument
     add(
@@ -275,6 +320,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-mask", action="store_true", help="do not mask mail addresses, phone and identity numbers")
     add("--no-quality", action="store_true", help="skip the quality filter")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="threshold of preprocess.cleaning.quality")
+    add("--quality-model", type=Path, metavar="FOLDER", help="score documents by a model of `myllm quality train`")
+    add("--keep-quality", type=float, metavar="SCORE", help="drop documents that --quality-model scores below (0 to 1)")
     add(
         "--evaluation",
         nargs="+",
@@ -288,11 +335,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-record-megabytes", type=int, default=16, help="longer records are skipped and counted (default 16)")
     add("--memory-megabytes", type=int, default=1024, help="memory of a matching task (default 1024)")
     add("--licence", help="for the data card (default: from sources.yaml)")
-    add("--executor", choices=("local", "slurm"), default="local")
+    add("--executor", choices=("local", "slurm", "ray"), default="local",
+        help="where the tasks run; ray: on the cluster at RAY_ADDRESS, else on this machine (needs the package ray)")
     add("--partition", default="cpu", help="Slurm partition (default cpu)")
     add("--time", default="20:00:00", help="Slurm time limit of a task (default 20:00:00)")
     add("--qos", default="", help="Slurm QOS")
-    add("--mem-per-cpu-gb", type=int, default=2, help="Slurm memory per CPU (default 2)")
+    add("--mem-per-cpu-gb", type=int, default=2, help="memory per task, for Slurm and Ray (default 2)")
 
 
 def look_ahead(a: argparse.Namespace, ahead: Ahead) -> None:
@@ -307,6 +355,8 @@ def look_ahead(a: argparse.Namespace, ahead: Ahead) -> None:
         ahead.makes(a.output_folder / "shards" / (name if len(a.source) > 1 else ""))
     if a.phrases:
         ahead.wants(a.phrases, "check --phrases")
+    if a.quality_model:
+        ahead.wants(a.quality_model, "make it with `myllm quality train`, or leave out --quality-model")
     for given in a.evaluation:
         ahead.wants(place_of_set(given), f"run `myllm download {given}`, or leave it out of --evaluation")
     ahead.makes(a.output_folder)
@@ -317,6 +367,8 @@ def run(a: argparse.Namespace) -> None:
         raise UserError("--tasks and --workers must be 1 or more")
     if a.text_key and len(a.source) > 1:
         raise UserError("--text-key is for a single --source: write text_key into its entry of sources.yaml")
+    if a.keep_quality is not None and (a.quality_model is None or not 0 <= a.keep_quality <= 1):
+        raise UserError("--keep-quality takes a score from 0 to 1, and --quality-model FOLDER for the model")
     inputs, keep = option_by_source(a.source, a.input), option_by_source(a.source, a.keep, "--keep", "RULE")
     sources = [make_source(name, inputs[name], a.text_key, a.simplify, a.licence, keep[name]) for name in a.source]
     settings = Settings(
@@ -325,6 +377,8 @@ def run(a: argparse.Namespace) -> None:
         phrases=read_phrases(a.phrases) if a.phrases else (),
         mask=not a.no_mask,
         quality=None if a.no_quality else a.set,
+        quality_model=str(a.quality_model.resolve()) if a.quality_model else None,
+        keep_quality=a.keep_quality,
         evaluation=tuple(a.evaluation),
         deduplicate=not a.no_deduplicate,
         max_bad_share=a.max_bad_share,
@@ -341,7 +395,10 @@ def run(a: argparse.Namespace) -> None:
             site = {"partition": a.partition, "time": a.time, "qos": a.qos, "mem_per_cpu_gb": a.mem_per_cpu_gb}
             submit_slurm(settings, files, folder, a.workers, site)
             return
-        run_local(settings, files, folder, a.workers)
+        if a.executor == "ray":
+            run_ray(settings, files, folder, a.workers, a.mem_per_cpu_gb)
+        else:
+            run_local(settings, files, folder, a.workers)
         card = write_card(folder)
     if settings.evaluation:
         dropped = card["steps"]["decontaminate"]["dropped"].total()

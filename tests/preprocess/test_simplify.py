@@ -107,7 +107,7 @@ def test_many_are_converted_as_each(config: str) -> None:
 
 def test_the_users_phrases_win(tmp_path: Path) -> None:
     file = tmp_path / "phrases.txt"
-    file.write_text("# mine\n電腦\t计算机\n電腦病毒\t电脑病毒\n\n乾淨\t乾净\n妳\t妳\n", encoding="utf-8")
+    file.write_text("# mine\n電腦\t计算机\n電腦病毒\t电脑病毒\n\n乾淨\t乾净\n裡\t裡\n", encoding="utf-8")
     phrases = read_phrases(file)
     assert converted("電腦壞了，電腦病毒，乾淨。", phrases=phrases) == "计算机坏了，电脑病毒，乾净。"
     assert converted("我们在這裡，这个乾净。", phrases=phrases) == "我们在这裡，这个乾净。"
