@@ -59,7 +59,6 @@ OWN_LINE = re.compile(r"<(?:/?(?:p|div|blockquote|poem|center|ul|ol|dl)|hr)\b[^<
 ITEM = re.compile(r"\s*<li\b[^<>]*>\s*", re.I)
 TAG = re.compile(rf"</?(?:{ALL_TAGS})(?:\s[^<>]*=[^<>]*|\s*/?\s*)>", re.I)  # not `a<b 且 c>d`
 HALF_TAG = re.compile(rf"</?(?:{ALL_TAGS})(?:\s[^<>\n]*=[^<>\n]*|(?<=[a-z])\s*)(?=[<\n]|\Z)", re.I)
-ANGLES = {ord("<"): literal("<"), ord(">"): literal(">")}
 TABLE_EDGE = re.compile(r"^[ \t:*#]*(\{\|)|^[ \t]*(\|\})(?!\})", re.M)
 STOPS = re.compile(r"\n[ \t]*\n|\n==")
 QUOTES = re.compile(r"'{2,}")
@@ -162,7 +161,7 @@ def render_tags(text: str) -> str:
     text = OWN_LINE.sub("\n", ITEM.sub("\n* ", text))
     text = TAG.sub("", text)
     text = HALF_TAG.sub(lambda match: hole(match[0].split(maxsplit=1)[0]), text)
-    return text.translate(ANGLES) if "<" in text or ">" in text else text
+    return text.replace("<", literal("<")).replace(">", literal(">"))
 
 
 def _break(match: re.Match[str]) -> str:

@@ -37,14 +37,16 @@ class Table:
     families: list[tuple[str, str, Renderer]]  # how the names begin and end
     seen: dict[str, Renderer | None] = field(default_factory=dict)
 
-    def find(self, name: str) -> Renderer | None:
-        if name not in self.seen:
+    def find(self, written: str) -> Renderer | None:
+        """The function of a template's name as it is written; None if the table does not have it."""
+        if written not in self.seen:
+            name = normal(written)
             found = self.exact.get(name)
             if found is None:
                 family = (say for head, tail, say in self.families if name.startswith(head) and name.endswith(tail))
                 found = next(family, None)
-            self.seen[name] = found
-        return self.seen[name]
+            self.seen[written] = found
+        return self.seen[written]
 
 
 @dataclass
@@ -210,18 +212,17 @@ def arguments_of(parts: list[str]) -> Arguments:
 def render(call: Call, table: Table, title: str = "") -> str:
     """What a reader sees of a template or parser function. A hole if it is unknown or an argument is missing."""
     first = call.parts[0].strip()
-    head, colon, rest = first.partition(":")
+    head, colon, rest = first.partition(":") if ":" in first else (first, "", "")
     if colon and (function := FUNCTIONS.get(head.strip().lower())):
         said = function([rest.strip(), *(part.strip() for part in call.parts[1:])])
         return hole(head + ":") if said is None else said
-    if first.upper() in ("PAGENAME", "FULLPAGENAME", "SUBJECTPAGENAME", "BASEPAGENAME"):
+    if first.isupper() and first in ("PAGENAME", "FULLPAGENAME", "SUBJECTPAGENAME", "BASEPAGENAME"):
         return title
-    name = normal(first)
     arguments = arguments_of(call.parts[1:])
     if call.begins_line:
         arguments["begins line"] = "yes"
-    known = table.find(name)
-    if known is None and name.endswith(("box", "table", "navigation")):
+    known = table.find(first)
+    if known is None and normal(first).endswith(("box", "table", "navigation")):
         return GONE
     said = known(arguments) if known else None
     if said is None:
