@@ -28,9 +28,10 @@ import numpy as np
 from artifacts.ahead import Ahead
 from artifacts.command import main
 from artifacts.errors import UserError
-from artifacts.files import atomic_file, read_json, read_jsonl, sha256, write_json
+from artifacts.files import atomic_file, read_json, sha256, write_json
 from artifacts.stage import report_metrics
 from preprocess.cleaning.characters import Characters, window_hashes
+from preprocess.sources.documents import read_documents
 
 GRAMS = (1, 2, 3)  # characters
 BUCKETS = 1 << 20  # weights
@@ -112,17 +113,13 @@ def _order(text: str) -> int:
 
 
 def _texts(path: Path) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(read_jsonl(path), start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise UserError(f"{path}, row {number} has no `text`: give JSON lines of documents")
-        if row["text"].strip():
-            yield row
+    return (row for row in read_documents(path) if row["text"].strip())
 
 
 def rated(path: Path, key: str, good_from: float) -> Iterator[Example]:
     """The examples of a file with scores. Raises UserError if a row's score is missing or no number."""
     for number, row in enumerate(_texts(path), start=1):
-        value = row.get(key, (row.get("metadata") or {}).get(key))
+        value = row.get(key, row["metadata"].get(key))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{path}, document {number} has no number as {key!r}: name the column with --score-key")
         yield row["text"], value >= good_from
