@@ -40,7 +40,7 @@ def parsed(given: Any, what: str) -> Any:
     try:
         return json.loads(given)
     except json.JSONDecodeError as error:
-        raise Fault(f"{what} is not JSON ({error.msg} at character {error.pos})") from None
+        raise Fault(f"{what}: not JSON ({error.msg} at character {error.pos})") from None
 
 
 def call_text(given: Any, where: str) -> str:

@@ -218,7 +218,7 @@ def test_tool_calls_are_part_of_the_text() -> None:
         (
             "tools",
             {"conversations": [ASKED, {"role": "assistant", "tool_calls": '[{"name": "天气", "arguments": "北京"}]'}]},
-            "the arguments of 天气 in turn 2 is not JSON",
+            "the arguments of 天气 in turn 2: not JSON",
         ),
         (
             "tools",
@@ -226,7 +226,7 @@ def test_tool_calls_are_part_of_the_text() -> None:
             "the arguments of 天气 in turn 2 are not a JSON object",
         ),
         ("tools", {"conversations": [ASKED, {"role": "assistant", "tool_calls": "[{}]"}]}, "turn 2 has no name"),
-        ("tools", {"tools": "{broken"}, "`tools` is not JSON"),
+        ("tools", {"tools": "{broken"}, "`tools`: not JSON"),
         (
             "ultrafeedback",
             {"completions": [{"response": "a", "overall_score": 3}, {"response": "b", "overall_score": 3}]},

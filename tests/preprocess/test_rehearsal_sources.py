@@ -25,7 +25,7 @@ CORPORA = (
 DATA = {
     "alpaca-zh": ("sft", 1, "`output` is empty"), "belle-1m": ("sft", 0, ""), "dpo-zh": ("pairs", 0, ""),
     "smoltalk-chinese": ("sft", 0, ""), "coig-cqia": ("sft", 0, ""), "infinity-instruct": ("sft", 0, ""),
-    "minimind-sft": ("sft", 1, "the arguments of add in turn 3 is not JSON"), "minimind-dpo": ("pairs", 0, ""),
+    "minimind-sft": ("sft", 1, "the arguments of add in turn 3: not JSON"), "minimind-dpo": ("pairs", 0, ""),
     "r1-distill-zh": ("sft", 0, ""), "ultrafeedback-chinese": ("pairs", 3, "none is better than another"),
 }  # fmt: skip
 
