@@ -74,7 +74,7 @@ class Report:
             setattr(self, name, getattr(self, name) + other[name])
         self.dropped.update(other["dropped"])
         self.counts.update(other["counts"])
-        self.repeats.update(other["repeats"])
+        self.repeats.update(other.get("repeats", {}))
         self.lengths.update(other["lengths"])
         self.scores.update(other["scores"])
         self.problems = (self.problems + other["problems"])[:20]

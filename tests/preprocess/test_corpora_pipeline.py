@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from slurm_cluster import MISSING, available
 
+from artifacts.command import parser_of
 from artifacts.errors import UserError
 from artifacts.files import read_json, read_jsonl, sha256, write_json, write_jsonl
-from preprocess.corpora import data_card
+from preprocess.corpora import data_card, pipeline
 from preprocess.corpora.blocks import names_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -247,6 +248,23 @@ def test_slurm_gives_the_same_bytes(whole, cluster, tmp_path, monkeypatch):
     subprocess.run(card, cwd=REPOSITORY, check=True, capture_output=True)
     assert results(tmp_path / "run") == results(folder)
     assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+def test_without_ray_the_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    source = corpus(tmp_path / "corpus.jsonl", 100)
+    arguments = parser_of(pipeline).parse_args(command(source, tmp_path / "run", "--executor", "ray")[3:])
+    with pytest.raises(UserError, match="--executor ray needs the package ray .*uv pip install"):
+        pipeline.run(arguments)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes(whole, tmp_path):
+    pytest.importorskip("ray", reason="no lock file has Ray")
+    source, folder = whole
+    done = run(source, tmp_path / "run", "--executor", "ray", "--workers", "2", "--mem-per-cpu-gb", "1")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "run") == results(folder)
 
 
 def test_made_up_ids_are_no_reason_to_drop_a_document(tmp_path):
