@@ -169,8 +169,8 @@ def tools(python: str | None, modules: Path | None, folder: Path) -> dict[str, l
         found[name] = [python, "-c", program, "DUMP"] if python and there else None
     script = folder / "wtf.mjs"
     script.write_text(WTF_WIKIPEDIA, encoding="utf-8")
-    there = modules and (modules / "wtf_wikipedia").is_dir()
-    found["wtf_wikipedia"] = ["node", str(script), "DUMP", str(modules)] if there else None
+    installed = modules and (modules / "wtf_wikipedia").is_dir()
+    found["wtf_wikipedia"] = ["node", str(script), "DUMP", str(modules)] if installed else None
     return found
 
 
