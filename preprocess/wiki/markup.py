@@ -66,6 +66,14 @@ HOLE_MARK = f"{HOLE}[^{HOLE_END}]*{HOLE_END}"
 # holes alone on a line, or after the last sentence of a line: a box or a note that nobody knows, not a word
 OUTSIDE = re.compile(rf"^(?:[ \t]*(?:{HOLE_MARK}|{GONE}))+[ \t]*$", re.M)
 TRAILING = re.compile(rf"(?<=[。！？”」』）])(?:[ \t]*(?:{HOLE_MARK}|{GONE}))+[ \t]*$", re.M)
+SECTION = re.compile(r"^(={2,6})[ \t]*(.*?)[ \t]*\1[ \t]*$", re.M)
+# sections that list other pages and books; 来源 and 备注 may be prose
+LISTINGS = frozenset(
+    "参见 參見 参看 參看 另见 另見 参照 參照 相关条目 相關條目 外部链接 外部鏈接 外部連結 外部连结 外部連接 "
+    "参考文献 參考文獻 参考资料 參考資料 参考来源 參考來源 参考书目 參考書目 参考 參考 资料来源 資料來源 "
+    "注释 註釋 注釋 注解 註解 脚注 腳註 腳注 引注 引註 注释与参考文献 注釋與參考文獻 参考与注释 參考與註釋 "
+    "延伸阅读 延伸閱讀 扩展阅读 擴展閱讀 进一步阅读 進一步閱讀".split()
+)
 LINE = re.compile(
     r"^(?:(={1,6})[^\n]*?\1[ \t]*(?=\n|\Z)|([*#:;]+)[ \t]*|[ \t]*[|!][^\n]*|----+|[ \t]*([({\-.+])|[ \t]+)", re.M
 )
@@ -79,6 +87,7 @@ def ready(
         text = PRIVATE.sub(hole("private character"), text)
     if "<" in text:
         text = ELEMENT.sub(_element, COMMENT.sub("", text))
+    text = without_listings(text)
     if "&" in text:
         text = ENTITY.sub(_entity, text)
     rules: Rules = {}
@@ -115,6 +124,21 @@ def ready(
         text = TRAILING.sub("", OUTSIDE.sub(GONE, text))
         text = _alone(text) if GONE in text else text
     return LINE.sub(_line, text)
+
+
+def without_listings(text: str) -> str:
+    """The wikitext without what stands in the sections of LISTINGS and in their subsections. Their headings stay."""
+    kept, begin, dropped = [], 0, 0  # dropped: the level of the section that is left out, 0 for none
+    for heading in SECTION.finditer(text):
+        level = len(heading[1])
+        if dropped and level > dropped:
+            continue
+        if dropped:
+            begin = heading.start()
+        dropped = level if heading[2] in LISTINGS else 0
+        if dropped:
+            kept.append(text[begin : heading.end()] + "\n")
+    return "".join(kept) if dropped else "".join([*kept, text[begin:]])
 
 
 @cache

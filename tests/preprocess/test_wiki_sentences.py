@@ -225,3 +225,13 @@ def test_the_data_card_ranks_what_was_lost(tmp_path):
     assert found == {"zhwiki": {"sentences": 7, "lacked": ranked}}
     card = {"source": "zhwiki", "sources": [], "steps": {}, "documents": 1, "characters": 1, "wikitext": found}
     assert "| `乙` | 5 |\n| `甲` | 2 |" in data_card.markdown(card)
+
+
+def test_sections_that_list_pages_and_books_go_with_their_subsections():
+    text = (
+        "甲是乙。\n== 历史 ==\n丙始于丁。\n=== 来源 ===\n戊由己而来。\n== 参见 ==\n* [[庚]]\n=== 书籍 ===\n* 辛\n"
+        "== 地理 ==\n壬在癸。\n==外部連結==\n* [http://a.example 官方網站]\n"
+    )
+    rendered = tidy(ready(text, {}))
+    assert all(prose in rendered for prose in ("甲是乙。", "丙始于丁。", "戊由己而来。", "壬在癸。"))
+    assert not any(listed in rendered for listed in ("庚", "辛", "官方", "参见", "書籍"))
