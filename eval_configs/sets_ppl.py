@@ -13,11 +13,11 @@ with read_base():
     from opencompass.configs.datasets.FewCLUE_chid.FewCLUE_chid_ppl import chid_datasets
     from opencompass.configs.datasets.storycloze.storycloze_ppl import storycloze_datasets
 
-    from .settings import data_root, only, test_range
+    from .settings import data_root, only, subjects, test_range
 
 _sets = dict(
-    ceval=ceval_datasets,
-    cmmlu=cmmlu_datasets,
+    ceval=ceval_datasets[:subjects],
+    cmmlu=cmmlu_datasets[:subjects],
     c3=[dict(dataset, path=data_root + "/data/CLUE/C3/dev_0.json") for dataset in C3_datasets],
     chid=[dataset for dataset in chid_datasets if dataset["abbr"] == "chid-test"],
     xstory_cloze=[dict(dataset, lang="zh", abbr="xstory_cloze-zh") for dataset in storycloze_datasets],

@@ -9,6 +9,7 @@
     MYLLM_EVAL_POSITIONS  context length of the server, in tokens
     MYLLM_EVAL_QUESTIONS  your own file of questions (`eval_configs.questions_data`)
     MYLLM_EVAL_LIMIT      how many questions of every set, from the first (all)
+    MYLLM_EVAL_SUBJECTS   how many subjects of every exam, C-Eval and CMMLU, from the first (all)
     MYLLM_EVAL_SETS       which sets of a suite, separated by `;` (all)
     MYLLM_EVAL_DEVICE, MYLLM_EVAL_DTYPE, MYLLM_EVAL_BATCH
 
@@ -79,6 +80,7 @@ api_settings = [
 questions = _get("MYLLM_EVAL_QUESTIONS", "")
 # Number of questions of every set, and the same as OpenCompass's `reader_cfg` takes it.
 limit = int(_get("MYLLM_EVAL_LIMIT", "0"))
+subjects = int(_get("MYLLM_EVAL_SUBJECTS", "0")) or None
 test_range = dict(test_range=f"[0:{limit}]") if limit else {}
 only = [name for name in _get("MYLLM_EVAL_SETS", "").split(";") if name]
 data_root = _get("COMPASS_DATA_CACHE", "")  # prefix for paths that stock configs read from the working folder

@@ -5,7 +5,7 @@
     tokenizer       a small vocabulary
     pretrain        a small model with the same flags, a few steps (`launch.rehearsal.model`), this machine's hardware
     posttrain       a few steps, small batches, this machine's hardware
-    eval, bits-per-byte      a few questions or documents, this machine's device
+    eval, bits-per-byte      a few questions, subjects or documents, this machine's device
 
 A pipeline's own programs (`python -m …`) cannot be made smaller from here: its key `rehearsal` names smaller values.
 """
@@ -26,7 +26,7 @@ VOCABULARY = 1024
 WORKERS, SHARDS = 2, 2
 HELD_OUT = 0.05  # of the documents, for valid and for test
 POSTTRAIN_STEPS = 3
-QUESTIONS, DOCUMENTS = 1, 8
+QUESTIONS, SUBJECTS, DOCUMENTS = 1, 8, 8
 MADE_SETS = "made-sets"
 
 Words = list[str]
@@ -143,7 +143,8 @@ def posttrain(words: Words, place: Place) -> list[Words]:
 
 
 def evaluate(words: Words, place: Place) -> list[Words]:
-    return [put(put(words, "--limit", QUESTIONS), "--device", place.device)]
+    words = put(put(words, "--limit", QUESTIONS), "--subjects", SUBJECTS)
+    return [put(words, "--device", place.device)]
 
 
 def bits_per_byte(words: Words, place: Place) -> list[Words]:

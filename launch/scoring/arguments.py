@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="+", metavar="MODEL", help="a model folder or NAME=FOLDER; api_gen: an address")
     parser.add_argument("--suite", required=True, help=f"{', '.join(SUITES)}, or a file of your own")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of every set (or subject)")
+    parser.add_argument("--subjects", type=int, metavar="N", help="the first N subjects of C-Eval and CMMLU: to try it")
     parser.add_argument(
         "--sets", nargs="+", action=Sets, default="", metavar="SET", help="only these sets of the suite: ceval c3"
     )
@@ -122,6 +123,7 @@ def variables_of(arguments: argparse.Namespace, models: list[Model], home: Path 
         models,
         {
             "MYLLM_EVAL_LIMIT": str(arguments.limit or 0),
+            "MYLLM_EVAL_SUBJECTS": str(arguments.subjects or 0),
             "MYLLM_EVAL_SETS": arguments.sets.replace(",", ";"),
             "MYLLM_EVAL_QUESTIONS": str(questions.resolve()) if questions else "",
             "MYLLM_EVAL_DEVICE": arguments.device,

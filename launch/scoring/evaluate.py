@@ -229,7 +229,7 @@ def score(
     in_use = f"{planning} is in use by another evaluation: wait until it ends, or give another --output"
     with hold_lock(planning / "lock", in_use):
         plan = make_plan(config, {**opencompass.whole_environment(planning, data), **variables}, planning)
-        check_counts(plan["pairs"], entries, bool(arguments.limit), smoke)
+        check_counts(plan["pairs"], entries, bool(arguments.limit or arguments.subjects), smoke)
         wanted = wanted_scores(output, models, plan["pairs"], suite)
         todo = [one for one in wanted if one.score is None]
         work = work_folder(planning, suite, plan)
@@ -274,8 +274,10 @@ def look_ahead(arguments: argparse.Namespace, ahead: Ahead) -> None:
 def run(arguments: argparse.Namespace) -> int:
     # SIGTERM is handled like Ctrl-C, so that OpenCompass is stopped and waited for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UserError(f"--limit {arguments.limit}: it must be at least 1")
+    for name in ("limit", "subjects"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise UserError(f"--{name} {number}: it must be at least 1")
     config = suite_file(arguments.suite)
     check_sets(arguments.sets, config)
     models = read_models(arguments, config.stem)

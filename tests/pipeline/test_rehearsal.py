@@ -15,7 +15,7 @@ from launch.pipeline.definition import load_pipeline
 from launch.pretraining.model_size import model_of
 from launch.pretraining.recipe import get, layout_of, load_recipe, names, whole
 from launch.rehearsal import model
-from launch.rehearsal.shrink import at_most, put, value_of
+from launch.rehearsal.shrink import QUESTIONS, SUBJECTS, at_most, put, value_of
 from launch.rehearsal.table import hours_of_data
 
 MYLLM = [sys.executable, "-m", "launch.cli"]
@@ -51,6 +51,8 @@ def test_every_stage_runs_and_every_gate_passes(rehearsal: tuple[Path, str]) -> 
         "data of sft_full", "data of dpo", "merged logits of dpo", "served tokens", "scores of base_ppl",
         "scores of chat_gen",
     }  # fmt: skip
+    exams = [row for row in read_json(run / "eval" / "scores.json") if row["suite"] in ("ceval", "cmmlu")]
+    assert len(exams) == 6 and {row["n"] for row in exams} == {SUBJECTS * QUESTIONS}
     assert "the rehearsal of zh-0.5b passed: 15 stages, 13 gates" in said
     assert "17,166 steps" in stages["pretrain"]["needs"] and re.search(r"cost \d+;", stages["pretrain"]["needs"])
     lacking = "baidu-baike, c4-zh, wikipedia-cn-filtered, zhwiki"

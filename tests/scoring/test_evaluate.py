@@ -126,6 +126,7 @@ def test_arguments_are_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.M
         ([tiny, "--suite", "base_pl"], "no suite 'base_pl' .did you mean 'base_ppl'"),
         ([tiny, "--suite", "base_ppl", "--sets", "cval"], "no set 'cval' .did you mean 'ceval'"),
         ([tiny, "--suite", "questions", "--limit", "0"], "at least 1"),
+        ([tiny, "--suite", "base_ppl", "--subjects", "0"], "--subjects 0: it must be at least 1"),
         ([tiny, tiny, "--suite", "questions"], "one name"),
         ([tiny, "--suite", "questions", "--plain", "sft"], "no MODEL is named 'sft'"),
         ([f"a/b={tiny}", "--suite", "questions"], "does not exist"),
