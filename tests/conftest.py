@@ -8,7 +8,8 @@ LONGEST = (
     "test_rehearsal.py", "test_pipeline.py", "test_training.py", "test_gpu_proof.py", "test_posttrain_ppo.py",
     "test_converters.py", "test_evaluate_opencompass.py", "test_posttrain_llama2.py", "test_serve.py", "test_slurm.py",
     "test_posttrain_parallel.py", "test_posttrain_sft.py", "test_posttrain_preferences.py", "test_grpo.py",
-    "test_serve_live.py", "test_posttrain_architectures.py", "test_every_step_on_bad_inputs.py", "test_contributing.py", "test_tokenizer.py", "test_served_flags.py", "test_evaluate.py",
+    "test_serve_live.py", "test_posttrain_architectures.py", "test_every_step_on_bad_inputs.py", "test_contributing.py",
+    "test_tokenizer.py", "test_served_flags.py", "test_evaluate.py",
 )  # fmt: skip
 
 
