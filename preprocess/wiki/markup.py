@@ -87,7 +87,8 @@ def ready(
         text = PRIVATE.sub(hole("private character"), text)
     if "<" in text:
         text = ELEMENT.sub(_element, COMMENT.sub("", text))
-    text = without_listings(text)
+    if "==" in text:
+        text = without_listings(text)
     if "&" in text:
         text = ENTITY.sub(_entity, text)
     rules: Rules = {}

@@ -539,7 +539,7 @@ def test_another_scaling_of_rotary_embeddings_is_refused(changes):
         architectures.adapter_of_config(config).shape_of(config)
 
 
-def without_norms(adapter, patch):
+def swap_query_and_key_norms(adapter, patch):
     right = adapter.layer_rules
 
     def layer_rules(shape):
@@ -556,7 +556,7 @@ def without_scaling(adapter, patch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "mutate"), [("qwen3", without_norms), ("llama3", without_scaling)])
+@pytest.mark.parametrize(("name", "mutate"), [("qwen3", swap_query_and_key_norms), ("llama3", without_scaling)])
 def test_the_gate_knows_what_sets_an_architecture_apart(name, mutate, monkeypatch, tmp_path):
     adapter = architectures.adapter(name)
     random_model(tmp_path / "model", adapter, shape_for(name, vocab=101))
